@@ -9,6 +9,7 @@ use lodestone_catalog::{
 use lodestone_core::{
     ids::{ItemId, UserId},
     units::UnixMillis,
+    viewer::{Locale, Platform, Region, ViewerContext},
 };
 use lodestone_dataset as dataset;
 use lodestone_events::{
@@ -313,6 +314,10 @@ fn an_export_has_a_directory_for_each_day_and_marks_foreign_tokens() {
         .collect();
     let line = events[1].lines[0].clone();
     events[0].lines.push(line);
+    events[0].session = "s1".into();
+    events[0].context =
+        ViewerContext { platform: Some(Platform::Store), region: Region::parse("GB"), locale: Locale::parse("en-GB") };
+    let first = events[0].clone();
     events[1].attribution = Attribution::Foreign("forged".into());
     events[2].attribution = Attribution::Answer("token".into());
     write(directory.path(), &[events.into_iter().map(Change::Event).collect()]);
@@ -325,7 +330,7 @@ fn an_export_has_a_directory_for_each_day_and_marks_foreign_tokens() {
     assert_eq!(rows.len(), 5);
     let back = dataset::into_events(rows);
     assert_eq!(back.iter().map(|event| event.id.as_str()).collect::<Vec<_>>(), ["e0", "e1", "e2", "e3"]);
-    assert_eq!(back[0].lines.len(), 2);
+    assert_eq!(back[0], first, "with the session and the context of the viewer");
     // A second export replaces the files of its days and adds new days.
     let all = dataset::export(directory.path(), day..i64::MAX, &data.join("events")).unwrap();
     assert_eq!(all.files.len(), 3);

@@ -6,6 +6,7 @@ mod availability;
 mod browse;
 mod catalogs;
 mod checkpoints;
+mod context;
 mod crash;
 
 mod facets;

@@ -34,8 +34,8 @@ pub enum OrderByError {
     EmptyKey(usize),
     #[error(
         "`{0}` is not a field; use item_id, group_id, title, brand, price, original_price, discount, margin, currency, \
-         rating, rating_count, stock_quantity, in_stock, availability, create_time, attributes.NAME (1 to 64 of A-Z, a-z, \
-         0-9, _) or distance(attributes.NAME, LATITUDE, LONGITUDE)"
+         rating, rating_count, stock_quantity, in_stock, availability, create_time, distance(…) or attributes.NAME (1 to 64 \
+         of A-Z, a-z, 0-9, _)"
     )]
     UnknownField(String),
     #[error("`{0}` does not sort, because an item may have several values; sort by a field with one value")]

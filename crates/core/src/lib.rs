@@ -8,3 +8,4 @@ pub mod ids;
 pub mod statistics;
 pub mod text;
 pub mod units;
+pub mod viewer;

@@ -10,6 +10,8 @@ pub struct DatasetSlot {
     pub at: UnixMillis,
     /// `u:` and the user id, or `v:` and the visitor id.
     pub user: String,
+    /// The session id of the request; empty if it had none.
+    pub session: String,
     /// Empty if the answer belongs to no experiment.
     pub experiment: String,
     pub arm: String,
@@ -30,6 +32,7 @@ pub fn read_slots(path: &Path) -> Result<Vec<DatasetSlot>, DatasetError> {
     let mut slots = Vec::new();
     columns::read(path, |columns| {
         let (answers, users, items) = (columns.texts("answer_id")?, columns.texts("user")?, columns.texts("item_id")?);
+        let sessions = columns.texts("session")?;
         let (experiments, arms) = (columns.texts("experiment")?, columns.texts("arm")?);
         let (times, numbers) = (columns.integers("time_ms")?, columns.integers("slot")?);
         let (organic, teams) = (columns.integers("organic_slot")?, columns.integers("team")?);
@@ -47,6 +50,7 @@ pub fn read_slots(path: &Path) -> Result<Vec<DatasetSlot>, DatasetError> {
                 answer: answers.value(row).to_owned(),
                 at: UnixMillis(times.value(row)),
                 user: users.value(row).to_owned(),
+                session: sessions.value(row).to_owned(),
                 experiment: experiments.value(row).to_owned(),
                 arm: arms.value(row).to_owned(),
                 slot: small("slot", numbers.value(row))?,

@@ -9,6 +9,7 @@ use arrow_schema::{Field, Schema};
 use lodestone_core::{
     ids::{EventId, ItemId, UserId},
     units::{PriceMicros, Quantity, UnixMillis},
+    viewer::{Locale, Platform, Region, ViewerContext},
 };
 use lodestone_events::{Event, EventKind, EventLine};
 use std::{
@@ -24,6 +25,7 @@ pub struct DatasetEvent {
     /// `None` for an anonymous event. Training derives co-purchases from such events, but no preferences of users.
     pub user: Option<UserId>,
     pub session: String,
+    pub context: ViewerContext,
     pub kind: EventKind,
     pub at: UnixMillis,
     pub item: Option<ItemId>,
@@ -42,6 +44,7 @@ impl DatasetEvent {
             event_id,
             user,
             session: String::new(),
+            context: ViewerContext::default(),
             kind,
             at,
             item: Some(item),
@@ -110,6 +113,9 @@ fn event_columns(events: &[DatasetEvent]) -> Vec<(&'static str, ArrayRef)> {
         ("currency", texts(events, |event| Some(&event.currency))),
         ("order_id", texts(events, |event| Some(&event.order))),
         ("query", texts(events, |event| Some(&event.query))),
+        ("platform", texts(events, |event| Some(event.context.texts()[0]))),
+        ("region", texts(events, |event| Some(event.context.texts()[1]))),
+        ("locale", texts(events, |event| Some(event.context.texts()[2]))),
     ]
 }
 
@@ -177,6 +183,7 @@ fn read_batch(columns: &Columns, events: &mut Vec<DatasetEvent>) -> Result<(), D
     let (quantities, prices) = (columns.amounts("quantity")?, columns.integers("price_micros")?);
     let (currencies, orders, queries) =
         (columns.texts("currency")?, columns.texts("order_id")?, columns.texts("query")?);
+    let mut contexts = Contexts::of(columns)?;
     let text = |texts: &StringArray, row| optional(texts, row).unwrap_or_default().to_owned();
     for (row, quantity) in quantities.into_iter().enumerate() {
         if times.is_null(row) {
@@ -198,6 +205,7 @@ fn read_batch(columns: &Columns, events: &mut Vec<DatasetEvent>) -> Result<(), D
             event_id: text(event_ids, row),
             user,
             session: text(sessions, row),
+            context: contexts.read(columns, row)?,
             kind: EventKind::from_name(&kind)
                 .ok_or_else(|| columns.bad(row, "type", format!("`{kind}` is not an event type")))?,
             at: UnixMillis(times.value(row)),
@@ -223,6 +231,53 @@ fn read_batch(columns: &Columns, events: &mut Vec<DatasetEvent>) -> Result<(), D
     Ok(())
 }
 
+/// The columns of the viewer's context, which a file may lack.
+struct Contexts<'a> {
+    platforms: Option<&'a StringArray>,
+    regions: Option<&'a StringArray>,
+    locales: Option<&'a StringArray>,
+    /// Those of the rows so far: rows with the same locale share its text.
+    known_locales: AHashMap<&'a str, Locale>,
+}
+
+impl<'a> Contexts<'a> {
+    fn of(columns: &'a Columns) -> Result<Self, DatasetError> {
+        let texts = |name: &'static str| columns.has(name).then(|| columns.texts(name)).transpose();
+        let (platforms, regions, locales) = (texts("platform")?, texts("region")?, texts("locale")?);
+        Ok(Self { platforms, regions, locales, known_locales: AHashMap::new() })
+    }
+
+    fn read(&mut self, columns: &Columns, row: usize) -> Result<ViewerContext, DatasetError> {
+        fn text(texts: Option<&StringArray>, row: usize) -> Option<&str> {
+            texts.and_then(|texts| optional(texts, row)).filter(|text| !text.is_empty())
+        }
+        let bad = |name, text: &str, meaning: &str| columns.bad(row, name, format!("`{text}` is not {meaning}"));
+        let mut context = ViewerContext::default();
+        if let Some(name) = text(self.platforms, row) {
+            context.platform = Platform::from_name(name);
+            if context.platform.is_none() {
+                let names = Platform::ALL.map(Platform::name).join(", ");
+                return Err(bad("platform", name, &format!("one of {names}")));
+            }
+        }
+        if let Some(code) = text(self.regions, row) {
+            let region = Region::parse(code);
+            context.region = Some(region.ok_or_else(|| bad("region", code, "an ISO 3166-1 code of 2 letters"))?);
+        }
+        if let Some(tag) = text(self.locales, row) {
+            let locale = match self.known_locales.get(tag) {
+                Some(known) => known.clone(),
+                None => {
+                    let new = Locale::parse(tag).ok_or_else(|| bad("locale", tag, "a BCP 47 language tag"))?;
+                    self.known_locales.entry(tag).or_insert(new).clone()
+                }
+            };
+            context.locale = Some(locale);
+        }
+        Ok(context)
+    }
+}
+
 /// Joins rows to events in time order. An event without a user has one of its own, see [`UserId::anonymous`]. Skips
 /// rows with an invalid event id.
 pub fn into_events(rows: Vec<DatasetEvent>) -> Vec<Event> {
@@ -241,6 +296,7 @@ pub fn into_events(rows: Vec<DatasetEvent>) -> Vec<Event> {
                 let user = row.user.unwrap_or_else(|| UserId::anonymous(&id));
                 events.push(Event {
                     session: row.session,
+                    context: row.context,
                     lines: line.into_iter().collect(),
                     query: row.query,
                     order: row.order,
@@ -266,6 +322,11 @@ mod tests {
             price: PriceMicros::new(100),
             currency: "GBP".into(),
             order: event_id.into(),
+            context: ViewerContext {
+                platform: Platform::from_name("ios"),
+                region: Region::parse("GB"),
+                locale: Locale::parse("en-GB"),
+            },
             ..DatasetEvent::of_item(event_id.into(), EventKind::Purchase, user, UnixMillis(at), item)
         }
     }
@@ -287,5 +348,6 @@ mod tests {
         assert_eq!(events.iter().map(|event| event.id.as_str()).collect::<Vec<_>>(), ["3", "1", "2"]);
         assert_eq!(events.iter().map(|event| event.user.is_anonymous()).collect::<Vec<_>>(), [true, false, false]);
         assert_eq!(events[2].lines.len(), 2);
+        assert_eq!(events[2].context.texts(), ["ios", "GB", "en-GB"]);
     }
 }

@@ -167,7 +167,7 @@ fn a_google_feed_has_the_same_items_as_tsv_rss_and_atom() {
     assert_eq!((text(first, "color").as_deref(), first.group_id.as_str()), (Some("red"), "mug"));
     assert_eq!(first.values_at, Some(NOW), "a file is not of a later time than now");
     let absent: Vec<String> = first.absent_fields.iter().map(|field| field.name().into_owned()).collect();
-    assert_eq!(absent, ["stock_quantity", "tags", "rating", "rating_count", "create_time"]);
+    assert_eq!(absent, ["cost_micros", "stock_quantity", "tags", "rating", "rating_count", "create_time"]);
 }
 
 #[test]
@@ -233,7 +233,10 @@ fn declared_kinds_of_attributes_are_read_and_other_values_are_dropped() {
     assert_eq!(branches, [Some(berlin.clone()), Some(berlin), None]);
     assert_eq!(text(&items[2], "code").as_deref(), Some("9"), "a declared text is no number");
     let shown = report.to_string();
-    assert_contains(&shown, &["attribute of another kind", "`released`", "`soon` is not a time"]);
+    assert_contains(
+        &shown,
+        &["2 dropped, attribute of another kind", "line 4, column `branch`: `91, 0` is not a geo_point"],
+    );
     let unknown = Shop::new().mapping(&mapping.replace("geo_point", "place")).unwrap_err().to_string();
     assert_contains(&unknown, &["`place`", "geo_point"]);
 }
@@ -526,15 +529,24 @@ fn a_ga4_export_has_a_row_for_each_item_of_an_event() {
                    {\"key\": \"currency\", \"value\": {\"string_value\": \"EUR\"}}]";
     let items = "\"items\": [{\"item_id\": \"m1\", \"item_name\": \"Red mug\", \"price\": 4.5, \"quantity\": \"2\"}, \
                  {\"item_id\": \"m2\", \"item_name\": \"Blue mug\", \"price\": 5}]";
+    let device = |platform: &str, country: &str| {
+        format!(
+            "\"platform\": \"{platform}\", \"geo\": {{\"country\": \"{country}\"}}, \
+             \"device\": {{\"category\": \"mobile\", \"language\": \"de-at\"}}"
+        )
+    };
+    let (app, browser) = (device("IOS", "(not set)"), device("WEB", "Austria"));
     let start = 1_700_000_000_000_000;
     let file = [
         event("page_view", start, ""),
         event("view_search_results", start + 1_000_000, &format!(", {session}, \"items\": []")),
-        event("view_item_list", start + 2_000_000, &format!(", {session}, {items}")),
+        event("view_item_list", start + 2_000_000, &format!(", {session}, {items}, {app}")),
         event(
             "purchase",
             start + 3_000_000,
-            &format!(", \"user_id\": \"anna\", \"ecommerce\": {{\"transaction_id\": \"T1\"}}, {session}, {items}"),
+            &format!(
+                ", \"user_id\": \"anna\", \"ecommerce\": {{\"transaction_id\": \"T1\"}}, {session}, {items}, {browser}"
+            ),
         ),
         event("view_item", start + 4_000_000, ", \"items\": [{\"item_id\": \"(not set)\"}]"),
     ];
@@ -554,6 +566,9 @@ fn a_ga4_export_has_a_row_for_each_item_of_an_event() {
     assert_ne!(events[2].event_id, events[3].event_id);
     let bought = &events[3];
     assert_eq!((bought.order.as_str(), bought.session.as_str(), bought.currency.as_str()), ("T1", "77", "EUR"));
+    assert_eq!(bought.context.texts(), ["mobile_web", "AT", "de-at"], "the device of a browser");
+    assert_eq!(events[1].context.texts(), ["ios", "", "de-at"]);
+    assert_eq!(events[0].context.texts(), ["", "", ""]);
     assert_eq!((bought.quantity.unwrap().units(), bought.price.unwrap().micros()), (2.0, 4_500_000));
     assert_eq!(bought.at, UnixMillis(1_700_000_003_000));
     let reasons: Vec<&str> = report.dropped.keys().copied().collect();

@@ -437,6 +437,26 @@ fn keys_of_users_and_a_column_of_visitors_are_read() {
     assert_eq!(events[0].session, "s1");
 }
 
+#[test]
+fn contexts_of_viewers_have_tables_and_the_report_names_unknown_values() {
+    let mapping = format!(
+        "{ORDERS}platform = \"device\"\nregion = \"land\"\nlocale = \"language\"\n\
+         [platforms]\nTill = \"store\"\nTV = \"\"\n[regions]\nEIRE = \"IE\"\nUnspecified = \"\"\n"
+    );
+    let rows = "order,customer,sku,when,pieces,device,land,language\n\
+                1,a,tea,2024-05-01,1,Till,EIRE,en_IE\n2,a,tea,2024-05-02,1,TV,Unspecified,\n\
+                3,a,tea,2024-05-03,1,Mobile Web,united states,EN\n4,a,tea,2024-05-04,1,toaster,Elbonia,?\n\
+                5,a,tea,2024-05-05,1,toaster,de,\n";
+    let (events, report) = imported(&mapping, "orders.csv", rows.as_bytes());
+    let contexts: Vec<[&str; 3]> = events.iter().map(|event| event.context.texts()).collect();
+    let expected = [["store", "IE", "en-IE"], ["", "", ""], ["mobile_web", "US", "en"], ["", "", ""], ["", "DE", ""]];
+    assert_eq!(contexts, expected);
+    let unknown: Vec<(&str, u64)> =
+        report.unknown_context_values.iter().map(|(value, count)| (value.as_str(), *count)).collect();
+    assert_eq!(unknown, [("locale: ?", 1), ("platform: toaster", 2), ("region: Elbonia", 1)]);
+    assert!(report.to_string().contains("`platform: toaster` 2"), "{report}");
+}
+
 const MIXED: &str = r#"
 [events]
 item = "product_id"

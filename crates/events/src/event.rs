@@ -2,6 +2,7 @@
 use lodestone_core::{
     ids::{EventId, ItemId, UserId},
     units::{PriceMicros, Quantity, UnixMillis},
+    viewer::ViewerContext,
 };
 
 /// A validated event. Its fields correspond to those of `lodestone.v1.Event`.
@@ -12,6 +13,7 @@ pub struct Event {
     pub user: UserId,
     /// Empty if unknown.
     pub session: String,
+    pub context: ViewerContext,
     pub at: UnixMillis,
     pub lines: Vec<EventLine>,
     /// Empty except for SEARCH.
@@ -35,6 +37,7 @@ impl Event {
             user,
             at,
             session: String::new(),
+            context: ViewerContext::default(),
             lines: Vec::new(),
             query: String::new(),
             order: String::new(),

@@ -8,6 +8,7 @@ use lodestone_core::{
     format::OtherVersion,
     ids::{EventId, ItemId, UserId},
     units::{PriceMicros, Quantity, UnixMillis},
+    viewer::{Locale, Platform, Region, ViewerContext},
 };
 use lodestone_rules::{Rule, RuleChange, ServingConfig, SynonymSet};
 use prost::Message;
@@ -208,6 +209,14 @@ struct EventRecord {
     currency: String,
     #[prost(oneof = "AttributionRecord", tags = "13, 14")]
     attribution: Option<AttributionRecord>,
+    /// The number of the platform; 0: unknown.
+    #[prost(uint32, tag = "15")]
+    platform: u32,
+    /// Empty: unknown. The same holds for the locale.
+    #[prost(string, tag = "16")]
+    region: String,
+    #[prost(string, tag = "17")]
+    locale: String,
 }
 
 #[derive(Clone, PartialEq, prost::Oneof)]
@@ -330,6 +339,9 @@ impl From<&Event> for EventRecord {
             coupon: event.coupon.clone(),
             categories: event.categories.clone(),
             currency: event.currency.clone(),
+            platform: event.context.platform.map_or(0, |platform| platform as u32),
+            region: event.context.texts()[1].to_owned(),
+            locale: event.context.texts()[2].to_owned(),
             attribution: match &event.attribution {
                 Attribution::None => None,
                 Attribution::Answer(token) => Some(AttributionRecord::Answer(token.clone())),
@@ -346,6 +358,7 @@ impl EventRecord {
             kind: EventKind::from_number(self.kind)
                 .ok_or_else(|| format!("the event type {} is unknown", self.kind))?,
             user: UserId::from_key(&self.user).ok_or("the key of the user has neither the prefix u: nor v:")?,
+            context: read_context(self.platform, &self.region, &self.locale)?,
             session: self.session,
             at: UnixMillis(self.at_ms),
             lines: self.lines.into_iter().map(LineRecord::read).collect::<Result<_, _>>()?,
@@ -362,6 +375,27 @@ impl EventRecord {
             },
         })
     }
+}
+
+fn read_context(platform: u32, region: &str, locale: &str) -> Result<ViewerContext, Reason> {
+    let platform = match platform {
+        0 => None,
+        number => Some(
+            i32::try_from(number)
+                .ok()
+                .and_then(Platform::from_number)
+                .ok_or_else(|| format!("the platform {number} is unknown"))?,
+        ),
+    };
+    let region = match region {
+        "" => None,
+        text => Some(Region::parse(text).ok_or("the region is not two letters")?),
+    };
+    let locale = match locale {
+        "" => None,
+        text => Some(Locale::parse(text).ok_or("the locale is not a language tag")?),
+    };
+    Ok(ViewerContext { locale, platform, region })
 }
 
 impl From<&EventLine> for LineRecord {
@@ -528,6 +562,11 @@ mod tests {
             "\\PC{0,12}".prop_map(Attribution::Foreign),
         ];
         let lists = (proptest::collection::vec(line, 0..4), proptest::collection::vec("\\PC{0,5}", 0..4));
+        let context = (0i32..=6, "[A-Z]{0,3}", "[a-z]{0,3}(-[A-Z]{2})?").prop_map(|(platform, region, locale)| {
+            let platform = Platform::from_number(platform);
+            ViewerContext { platform, region: Region::parse(&region), locale: Locale::parse(&locale) }
+        });
+        let attribution = (attribution, context);
         (0usize..14, "\\PC{0,19}[a-z]", any::<bool>(), any::<i64>(), 0u8..=5, texts, lists, attribution).prop_map(
             |(
                 kind,
@@ -537,13 +576,14 @@ mod tests {
                 stars,
                 (session, query, order, coupon, currency),
                 (lines, categories),
-                attribution,
+                (attribution, context),
             )| {
                 Event {
                     id: EventId::parse(&id).unwrap(),
                     kind: EventKind::ALL[kind],
                     user: if user { UserId::signed_in(&id) } else { UserId::visitor(&id) }.unwrap(),
                     session,
+                    context,
                     at: UnixMillis(at),
                     lines,
                     query,

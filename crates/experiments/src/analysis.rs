@@ -59,6 +59,8 @@ pub struct ArmCount {
     /// Users whose window is over, which the metrics count.
     pub counted: u64,
     pub answers: u64,
+    /// Visits: distinct session ids of each user. Answers without a session id do not count.
+    pub sessions: u64,
     /// The expected share of the users, 0 to 1.
     pub expected_share: f64,
 }
@@ -234,11 +236,17 @@ fn users<'a>(exposures: &[&'a Exposure], arms: &[&str]) -> (Vec<User<'a>>, u64) 
 }
 
 fn arm_counts(exposures: &[&Exposure], arms: &[&str], shares: &[f64], users: &[User]) -> Vec<ArmCount> {
+    let sessions = |arm: usize| {
+        let with_session =
+            exposures.iter().filter(|exposure| exposure.arm == arms[arm] && !exposure.session.is_empty());
+        with_session.map(|exposure| (&exposure.user, &exposure.session)).collect::<BTreeSet<_>>().len() as u64
+    };
     let count = |arm: usize| ArmCount {
         name: arms[arm].to_owned(),
         users: users.iter().filter(|user| user.arm == arm).count() as u64,
         counted: 0,
         answers: exposures.iter().filter(|exposure| exposure.arm == arms[arm]).count() as u64,
+        sessions: sessions(arm),
         expected_share: shares[arm],
     };
     (0..arms.len()).map(count).collect()

@@ -47,6 +47,8 @@ pub struct ExperimentLog {
 #[serde(deny_unknown_fields)]
 struct AnswerLine {
     user: String,
+    #[serde(default)]
+    session: String,
     time_ms: i64,
     experiment: String,
     #[serde(default)]
@@ -127,7 +129,7 @@ pub fn read_slots(path: &Path) -> Result<Vec<DatasetSlot>, ExperimentFileError> 
 }
 
 /// Reads exported answers ([`read_slots`]), or `.jsonl` with an object in each line: `user`, `time_ms`, `experiment`,
-/// and `arm`, or for an interleaved answer `picks` (`item` and `team`, `a` or `b`) and its id `answer`.
+/// and `arm` with an optional `session`, or for an interleaved answer `picks` (`item` and `team`, `a` or `b`) and its id `answer`.
 pub fn read_answers(path: &Path) -> Result<ExperimentLog, ExperimentFileError> {
     match source(path, ANSWERS)? {
         Source::Parquet(_) => Ok(experiment_log(&read_slots(path)?)),
@@ -150,7 +152,13 @@ fn experiment_log(slots: &[DatasetSlot]) -> ExperimentLog {
         let picks: Vec<(String, Team)> =
             answer.iter().filter_map(|slot| Some((slot.item.clone(), team(slot.team)?))).collect();
         match picks.is_empty() {
-            true => log.exposures.push(Exposure { user, at, experiment, arm: first.arm.clone() }),
+            true => log.exposures.push(Exposure {
+                user,
+                session: first.session.clone(),
+                at,
+                experiment,
+                arm: first.arm.clone(),
+            }),
             // An interleaved answer has no arm: each slot has the configuration of its team.
             false => log.drafts.push(Draft { answer: first.answer.clone(), user, at, experiment, picks }),
         }
@@ -161,7 +169,7 @@ fn experiment_log(slots: &[DatasetSlot]) -> ExperimentLog {
 fn read_answer_lines(path: &Path) -> Result<ExperimentLog, ExperimentFileError> {
     let mut log = ExperimentLog::default();
     for_each_line(path, |line: AnswerLine| {
-        let AnswerLine { user, time_ms, experiment, arm, answer, picks } = line;
+        let AnswerLine { user, session, time_ms, experiment, arm, answer, picks } = line;
         require(&[("user", &user), ("experiment", &experiment)])?;
         let at = UnixMillis(time_ms);
         if arm.is_empty() && picks.is_empty() {
@@ -173,7 +181,7 @@ fn read_answer_lines(path: &Path) -> Result<ExperimentLog, ExperimentFileError> 
             log.drafts.push(Draft { answer, user, at, experiment, picks });
         }
         if !arm.is_empty() {
-            log.exposures.push(Exposure { user, at, experiment, arm });
+            log.exposures.push(Exposure { user, session, at, experiment, arm });
         }
         Ok(())
     })?;

@@ -5,6 +5,8 @@ use lodestone_core::units::UnixMillis;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Exposure {
     pub user: String,
+    /// Empty: unknown.
+    pub session: String,
     pub at: UnixMillis,
     pub experiment: String,
     pub arm: String,

@@ -1,6 +1,6 @@
 //! Formats a report as text and as an HTML page.
 use crate::{
-    analysis::{Comparison, ExperimentReport, MetricReport},
+    analysis::{ArmCount, Comparison, ExperimentReport, MetricReport},
     interleaving::InterleavingReport,
     plots::{self, Line, PAGE_STYLE, STYLE, Scales, escape, section, short, wide},
 };
@@ -101,17 +101,20 @@ impl ExperimentReport {
             None => "One arm, so there is no split to check.".to_owned(),
         };
         section(html, "Arms", &note);
-        html.push_str("<table><tr><th></th><th>users</th><th>expected</th><th>counted</th><th>answers</th></tr>");
+        html.push_str(
+            "<table><tr><th></th><th>users</th><th>expected</th><th>counted</th><th>answers</th><th>sessions</th></tr>",
+        );
         let users: u64 = self.arms.iter().map(|arm| arm.users).sum();
         for arm in &self.arms {
             let _ = write!(
                 html,
-                "<tr><td>{}</td><td>{}</td><td>{:.1}</td><td>{}</td><td>{}</td></tr>",
+                "<tr><td>{}</td><td>{}</td><td>{:.1}</td><td>{}</td><td>{}</td><td>{}</td></tr>",
                 escape(&arm.name),
                 arm.users,
                 arm.expected_share * users as f64,
                 arm.counted,
-                arm.answers
+                arm.answers,
+                arm.sessions
             );
         }
         let _ = write!(
@@ -196,11 +199,14 @@ impl fmt::Display for ExperimentReport {
             writeln!(f, "{warning}")?;
         }
         let users: u64 = self.arms.iter().map(|arm| arm.users).sum();
-        writeln!(f, "\n{:<24} {:>9} {:>11} {:>9} {:>9}", "arm", "users", "expected", "counted", "answers")?;
+        let [arm, expected, rest @ ..] = ["arm", "expected", "users", "counted", "answers", "sessions"];
+        let [of_users, counted, answers, sessions] = rest;
+        writeln!(f, "\n{arm:<24} {of_users:>9} {expected:>11} {counted:>9} {answers:>9} {sessions:>9}")?;
         for arm in &self.arms {
             let expected = arm.expected_share * users as f64;
             let name = if arm.name == self.control { format!("{} (control)", arm.name) } else { arm.name.clone() };
-            writeln!(f, "{name:<24} {:>9} {expected:>11.1} {:>9} {:>9}", arm.users, arm.counted, arm.answers)?;
+            let ArmCount { users, counted, answers, sessions, .. } = arm;
+            writeln!(f, "{name:<24} {users:>9} {expected:>11.1} {counted:>9} {answers:>9} {sessions:>9}")?;
         }
         if let Some(ratio) = &self.sample_ratio {
             writeln!(f, "sample ratio: chi-square {:.2}, p {}", ratio.chi_square, p_value(ratio.p))?;

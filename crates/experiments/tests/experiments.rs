@@ -19,7 +19,9 @@ fn shop(seed: u64, users: usize, arms: &[(&str, f64, f64)]) -> (Vec<Exposure>, V
         let first = rng.random_range(0..240) * HOUR;
         for visit in 0..rng.random_range(1..4) {
             let (user, experiment, arm) = (user.clone(), "e".to_owned(), arms[arm].0.to_owned());
-            exposures.push(Exposure { user, at: UnixMillis(first + visit * HOUR), experiment, arm });
+            // The last of three answers is in another visit.
+            let session = format!("s{}", visit / 2);
+            exposures.push(Exposure { user, session, at: UnixMillis(first + visit * HOUR), experiment, arm });
         }
         let mut act = |kind: &str, hours: i64, value: f64| {
             outcomes.push(Outcome {
@@ -87,6 +89,29 @@ fn a_better_arm_is_significant_and_an_equal_one_is_not() {
     assert!(!page.contains("http") && !page.contains("NaN"), "the page is self-contained");
     let json = serde_json::to_value(&report).unwrap();
     assert_eq!(json["metrics"][0]["comparisons"][0]["arm"], "brave");
+}
+
+#[test]
+fn the_sessions_of_an_arm_are_the_distinct_ones_of_each_user() {
+    let exposure = |user: &str, session: &str, arm: &str| Exposure {
+        user: user.to_owned(),
+        session: session.to_owned(),
+        at: UnixMillis(0),
+        experiment: "e".to_owned(),
+        arm: arm.to_owned(),
+    };
+    let exposures = [
+        exposure("u:p", "1", "a"),
+        exposure("u:p", "1", "a"),
+        exposure("u:p", "2", "a"),
+        exposure("u:q", "1", "a"),
+        exposure("u:r", "1", "b"),
+        exposure("u:r", "", "b"),
+    ];
+    let report = analyse("e", &exposures, &[], &[], &AnalysisOptions::default()).unwrap();
+    let counts: Vec<(u64, u64)> = report.arms.iter().map(|arm| (arm.answers, arm.sessions)).collect();
+    assert_eq!(counts, [(4, 3), (2, 1)]);
+    assert!(report.to_string().contains("sessions") && report.page().contains("<th>sessions</th>"));
 }
 
 #[test]

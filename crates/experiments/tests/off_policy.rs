@@ -348,6 +348,7 @@ fn write_slots(path: &Path, rows: &[(usize, usize, usize)], experiment: &str) {
     let columns: Vec<(&str, ArrayRef)> = vec![
         ("answer_id", texts(rows, |row| row.0.to_string())),
         ("user", texts(rows, |row| format!("u:{}", row.0 / 2))),
+        ("session", texts(rows, |row| format!("s{}", row.0 % 2))),
         ("experiment", texts(rows, |_| experiment.to_owned())),
         ("arm", texts(rows, |row| if row.0 / 2 % 2 == 0 { "even" } else { "odd" }.to_owned())),
         ("item_id", texts(rows, |row| format!("i{}", row.2))),

@@ -16,6 +16,7 @@ use lodestone_catalog::{Catalog, Filter, Position};
 use lodestone_core::{
     ids::{ItemId, Row},
     units::UnixMillis,
+    viewer::ViewerContext,
 };
 use lodestone_index::QueryText;
 use lodestone_rules::Synonyms;
@@ -37,6 +38,7 @@ pub struct RequestContext<'a> {
     pub generation: &'a Generation,
     pub catalog: &'a Arc<Catalog>,
     pub now: UnixMillis,
+    pub viewer: ViewerContext,
     pub history: History,
     pub user: UserContext,
     /// None for a list that starts from no items.
@@ -130,6 +132,7 @@ impl<'a> RequestContext<'a> {
             generation,
             catalog,
             now,
+            viewer: viewer.context.clone(),
             history,
             user_known,
             visitor_history_used,
@@ -206,6 +209,8 @@ impl<'a> RequestContext<'a> {
             catalog: self.catalog,
             popularity: &self.popularity,
             now: self.now,
+            viewer: &self.viewer,
+            context_counts: &self.generation.context_counts,
             query_vector: self.query_vector.as_deref(),
             lexical_best: self.candidates.lexical_best,
             anchors: self.anchors.as_ref(),

@@ -2,7 +2,7 @@
 use super::models::{Models, TextProjection, embed_items};
 use crate::{
     bundle::{Bundle, Manifest},
-    features::FeatureSchema,
+    features::{FeatureSchema, KeyedContextCounts},
     popularity::PopularityView,
     ranking::RankingError,
 };
@@ -60,6 +60,8 @@ pub struct Generation {
     pub similar_texts: KeyedNeighbours,
     /// Earlier histories of users.
     pub histories: SimilarHistories,
+    /// Users by item and value of the viewer's context, at the training.
+    pub context_counts: KeyedContextCounts,
     /// Popularity at the training.
     trained_popularity: Arc<PopularitySnapshot>,
     text_projection: TextProjection,
@@ -150,6 +152,7 @@ impl Generation {
             item_to_item: bundle.item_to_item.by_key(&keys),
             similar_texts: bundle.similar_texts.by_key(&keys),
             histories: bundle.histories.by_key(&keys),
+            context_counts: bundle.context_counts.by_key(&keys),
             trained_popularity: Arc::new(PopularitySnapshot::new(
                 bundle.popularity.renumbered(&keys),
                 &PopularitySnapshot::default(),

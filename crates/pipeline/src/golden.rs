@@ -14,6 +14,7 @@ use crate::{
 use lodestone_core::{
     ids::{EventId, ItemId, UserId},
     units::{Quantity, UnixMillis},
+    viewer::ViewerContext,
 };
 use lodestone_events::{Event, EventKind, EventLine};
 use lodestone_state::users::History;
@@ -153,6 +154,8 @@ fn answer(
         catalog: &catalog,
         popularity: &popularity,
         now,
+        viewer: &ViewerContext::default(),
+        context_counts: &generation.context_counts,
         query_vector: query_vector.as_deref(),
         lexical_best: candidates.lexical_best,
         anchors: anchors.as_ref(),

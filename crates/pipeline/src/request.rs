@@ -2,7 +2,10 @@
 use super::facets::{FacetSpec, Facets};
 use crate::{policy::ScoreParts, serving::ExperimentArm, source::CandidateSource};
 use lodestone_catalog::{AttributeValue, Availability, Catalog, Filter, Item, OrderBy};
-use lodestone_core::ids::{ItemId, Row, UserId};
+use lodestone_core::{
+    ids::{ItemId, Row, UserId},
+    viewer::ViewerContext,
+};
 use lodestone_events::Event;
 use lodestone_index::{Completion, SearchStrategy};
 use lodestone_rules::CompiledRule;
@@ -26,10 +29,14 @@ pub struct Viewer {
     pub visitor: Option<UserId>,
     /// Empty: unknown.
     pub session: String,
-    /// A BCP 47 tag, or empty.
-    pub locale: String,
-    /// The number of `lodestone.v1.Platform`; 0: unknown.
-    pub platform: i32,
+    pub context: ViewerContext,
+}
+
+impl Viewer {
+    /// Returns a viewer of whom nothing but the user is known.
+    pub fn of_user(user: UserId) -> Self {
+        Self { user, visitor: None, session: String::new(), context: ViewerContext::default() }
+    }
 }
 
 /// A requested page of a slate.

@@ -74,7 +74,7 @@ impl<'a> RuleInput<'a> {
                 .flat_map(|field| request.filter().map_or(Vec::new(), |filter| filter.selected_texts(field)))
                 .collect(),
             audiences: &request.options().audiences,
-            platform: request.viewer().platform,
+            platform: request.viewer().context.platform.map_or(0, |platform| platform as i32),
             serving_config,
         })
     }

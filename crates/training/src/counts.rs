@@ -1,11 +1,14 @@
-//! Co-occurrence counts: transitions between interactions of a user, and co-purchases within a basket.
+//! Co-occurrence counts: transitions between interactions of a user, co-purchases within a basket, and the contexts in
+//! which items are chosen.
 //!
 //! A user adds a limited amount to a pair and to an item, however often, so that one user or one program does not
 //! decide what is recommended after an item.
 use super::replay::{BASKET_ITEMS_MAX, Interaction, by_user};
-use ahash::AHashMap;
-use lodestone_core::ids::Row;
+use ahash::{AHashMap, AHashSet};
+use lodestone_core::ids::{ItemId, Row, UserId};
+use lodestone_events::Event;
 use lodestone_index::{Histories, Neighbours};
+use lodestone_pipeline::features::{ContextCounts, ContextField};
 
 /// Neighbours kept for an item.
 const NEIGHBOURS_MAX: usize = 50;
@@ -112,15 +115,74 @@ fn frequencies(interactions: &[Interaction], items: usize) -> Vec<f32> {
     frequency
 }
 
+/// Counts the users that chose an item with a value of the viewer's context, by field. A user counts once for an item
+/// and a value, however often.
+pub(crate) fn context_counts(
+    events: &[Event],
+    row_of: &AHashMap<ItemId, u32>,
+    fields: &[ContextField],
+) -> ContextCounts {
+    let mut counts = ContextCounts::default();
+    for field in fields {
+        let mut users: AHashMap<(&str, Row), AHashSet<&UserId>> = AHashMap::new();
+        for event in events.iter().filter(|event| event.kind.is_positive()) {
+            let Some(value) = field.value_of(&event.context) else { continue };
+            for row in event.lines.iter().filter_map(|line| row_of.get(&line.item)) {
+                users.entry((value, Row(*row))).or_default().insert(&event.user);
+            }
+        }
+        let count =
+            |((value, row), users): ((&str, Row), AHashSet<&UserId>)| ((value.to_owned(), row), users.len() as u32);
+        counts.add(*field, users.into_iter().map(count).collect());
+    }
+    counts
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use lodestone_core::{ids::UserId, units::UnixMillis};
-    use lodestone_events::EventKind;
+    use crate::replay::Session;
+    use lodestone_core::{
+        ids::{EventId, UserId},
+        units::{Quantity, UnixMillis},
+        viewer::{Platform, ViewerContext},
+    };
+    use lodestone_events::{EventKind, EventLine};
 
     fn basket(user: Option<&str>, at: i64, rows: &[u32]) -> Interaction {
         let user = user.map(|user| UserId::signed_in(user).unwrap());
-        Interaction { user, at: UnixMillis(at), kind: EventKind::Purchase, rows: rows.to_vec() }
+        Interaction {
+            user,
+            session: Session::UNKNOWN,
+            at: UnixMillis(at),
+            kind: EventKind::Purchase,
+            rows: rows.to_vec(),
+        }
+    }
+
+    #[test]
+    fn a_user_counts_once_for_an_item_and_a_platform() {
+        let rows: AHashMap<ItemId, u32> =
+            ["a", "b"].map(|id| ItemId::parse(id).unwrap()).into_iter().zip(0..).collect();
+        let event = |user: &str, kind, item: &str, platform: &str| {
+            let line = EventLine { item: ItemId::parse(item).unwrap(), quantity: Quantity::ONE, price: None, rank: 0 };
+            let context = ViewerContext { platform: Platform::from_name(platform), ..ViewerContext::default() };
+            let (id, user) = (EventId::parse("e").unwrap(), UserId::signed_in(user).unwrap());
+            Event { context, lines: vec![line], ..Event::new(id, kind, user, UnixMillis(0)) }
+        };
+        let events = [
+            event("p", EventKind::View, "a", "ios"),
+            event("p", EventKind::Purchase, "a", "ios"),
+            event("p", EventKind::View, "a", "web"),
+            event("q", EventKind::View, "a", "ios"),
+            event("q", EventKind::Impression, "b", "ios"),
+            event("q", EventKind::View, "b", ""),
+            event("q", EventKind::View, "unknown", "web"),
+        ];
+        let mut expected = ContextCounts::default();
+        let cells = [("ios", 2), ("web", 1)].map(|(platform, users)| ((platform.to_owned(), Row(0)), users));
+        expected.add(ContextField::Platform, cells.into_iter().collect());
+        assert_eq!(context_counts(&events, &rows, &[ContextField::Platform]), expected);
     }
 
     /// Rows that follow row 0, best first.

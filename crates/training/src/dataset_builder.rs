@@ -143,6 +143,7 @@ fn rows_of(event: Event) -> Vec<DatasetEvent> {
         event_id: event.id.to_string(),
         user: Some(event.user.clone()),
         session: event.session.clone(),
+        context: event.context.clone(),
         kind: event.kind,
         at: event.at,
         item,

@@ -40,6 +40,11 @@ pub(crate) fn check(
     let periods = [labels, until_end].map(|times| Period::new(items, events, times));
     let of = |feature: &DeclaredFeature| {
         let name = feature.name().to_owned();
+        if let Some(field) = feature.viewer_field()
+            && events.iter().all(|event| field.value_of(&event.context).is_none())
+        {
+            return Err(FeatureError::Feature { name, problem: format!("no event has a {}", field.name()) });
+        }
         let Some(prepared) = feature.prepared() else {
             return Ok(FeatureReport { name, item_share: None, is_constant: false });
         };

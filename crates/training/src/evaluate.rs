@@ -5,7 +5,7 @@ use super::{
     comparison::{Cases, Comparison, comparisons},
     error::TrainError,
     relevance::{self, RelevanceCut},
-    replay::{VISIT_MS, remove_refunded},
+    replay::{Session, is_one_visit, remove_refunded},
     retrieval::{ListRequest, retrieve_candidates},
 };
 use ahash::{AHashMap, AHashSet};
@@ -13,6 +13,7 @@ use lodestone_core::{
     ids::{Row, UserId},
     statistics::{MeanInterval, bootstrap_mean, resamples},
     units::UnixMillis,
+    viewer::ViewerContext,
 };
 use lodestone_dataset as dataset;
 use lodestone_events::{Event, EventKind};
@@ -160,7 +161,7 @@ pub(super) fn replay_targets(
             };
             generation.state.publish_popularity(at);
             let started = Instant::now();
-            let (lists, ranked) = lists(&generation, &mut models, &event.user, at);
+            let (lists, ranked) = lists(&generation, &mut models, &event.user, &event.context, at);
             times.push(started.elapsed().as_secs_f64());
             scores.users.push(event.user.clone());
             let bought = history.events.iter().filter(|event| event.kind == EventKind::Purchase);
@@ -199,14 +200,15 @@ pub(super) fn replay_targets(
 
 /// Returns, for each visit with a target, the index of the visit's first event and that of its first target.
 fn visit_starts(events: &[Event], is_target: impl Fn(&Event) -> bool) -> AHashMap<usize, usize> {
-    let mut visits: AHashMap<&UserId, (usize, UnixMillis)> = AHashMap::new();
+    let mut visits: AHashMap<&UserId, (usize, (Session, UnixMillis))> = AHashMap::new();
     let mut targets = AHashMap::new();
     for (index, event) in events.iter().enumerate() {
-        let visit = visits.entry(&event.user).or_insert((index, event.at));
-        if event.at.0 - visit.1.0 > VISIT_MS {
+        let here = (Session::of(&event.session), event.at);
+        let visit = visits.entry(&event.user).or_insert((index, here));
+        if !is_one_visit(visit.1, here) {
             visit.0 = index;
         }
-        visit.1 = event.at;
+        visit.1 = here;
         if is_target(event) {
             targets.entry(visit.0).or_insert(index);
         }
@@ -271,10 +273,10 @@ fn lists(
     generation: &Generation,
     models: &mut Models,
     user: &UserId,
+    context: &ViewerContext,
     now: UnixMillis,
 ) -> ([Vec<Row>; 3], RankedCandidates) {
-    let viewer =
-        Viewer { user: user.clone(), visitor: None, session: String::new(), locale: String::new(), platform: 0 };
+    let viewer = Viewer { context: context.clone(), ..Viewer::of_user(user.clone()) };
     let (catalog, options) = (generation.catalog.load_full(), Options::default());
     let mut context = RequestContext::new(generation, &catalog, &viewer, &options, now);
     let popular = retrieve::popular(&context.retrieval_input(), CUTOFF).into_iter().map(|(row, _)| row).collect();

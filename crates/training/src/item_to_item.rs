@@ -104,12 +104,19 @@ fn gram(users: &[Vec<(u32, f32)>], kept: &[u32], item_count: usize) -> Vec<f32> 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::replay::Session;
     use lodestone_core::{ids::UserId, units::UnixMillis};
     use lodestone_events::EventKind;
 
     fn bought(user: &str, rows: &[u32]) -> Interaction {
         let user = UserId::signed_in(user).ok();
-        Interaction { user, at: UnixMillis(0), kind: EventKind::Purchase, rows: rows.to_vec() }
+        Interaction {
+            user,
+            session: Session::UNKNOWN,
+            at: UnixMillis(0),
+            kind: EventKind::Purchase,
+            rows: rows.to_vec(),
+        }
     }
 
     #[test]

@@ -7,7 +7,7 @@ use super::{
     options::{Outcome, TrainOptions},
     query_side::query_from_title,
     ranker::RankingList,
-    replay::{VISIT_MS, sampled},
+    replay::{Session, is_one_visit, sampled},
     request_tasks::VIEW_PAIRS_MIN,
     retrieval::{ListRequest, retrieve_candidates},
 };
@@ -155,22 +155,22 @@ impl<'a> Outcomes<'a> {
         rows.map(|row| positives.get(&row).map_or(negative, of)).collect()
     }
 
-    /// Returns the users with a purchase within `times`, each with the labels of the first basket, in the order of
-    /// their ids. Heads other than the purchase are unknown.
-    pub(crate) fn next_baskets(&self, times: &Range<UnixMillis>) -> Vec<(&'a UserId, AHashMap<Row, Labels>)> {
-        let mut baskets: Vec<(&UserId, AHashMap<Row, Labels>)> = Vec::new();
+    /// Returns the first purchase of each user within `times`, with the labels of the basket, in the order of the users'
+    /// ids. Heads other than the purchase are unknown.
+    pub(crate) fn next_baskets(&self, times: &Range<UnixMillis>) -> Vec<(&'a Event, AHashMap<Row, Labels>)> {
+        let mut baskets: Vec<(&Event, AHashMap<Row, Labels>)> = Vec::new();
         for user in self.by_user.keys().filter(|user| !user.is_anonymous()) {
-            baskets.extend(self.next_basket(user, times.clone()).map(|basket| (*user, basket)));
+            baskets.extend(self.next_basket(user, times.clone()));
         }
-        baskets.sort_unstable_by_key(|(user, _)| *user);
+        baskets.sort_unstable_by(|(a, _), (b, _)| a.user.cmp(&b.user));
         baskets
     }
 
-    /// Returns the labels of the first basket of a user within `times`. None if there is none, or if it has no item of
-    /// the table.
-    fn next_basket(&self, user: &UserId, times: Range<UnixMillis>) -> Option<AHashMap<Row, Labels>> {
-        let mut purchases = self.of(user, times).filter(|event| event.kind == EventKind::Purchase);
-        Some(self.basket(purchases.next()?)).filter(|basket| !basket.is_empty())
+    /// Returns the first purchase of a user within `times` and the labels of the basket. None if there is none, or if it
+    /// has no item of the table.
+    fn next_basket(&self, user: &UserId, times: Range<UnixMillis>) -> Option<(&'a Event, AHashMap<Row, Labels>)> {
+        let purchase = self.of(user, times).find(|event| event.kind == EventKind::Purchase)?;
+        Some((purchase, self.basket(purchase))).filter(|(_, basket)| !basket.is_empty())
     }
 
     /// Returns the labels of a basket. Heads other than the purchase are unknown.
@@ -257,7 +257,7 @@ impl AnchoredMoment {
             AnchoredList::BoughtTogether if event.user.is_anonymous() => outcomes.basket(event),
             AnchoredList::Similar if event.kind == EventKind::Purchase => {
                 let times = UnixMillis(event.at.0.saturating_add(1))..outcomes.until;
-                outcomes.next_basket(&event.user, times).unwrap_or_default()
+                outcomes.next_basket(&event.user, times).map(|(_, basket)| basket).unwrap_or_default()
             }
             AnchoredList::BoughtTogether | AnchoredList::Similar => outcomes.positives(&event.user, event.at),
         };
@@ -290,13 +290,14 @@ fn anchored_moments(
         }
     }
     let mut views = Vec::new();
-    let mut last: AHashMap<&UserId, (usize, UnixMillis, Row)> = AHashMap::new();
+    let mut last: AHashMap<&UserId, (usize, (Session, UnixMillis), Row)> = AHashMap::new();
     for (event, view) in within().filter(|(_, event)| event.kind == EventKind::View && !event.user.is_anonymous()) {
         let Some(row) = outcomes.rows(view).first().copied() else { continue };
-        let before = last.insert(&view.user, (event, view.at, row));
-        if let Some((event, at, anchor)) = before
+        let here = (Session::of(&view.session), view.at);
+        let before = last.insert(&view.user, (event, here, row));
+        if let Some((event, last, anchor)) = before
             && anchor != row
-            && view.at.0 - at.0 <= VISIT_MS
+            && is_one_visit(last, here)
         {
             views.push(AnchoredMoment { event, list: AnchoredList::Similar, anchor });
         }
@@ -357,12 +358,19 @@ pub(crate) fn ranking_lists(
         while let Some(at) = snapshots.next_if(|at| *at <= now) {
             generation.state.publish_popularity(at);
             let end = UnixMillis((at.0 + SNAPSHOT_DAYS * UnixMillis::DAY).min(times.end.0));
-            for (user, positives) in sampled(outcomes.next_baskets(&(at..end)), lists_per_snapshot) {
+            for (basket, positives) in sampled(outcomes.next_baskets(&(at..end)), lists_per_snapshot) {
                 if options.is_stopped() {
                     return Err(TrainError::Stopped);
                 }
-                if generation.state.users.history(user).is_some() {
-                    lists.extend(list_for(generation, models, user, at, &ListRequest::ForYou, &positives));
+                if generation.state.users.history(&basket.user).is_some() {
+                    lists.extend(list_for(
+                        generation,
+                        models,
+                        &viewer_of(basket),
+                        at,
+                        &ListRequest::ForYou,
+                        &positives,
+                    ));
                 }
             }
         }
@@ -389,7 +397,7 @@ pub(crate) fn ranking_lists(
                 let at_s = now.seconds_u32();
                 let anchor = RecentItem { row: moment.anchor, key, weight: 1.0, kind: EventKind::View, at_s };
                 let request = ListRequest::Anchored(moment.list, anchor);
-                lists.extend(list_for(generation, models, &event.user, now, &request, &positives));
+                lists.extend(list_for(generation, models, &viewer_of(event), now, &request, &positives));
             }
             let share = if event.kind == EventKind::Purchase { shares.purchase } else { shares.other };
             if is_moment(event) && rng.random_bool(share) {
@@ -399,7 +407,7 @@ pub(crate) fn ranking_lists(
                 let item = item.and_then(|line| outcomes.row_of(&line.item));
                 let query = item.map(|row| query_from_title(&items[row.index()].title, rng));
                 for request in std::iter::once(ListRequest::ForYou).chain(query.as_deref().map(ListRequest::Search)) {
-                    lists.extend(list_for(generation, models, &event.user, now, &request, &positives));
+                    lists.extend(list_for(generation, models, &viewer_of(event), now, &request, &positives));
                 }
             }
             done += 1;
@@ -433,20 +441,23 @@ impl Extend<(RankingList, Vec<u16>)> for ReplayedLists {
     }
 }
 
+/// Returns the viewer of a list that an event follows.
+fn viewer_of(event: &Event) -> Viewer {
+    Viewer { context: event.context.clone(), ..Viewer::of_user(event.user.clone()) }
+}
+
 /// Returns candidates and features as in serving, with labels by head, and of a recommendation the sources that found
 /// the chosen items; none if no candidate has an interaction.
 fn list_for(
     generation: &Generation,
     models: &mut Models,
-    user: &UserId,
+    viewer: &Viewer,
     at: UnixMillis,
     request: &ListRequest,
     positives: &AHashMap<Row, Labels>,
 ) -> Option<(RankingList, Vec<u16>)> {
-    let viewer =
-        Viewer { user: user.clone(), visitor: None, session: String::new(), locale: String::new(), platform: 0 };
     let (catalog, options) = (generation.catalog.load_full(), Options::default());
-    let mut context = RequestContext::new(generation, &catalog, &viewer, &options, at);
+    let mut context = RequestContext::new(generation, &catalog, viewer, &options, at);
     retrieve_candidates(&mut context, models, request);
     if !context.candidates.list.iter().any(|candidate| positives.contains_key(&candidate.row)) {
         return None;
@@ -489,6 +500,7 @@ mod tests {
     use lodestone_core::{
         ids::EventId,
         units::{PriceMicros, Quantity},
+        viewer::{Locale, Platform, Region, ViewerContext},
     };
     use lodestone_dataset::{DatasetEvent, write_events, write_items};
     use lodestone_events::EventLine;
@@ -523,6 +535,17 @@ mod tests {
         events
     }
 
+    /// Desktop in Britain, a phone in Germany, an app in France, and a viewer of whom nothing is known.
+    fn context_of(number: usize) -> ViewerContext {
+        let (platform, region, locale) =
+            [("web", "GB", "en-GB"), ("mobile_web", "DE", "de"), ("ios", "FR", "fr-FR"), ("", "", "")][number % 4];
+        ViewerContext {
+            platform: Platform::from_name(platform),
+            region: Region::parse(region),
+            locale: Locale::parse(locale),
+        }
+    }
+
     /// A shop of three brands whose users buy one item a week.
     fn branded_shop() -> (Vec<Item>, Vec<Event>) {
         let id = |item: usize| ItemId::parse(&format!("i{item}")).unwrap();
@@ -538,7 +561,8 @@ mod tests {
             let event_id = EventId::parse(&format!("e{number}")).unwrap();
             let at = UnixMillis(1_700_000_000_000 + number as i64 * UnixMillis::DAY / 3);
             let line = EventLine { item: id(number * 7 % 30), quantity: Quantity::ONE, price: None, rank: 0 };
-            Event { lines: vec![line], ..Event::new(event_id, EventKind::Purchase, user, at) }
+            let context = context_of(number % 3 + number % 2);
+            Event { context, lines: vec![line], ..Event::new(event_id, EventKind::Purchase, user, at) }
         };
         ((0..30).map(item).collect(), (0..400).map(purchase).collect())
     }
@@ -549,7 +573,8 @@ mod tests {
         write_items(&directory.path().join("items.parquet"), items).unwrap();
         let row = |event: &Event| {
             let item = event.lines[0].item.clone();
-            DatasetEvent::of_item(event.id.to_string(), event.kind, Some(event.user.clone()), event.at, item)
+            let (id, user, context) = (event.id.to_string(), Some(event.user.clone()), event.context.clone());
+            DatasetEvent { context, ..DatasetEvent::of_item(id, event.kind, user, event.at, item) }
         };
         write_events(&directory.path().join("events.parquet"), &events.iter().map(row).collect::<Vec<_>>()).unwrap();
         let features = serde_json::from_str(
@@ -557,7 +582,11 @@ mod tests {
                 {"kind": "number", "name": "cost", "field": "price", "log": true},
                 {"kind": "context", "name": "hour", "field": "hour"},
                 {"kind": "affinity", "name": "category_affinity", "field": "category", "half_life_days": 20.0},
-                {"kind": "match", "name": "is_dear", "filter": "price > 12"}]"#,
+                {"kind": "match", "name": "is_dear", "filter": "price > 12"},
+                {"kind": "context", "name": "in_app", "field": "platform", "values": ["ios", "android"]},
+                {"kind": "context", "name": "is_german", "field": "language", "values": ["de"]},
+                {"kind": "context_affinity", "name": "platform_affinity", "field": "platform"},
+                {"kind": "context_affinity", "name": "region_affinity", "field": "region"}]"#,
         );
         let options = TrainOptions { features: features.unwrap(), ..TrainOptions::default() };
         let out = directory.path().join("bundle");
@@ -585,23 +614,36 @@ mod tests {
         let columns = generation.schema().column_count();
         let positives: AHashMap<Row, Labels> = (0..30).map(|row| (Row(row), Labels::default())).collect();
         let mut varied = vec![false; columns];
-        for user in (0..20).map(|user| UserId::signed_in(&format!("p{user}")).unwrap()) {
-            let trained = list_for(&generation, &mut models, &user, at, &ListRequest::ForYou, &positives).unwrap();
-            let served = served_features(&generation, &mut models, user, at);
+        let mut values: Vec<AHashSet<u32>> = vec![AHashSet::new(); columns];
+        for number in 0..20 {
+            let user = UserId::signed_in(&format!("p{number}")).unwrap();
+            // As training has it, from the event before which it computes the list.
+            let event = Event {
+                context: context_of(number),
+                ..Event::new(EventId::parse("next").unwrap(), EventKind::Purchase, user, at)
+            };
+            let (viewer, request) = (viewer_of(&event), ListRequest::ForYou);
+            let trained = list_for(&generation, &mut models, &viewer, at, &request, &positives).unwrap();
+            let served = served_features(&generation, &mut models, viewer, at);
             assert_eq!(trained.0.features.len(), served.len());
             for (index, (trained, served)) in trained.0.features.iter().zip(&served).enumerate() {
                 let name = &generation.schema().names()[index % columns];
                 assert_eq!(trained.to_bits(), served.to_bits(), "{name} of candidate {}", index / columns);
                 varied[index % columns] |= *trained != 0.0 && *trained != 1.0;
+                values[index % columns].insert(trained.to_bits());
             }
         }
-        let [affinity, cost, hour, category, _] = &varied[FEATURES.len()..] else { panic!("five are declared") };
-        assert!(*affinity && *cost && *hour && *category, "{varied:?}");
+        let [affinity, cost, hour, category, _, in_app, is_german, platform, region] = &varied[FEATURES.len()..] else {
+            panic!("nine are declared")
+        };
+        assert!(*affinity && *cost && *hour && *category && *platform && *region, "{varied:?}");
+        assert!(!in_app && !is_german, "flags");
+        let counts = values[FEATURES.len() + 5..].iter().map(|values| values.len()).collect::<Vec<_>>();
+        assert!(counts[..2] == [2, 2] && counts[2] > 2 && counts[3] > 2, "{counts:?}");
     }
 
     /// Recommends as a server does, and returns the features of the answer's record.
-    fn served_features(generation: &Generation, models: &mut Models, user: UserId, at: UnixMillis) -> Vec<f32> {
-        let viewer = Viewer { user, visitor: None, session: String::new(), locale: String::new(), platform: 0 };
+    fn served_features(generation: &Generation, models: &mut Models, viewer: Viewer, at: UnixMillis) -> Vec<f32> {
         let request = RecommendRequest {
             viewer,
             kind: RecommendKind::ForYou,

@@ -3,22 +3,73 @@ use ahash::AHashMap;
 use lodestone_core::{
     ids::{ItemId, UserId},
     units::{Quantity, UnixMillis},
+    viewer::ViewerContext,
 };
 use lodestone_dataset::DatasetEvent;
 use lodestone_events::{Event, EventKind, RefundLine, Refunds};
+use std::num::NonZeroU64;
 
 /// Items of a basket that are used. Larger baskets say little about pairs, and the number of pairs grows quadratically.
 pub(crate) const BASKET_ITEMS_MAX: usize = 60;
 /// If there are fewer purchases, visits stand in for baskets.
 const BASKETS_MIN: usize = 20;
-/// A longer pause between two events of a user ends the visit.
-pub(crate) const VISIT_MS: i64 = 30 * 60 * 1000;
+/// A longer pause between two events of a user ends the visit, unless both have session ids.
+const VISIT_MS: i64 = 30 * 60 * 1000;
+
+/// The session of an event: a hash of its id; none if the event has no session id. Compared only among the events of one
+/// user.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Session(Option<NonZeroU64>);
+
+impl Session {
+    pub(crate) const UNKNOWN: Self = Self(None);
+
+    pub(crate) fn of(id: &str) -> Self {
+        if id.is_empty() {
+            return Self::UNKNOWN;
+        }
+        // Fixed seeds, so that equal data lead to equal bundles.
+        let hash = ahash::RandomState::with_seeds(1, 2, 3, 4).hash_one(id);
+        Self(NonZeroU64::new(hash.max(1)))
+    }
+}
+
+/// Returns whether two events of a user, the earlier one first, belong to one visit: they have the same session id or,
+/// if one of them has none, the pause between them is at most 30 minutes.
+pub(crate) fn is_one_visit(earlier: (Session, UnixMillis), later: (Session, UnixMillis)) -> bool {
+    match (earlier.0.0, later.0.0) {
+        (Some(one), Some(other)) => one == other,
+        _ => later.1.0 - earlier.1.0 <= VISIT_MS,
+    }
+}
+
+/// The contexts of all users' events, for requests that are evaluated.
+pub(crate) struct ViewerContexts<'a>(AHashMap<&'a UserId, Vec<(UnixMillis, &'a ViewerContext)>>);
+
+impl<'a> ViewerContexts<'a> {
+    /// `events` are in time order.
+    pub(crate) fn of(events: &'a [Event]) -> Self {
+        let mut by_user: AHashMap<&UserId, Vec<(UnixMillis, &ViewerContext)>> = AHashMap::new();
+        for event in events {
+            by_user.entry(&event.user).or_default().push((event.at, &event.context));
+        }
+        Self(by_user)
+    }
+
+    /// Returns the context of the user's first event that is not before `at`, which a request at this time precedes.
+    pub(crate) fn at(&self, user: &UserId, at: UnixMillis) -> ViewerContext {
+        let events = self.0.get(user).map_or(&[][..], Vec::as_slice);
+        let next = events.get(events.partition_point(|(of, _)| *of < at));
+        next.map_or_else(ViewerContext::default, |(_, context)| (*context).clone())
+    }
+}
 
 /// A positive interaction. Items of one invoice share their time, so their order has no meaning.
 #[derive(Debug, Clone)]
 pub(crate) struct Interaction {
     /// None for an anonymous event.
     pub user: Option<UserId>,
+    pub session: Session,
     pub at: UnixMillis,
     pub kind: EventKind,
     /// Distinct rows of the item table.
@@ -81,8 +132,8 @@ pub(crate) fn interactions(events: &[DatasetEvent], row_of: &AHashMap<ItemId, u3
     for event in events.iter().filter(|event| event.kind.is_positive()) {
         let Some(&row) = event.item.as_ref().and_then(|item| row_of.get(item)) else { continue };
         let index = *by_event.entry(event.event_id.as_str()).or_insert_with(|| {
-            let (user, kind) = (event.user.clone(), event.kind);
-            interactions.push(Interaction { user, at: event.at, kind, rows: Vec::new() });
+            let (user, kind, session) = (event.user.clone(), event.kind, Session::of(&event.session));
+            interactions.push(Interaction { user, session, at: event.at, kind, rows: Vec::new() });
             interactions.len() - 1
         });
         if !interactions[index].rows.contains(&row) {
@@ -101,20 +152,20 @@ pub(crate) fn baskets(interactions: &[Interaction]) -> Vec<Interaction> {
     if purchases.len() >= BASKETS_MIN {
         return purchases;
     }
-    let mut open: AHashMap<&UserId, (usize, UnixMillis)> = AHashMap::new();
+    let mut open: AHashMap<&UserId, (usize, (Session, UnixMillis))> = AHashMap::new();
     let mut visits: Vec<Interaction> = Vec::new();
     for interaction in interactions {
         let Some(user) = &interaction.user else {
             visits.push(interaction.clone());
             continue;
         };
-        let of_visit =
-            open.get(user).filter(|(_, last)| interaction.at.0 - last.0 <= VISIT_MS).map(|(index, _)| *index);
+        let here = (interaction.session, interaction.at);
+        let of_visit = open.get(user).filter(|(_, last)| is_one_visit(*last, here)).map(|(index, _)| *index);
         let index = of_visit.unwrap_or_else(|| {
             visits.push(Interaction { rows: Vec::new(), ..interaction.clone() });
             visits.len() - 1
         });
-        open.insert(user, (index, interaction.at));
+        open.insert(user, (index, here));
         for row in &interaction.rows {
             let rows = &mut visits[index].rows;
             if rows.len() < BASKET_ITEMS_MAX && !rows.contains(row) {
@@ -160,6 +211,30 @@ mod tests {
     fn row(event_id: &str, user: Option<&str>, kind: EventKind, at: i64, item: &str) -> DatasetEvent {
         let user = user.map(|user| UserId::signed_in(user).unwrap());
         DatasetEvent::of_item(event_id.into(), kind, user, UnixMillis(at), ItemId::parse(item).unwrap())
+    }
+
+    #[test]
+    fn a_session_id_joins_and_separates_events_and_a_pause_does_without_one() {
+        let items: AHashMap<ItemId, u32> =
+            (0..4).map(|item| (ItemId::parse(&format!("i{item}")).unwrap(), item)).collect();
+        let view = |number: usize, minute: i64, session: &str| {
+            let at = minute * 60_000;
+            let event = row(&format!("e{number}"), Some("p"), EventKind::View, at, &format!("i{number}"));
+            DatasetEvent { session: session.to_owned(), ..event }
+        };
+        let visits = |sessions: [&str; 4]| -> Vec<Vec<u32>> {
+            // 20, 40 and 20 minutes apart.
+            let rows: Vec<DatasetEvent> = sessions
+                .into_iter()
+                .zip([0, 20, 60, 80])
+                .enumerate()
+                .map(|(number, (session, minute))| view(number, minute, session))
+                .collect();
+            baskets(&interactions(&rows, &items)).into_iter().map(|visit| visit.rows).collect()
+        };
+        assert_eq!(visits(["", "", "", ""]), [[0, 1], [2, 3]]);
+        assert_eq!(visits(["a", "a", "a", "b"]), [vec![0, 1, 2], vec![3]]);
+        assert_eq!(visits(["a", "b", "b", ""]), [vec![0], vec![1, 2, 3]]);
     }
 
     #[test]

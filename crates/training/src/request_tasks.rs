@@ -6,13 +6,14 @@ use super::{
     counts::transitions,
     error::TrainError,
     evaluate::{CUTOFF, EvaluateOptions, NDCG, list_metrics},
-    replay::{Interaction, VISIT_MS, baskets, sampled},
+    replay::{Interaction, Session, ViewerContexts, baskets, is_one_visit, sampled},
 };
 use ahash::{AHashMap, AHashSet};
 use lodestone_catalog::Item;
 use lodestone_core::{
     ids::{ItemId, Row, UserId},
     units::UnixMillis,
+    viewer::ViewerContext,
 };
 use lodestone_dataset as dataset;
 use lodestone_index::Neighbours;
@@ -140,13 +141,14 @@ impl<'a> History<'a> {
 
 /// A view, and the different item that the user views next within the same visit.
 fn view_pairs(views: &[Interaction], times: &Range<UnixMillis>) -> Vec<EvaluatedRequest> {
-    let mut last: AHashMap<&UserId, (UnixMillis, u32)> = AHashMap::new();
+    let mut last: AHashMap<&UserId, ((Session, UnixMillis), u32)> = AHashMap::new();
     let mut requests = Vec::new();
     for view in views.iter().filter(|view| times.contains(&view.at)) {
         let (Some(user), Some(&row)) = (&view.user, view.rows.first()) else { continue };
-        let before = last.insert(user, (view.at, row));
-        if let Some((at, anchor)) = before.filter(|(at, anchor)| view.at.0 - at.0 <= VISIT_MS && *anchor != row) {
-            requests.push(EvaluatedRequest::with_anchor(Some(user), at, anchor, [row].into_iter()));
+        let here = (view.session, view.at);
+        let before = last.insert(user, (here, row));
+        if let Some((last, anchor)) = before.filter(|(last, anchor)| is_one_visit(*last, here) && *anchor != row) {
+            requests.push(EvaluatedRequest::with_anchor(Some(user), last.1, anchor, [row].into_iter()));
         }
     }
     requests
@@ -513,6 +515,7 @@ fn served(
     progress: &mut dyn FnMut(Progress),
 ) -> Result<[Vec<f64>; 4], TrainError> {
     let events = dataset::into_events(dataset::read_history(data)?);
+    let contexts = ViewerContexts::of(&events);
     let mut order: Vec<(usize, usize)> = Vec::new();
     for (task, requests) in requests.iter().enumerate() {
         order.extend((0..requests.len()).map(|index| (task, index)));
@@ -526,7 +529,8 @@ fn served(
         events[applied..next].iter().for_each(|event| generation.state.apply_event(0, event));
         applied = next;
         generation.state.publish_popularity(request.case.at);
-        let list = answer(generation, models, items, TASKS[*task], request);
+        let context = contexts.at(&request.case.user, request.case.at);
+        let list = answer(generation, models, items, TASKS[*task], request, context);
         scores[*task][*index] = list_metrics(&list, &request.case.targets)[NDCG];
         if done % 64 == 0 {
             progress(Progress { stage: "requests", done, total: order.len(), loss: f32::NAN });
@@ -542,14 +546,9 @@ fn answer(
     items: &[Item],
     task: Task,
     request: &EvaluatedRequest,
+    context: ViewerContext,
 ) -> Vec<Row> {
-    let viewer = Viewer {
-        user: request.case.user.clone(),
-        visitor: None,
-        session: String::new(),
-        locale: String::new(),
-        platform: 0,
-    };
+    let viewer = Viewer { context, ..Viewer::of_user(request.case.user.clone()) };
     let page = Page { size: CUTOFF, token: String::new(), number: 1, fingerprint: 0 };
     let recommend = |kind| {
         RankingRequest::Recommend(RecommendRequest {
@@ -600,7 +599,7 @@ mod tests {
 
     fn interaction(name: &str, minute: i64, kind: EventKind, rows: &[u32]) -> Interaction {
         let user = (!name.is_empty()).then(|| user(name));
-        Interaction { user, at: UnixMillis(minute * 60_000), kind, rows: rows.to_vec() }
+        Interaction { user, session: Session::UNKNOWN, at: UnixMillis(minute * 60_000), kind, rows: rows.to_vec() }
     }
 
     fn purchase(name: &str, minute: i64, rows: &[u32]) -> Interaction {

@@ -33,6 +33,7 @@ use lodestone_index::{BuildConfig, FrozenError, FrozenGraph, Neighbours, Precisi
 use lodestone_pipeline::{
     Generation, Models,
     bundle::{Bundle, Head, Manifest},
+    features::{ContextCounts, FeatureSchema},
     golden_requests,
     ranking::{Device, Runtime, SentenceFiles},
 };
@@ -203,13 +204,26 @@ impl Shop {
         both
     }
 
+    /// Returns the events before `end`, without the purchases that were refunded in full by then.
+    fn kept_events(&self, end: UnixMillis) -> Vec<Event> {
+        let mut events: Vec<Event> = self.events.iter().take_while(|event| event.at < end).cloned().collect();
+        remove_refunded(&mut events);
+        events
+    }
+
+    /// Returns the users by item and value of the fields that declared features count, from the events before `end`.
+    fn context_counts(&self, features: &FeatureSchema, end: UnixMillis) -> ContextCounts {
+        match features.counted_fields() {
+            none if none.is_empty() => ContextCounts::default(),
+            fields => counts::context_counts(&self.kept_events(end), &self.row_of, &fields),
+        }
+    }
+
     /// Returns the popularity at the end of the training data, by row.
     fn popularity(&self) -> ItemCounts {
         let (keys, mut popularity) = (ItemKeys::default(), Popularity::default());
         let rows: Vec<ItemKey> = self.items.iter().map(|item| keys.intern(&item.id)).collect();
-        let events = self.events.iter().take_while(|event| event.at < self.times.counted_until);
-        let mut events: Vec<Event> = events.cloned().collect();
-        remove_refunded(&mut events);
+        let events = self.kept_events(self.times.counted_until);
         events.iter().for_each(|event| popularity.apply(event, &keys));
         // The first keys are the rows; items that the table does not contain have later ones.
         popularity.counts().renumbered(&rows)
@@ -342,6 +356,7 @@ impl Training {
             histories: counts::histories(early, item_count),
             // The replay for the ranking model must not know later events.
             popularity: ItemCounts::default(),
+            context_counts: shop.context_counts(&options.features, shop.times.labels.start),
             user_encoder: user.onnx,
             query_encoder: side.model.clone(),
             tokenizer: side.tokenizer.clone(),
@@ -386,6 +401,7 @@ impl Training {
             }
         }
         bundle.popularity = shop.popularity();
+        bundle.context_counts = shop.context_counts(&options.features, shop.times.counted_until);
         let ranker_loss = ranker.as_ref().map(|ranker| ranker.validation_loss);
         if let Some(ranker) = ranker {
             bundle.ranker = ranker.onnx;
@@ -526,6 +542,7 @@ pub(crate) fn without_models(bundle: &Bundle) -> Bundle {
         similar_texts: bundle.similar_texts.clone(),
         histories: bundle.histories.clone(),
         popularity: bundle.popularity.clone(),
+        context_counts: bundle.context_counts.clone(),
         user_encoder: Vec::new(),
         encoder_weights: None,
         query_encoder: Vec::new(),

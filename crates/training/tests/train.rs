@@ -4,6 +4,7 @@ use lodestone_catalog::{AttributeValue, Item};
 use lodestone_core::{
     ids::{ItemId, ItemKey, Row, UserId},
     units::UnixMillis,
+    viewer::{Platform, Region, ViewerContext},
 };
 use lodestone_dataset::{DatasetEvent, write_events, write_items};
 use lodestone_events::EventKind;
@@ -494,4 +495,58 @@ fn a_feature_without_values_or_with_the_label_is_refused_by_name() {
         &check_bundle(&shop.out("bundle")).manifest.features.declared()[0],
         DeclaredFeature::Number { known_before: true, .. }
     ));
+}
+
+/// Users who buy one of 60 items in each of 12 visits. Each visit is on a phone or a desktop, in Britain or Germany, at
+/// random; half of the items are bought on phones only, the others on desktops, and half in each country.
+fn purchases_by_context() -> Vec<DatasetEvent> {
+    let mut rng = StdRng::seed_from_u64(3);
+    let mut rows = Vec::new();
+    for user in 0..300 {
+        for visit in 0..12 {
+            let (is_mobile, is_german) = (rng.random_bool(0.5), rng.random_bool(0.5));
+            let item = 4 * rng.random_range(0..15) + 2 * usize::from(is_german) + usize::from(is_mobile);
+            let context = ViewerContext {
+                platform: Some(if is_mobile { Platform::MobileWeb } else { Platform::Web }),
+                region: Region::parse(if is_german { "DE" } else { "GB" }),
+                locale: None,
+            };
+            let hour = visit * 15 * 24 + rng.random_range(0..15 * 24);
+            rows.push(DatasetEvent { context, ..row(user, EventKind::Purchase, hour, item) });
+        }
+    }
+    rows.sort_by_key(|row| row.at);
+    rows
+}
+
+#[test]
+fn context_affinities_rank_the_items_of_the_viewers_platform_and_region_higher() {
+    let items: Vec<Item> = (0..60).map(|item| Item::titled(item_id(item), &format!("thing number {item}"))).collect();
+    let shop = Shop::new(&items, &purchases_by_context());
+    shop.train("plain").unwrap();
+    let schema = declared(
+        r#"[{"kind": "context_affinity", "name": "platform_affinity", "field": "platform"},
+            {"kind": "context_affinity", "name": "region_affinity", "field": "region"}]"#,
+    );
+    let trained = shop.train_with("bundle", schema).unwrap();
+    assert!(trained.features.iter().all(|feature| !feature.is_constant), "{:?}", trained.features);
+    let options = EvaluateOptions { bootstrap_count: 200, ..EvaluateOptions::default() };
+    let [plain, with_context] = ["plain", "bundle"].map(|bundle| {
+        let of = evaluate(shop.directory.path(), &shop.out(bundle), &runtime(), &options, &mut |_| {}).unwrap();
+        of.methods.into_iter().find(|method| method.name == "ranked").unwrap().ndcg_at_10
+    });
+    println!("NDCG@10 without context affinities: {plain}; with them: {with_context}");
+    assert!(with_context.mean > 2.0 * plain.mean && with_context.low > plain.high, "{plain} {with_context}");
+}
+
+#[test]
+fn a_feature_of_a_context_that_no_event_has_is_refused_by_name() {
+    let shop = Shop::new(&titled(), &visits(20, &[EventKind::Purchase]));
+    for feature in [
+        r#"{"kind": "context_affinity", "name": "f", "field": "region"}"#,
+        r#"{"kind": "context", "name": "f", "field": "region", "values": ["GB"]}"#,
+    ] {
+        let error = shop.train_with("bundle", declared(&format!("[{feature}]"))).unwrap_err().to_string();
+        assert!(error.contains("`f`") && error.contains("no event has a region"), "{error}");
+    }
 }

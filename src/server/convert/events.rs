@@ -62,6 +62,7 @@ pub(crate) fn event(
         kind: kind?,
         user: viewer.user,
         session: viewer.session,
+        context: viewer.context,
         at,
         lines,
         query: event.query.clone(),

@@ -1,40 +1,22 @@
 //! The viewer of a request or an event.
 use super::shortened;
 use crate::server::{proto, violations::Violations};
-use lodestone_core::ids::UserId;
+use lodestone_core::{
+    ids::UserId,
+    viewer::{LOCALE_BYTES_MAX, Locale, Platform, Region, ViewerContext},
+};
 use lodestone_pipeline::Viewer;
 use std::fmt::Display;
-
-/// Greatest length of a language tag.
-const LOCALE_BYTES_MAX: usize = 35;
 
 /// A placeholder for an invalid viewer, whose request is refused.
 fn placeholder() -> UserId {
     UserId::visitor("placeholder").expect("a fixed id within the limits")
 }
 
-/// Whether a text has the form of a BCP 47 language tag (RFC 5646); its subtags need not be registered.
-fn is_language_tag(text: &str) -> bool {
-    let mut subtags = text.split('-');
-    let language = subtags.next().unwrap_or_default();
-    // A tag of private use begins with `x`, and some old tags with `i`.
-    let is_prefix = matches!(language, "x" | "X" | "i" | "I") && text.len() > 1;
-    let is_language = (2..=8).contains(&language.len()) && language.bytes().all(|byte| byte.is_ascii_alphabetic());
-    let is_subtag =
-        |subtag: &str| (1..=8).contains(&subtag.len()) && subtag.bytes().all(|byte| byte.is_ascii_alphanumeric());
-    (is_language || is_prefix) && subtags.all(is_subtag)
-}
-
 pub(crate) fn viewer(violations: &mut Violations, field: impl Display, viewer: Option<&proto::Viewer>) -> Viewer {
     let Some(viewer) = viewer else {
         violations.add(field, "is missing; set user_id or visitor_id");
-        return Viewer {
-            user: placeholder(),
-            visitor: None,
-            session: String::new(),
-            locale: String::new(),
-            platform: 0,
-        };
+        return Viewer::of_user(placeholder());
     };
     let visitor = match viewer.visitor_id.is_empty() {
         true => None,
@@ -58,10 +40,11 @@ pub(crate) fn viewer(violations: &mut Violations, field: impl Display, viewer: O
             format!("has {} bytes; the limit is 128", viewer.session_id.len()),
         );
     }
+    let locale = Locale::parse(&viewer.locale);
     if viewer.locale.len() > LOCALE_BYTES_MAX {
         let description = format!("has {} bytes; the limit is {LOCALE_BYTES_MAX}", viewer.locale.len());
         violations.add(format_args!("{field}.locale"), description);
-    } else if !viewer.locale.is_empty() && !is_language_tag(&viewer.locale) {
+    } else if !viewer.locale.is_empty() && locale.is_none() {
         let description = format!(
             "`{}` is not a BCP 47 language tag such as `en-GB`: a language of 2 to 8 letters, and subtags of 1 to 8 \
              letters and digits, joined by `-`",
@@ -69,20 +52,20 @@ pub(crate) fn viewer(violations: &mut Violations, field: impl Display, viewer: O
         );
         violations.add(format_args!("{field}.locale"), description);
     }
-    let region = &viewer.region_code;
-    if !region.is_empty() && (region.len() != 2 || !region.bytes().all(|byte| byte.is_ascii_alphabetic())) {
-        let description = format!("`{}` is not an ISO 3166-1 code of 2 letters", shortened(region));
+    let region = Region::parse(&viewer.region_code);
+    if !viewer.region_code.is_empty() && region.is_none() {
+        let description = format!("`{}` is not an ISO 3166-1 code of 2 letters", shortened(&viewer.region_code));
         violations.add(format_args!("{field}.region_code"), description);
     }
-    if proto::Platform::try_from(viewer.platform).is_err() {
+    let platform = Platform::from_number(viewer.platform);
+    if viewer.platform != 0 && platform.is_none() {
         violations.add(format_args!("{field}.platform"), format!("{} is not a Platform", viewer.platform));
     }
     Viewer {
         user: user.unwrap_or_else(placeholder),
         visitor,
         session: viewer.session_id.clone(),
-        locale: viewer.locale.clone(),
-        platform: viewer.platform,
+        context: ViewerContext { platform, region, locale },
     }
 }
 
@@ -91,26 +74,34 @@ mod tests {
     use super::*;
 
     #[test]
-    fn locales_and_regions_have_the_form_of_their_standards() {
-        let fields = |locale: &str, region_code: &str| {
+    fn the_context_is_kept_or_refused_by_field() {
+        let converted = |locale: &str, region_code: &str, platform: i32| {
             let (locale, region_code) = (locale.to_owned(), region_code.to_owned());
-            let message = proto::Viewer { user_id: "u".into(), locale, region_code, ..Default::default() };
+            let message = proto::Viewer { user_id: "u".into(), locale, region_code, platform, ..Default::default() };
             let mut violations = Violations::default();
-            viewer(&mut violations, "viewer", Some(&message));
-            violations.found.into_iter().map(|violation| violation.field).collect::<Vec<_>>()
+            let context = viewer(&mut violations, "viewer", Some(&message)).context;
+            let fields = violations.found.into_iter().map(|violation| violation.field).collect::<Vec<_>>();
+            (context.texts().map(str::to_owned), fields)
         };
-        let long = "en-x-".to_owned() + &"a-".repeat(14) + "aa";
-        for locale in ["", "en", "en-GB", "zh-Hans", "de-CH-1901", "sl-rozaj-biske", "x-shop", "i-klingon", &long] {
-            assert!(fields(locale, "GB").is_empty(), "{locale}");
+        assert_eq!(converted("en-GB", "gb", 4), (["android", "GB", "en-GB"].map(str::to_owned), Vec::new()));
+        assert_eq!(converted("", "", 0), (["", "", ""].map(str::to_owned), Vec::new()));
+        let long = "en-".to_owned() + &"a-".repeat(17);
+        for locale in ["en_GB", "e", &long] {
+            assert_eq!(converted(locale, "", 0).1, ["viewer.locale"], "{locale}");
         }
-        for locale in
-            ["!!!", "en_GB", "en GB", "e", "x", "-", "en-", "en--GB", "12", "en-toolongtag", "日本", &(long + "b")]
-        {
-            assert_eq!(fields(locale, ""), ["viewer.locale"], "{locale}");
+        for region in ["!!", "G", "GBR", "ß"] {
+            assert_eq!(converted("", region, 0).1, ["viewer.region_code"], "{region}");
         }
-        for region in ["!!", "G", "GBR", "12", "ß"] {
-            assert_eq!(fields("", region), ["viewer.region_code"], "{region}");
+        for platform in [7, -1] {
+            assert_eq!(converted("", "", platform).1, ["viewer.platform"], "{platform}");
         }
+        assert_eq!(converted("-", "-", 7).1.len(), 3, "all violations together");
+    }
+
+    #[test]
+    fn every_platform_of_the_interface_is_known() {
+        let numbers = (0..100).filter(|number| proto::Platform::try_from(*number).is_ok());
+        assert!(numbers.filter(|number| *number != 0).eq(Platform::ALL.map(|platform| platform as i32)));
     }
 
     #[test]

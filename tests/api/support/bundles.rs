@@ -13,6 +13,7 @@ use lodestone_pipeline::{
     Answer, Options, Page, RecommendKind, RecommendRequest, SearchRequest, Viewer,
     answers::AnswerLogConfig,
     bundle::Bundle,
+    features::FeatureSchema,
     golden_requests,
     ranking::{Device, Runtime},
     serving::{Serving, ServingConfig},
@@ -56,6 +57,16 @@ impl Shop {
     /// Trains the bundle `a` and makes it current. `b` is `a` with its items in reverse order, `c` and `d` are copies
     /// of `a`.
     pub(crate) fn new() -> Self {
+        let shop = Self::of(&purchases(), FeatureSchema::default());
+        shop.publish_changed("b", reverse_items);
+        shop.publish_changed("c", |_| {});
+        shop.publish_changed("d", |_| {});
+        shop.store().point_to("a", None).unwrap();
+        shop
+    }
+
+    /// Trains the bundle `a` on events with the items of the shop and declared features, and makes it current.
+    pub(crate) fn of(events: &[DatasetEvent], features: FeatureSchema) -> Self {
         let shop = Self { directory: tempfile::tempdir().unwrap() };
         let colours = ["red", "blue", "green"];
         let title = |item: usize| format!("{} {} number {item}", colours[item % 3], ["mug", "lamp"][item % 2]);
@@ -63,12 +74,8 @@ impl Shop {
         let work = shop.directory.path().join("work");
         std::fs::create_dir(&work).unwrap();
         write_items(&work.join("items.parquet"), &items).unwrap();
-        write_events(&work.join("events.parquet"), &purchases()).unwrap();
-        shop.publish_trained("a", EncoderSettings::default());
-        shop.publish_changed("b", reverse_items);
-        shop.publish_changed("c", |_| {});
-        shop.publish_changed("d", |_| {});
-        shop.store().point_to("a", None).unwrap();
+        write_events(&work.join("events.parquet"), events).unwrap();
+        shop.train_and_publish(TrainOptions { name: "a".to_owned(), features, ..TrainOptions::default() });
         shop
     }
 
@@ -99,10 +106,14 @@ impl Shop {
 
     /// Trains a bundle with a user encoder of this size, publishes it and makes it current.
     pub(crate) fn publish_trained(&self, name: &str, encoder: EncoderSettings) {
+        self.train_and_publish(TrainOptions { name: name.to_owned(), encoder, ..TrainOptions::default() });
+    }
+
+    fn train_and_publish(&self, options: TrainOptions) {
         let work = self.directory.path().join("work");
-        let options = TrainOptions { name: name.to_owned(), encoder, ..TrainOptions::default() };
-        train(&work, &work.join(name), &runtime(), &options, &mut |_| {}).unwrap();
-        self.publish(&work.join(name));
+        let out = work.join(&options.name);
+        train(&work, &out, &runtime(), &options, &mut |_| {}).unwrap();
+        self.publish(&out);
     }
 
     /// Publishes `a` with a change, under another name, and makes it current. Its golden requests are those that
@@ -235,15 +246,9 @@ fn reverse_items(bundle: &mut Bundle) {
     bundle.popularity = bundle.popularity.renumbered(&numbers.into_iter().map(ItemKey).collect::<Vec<_>>());
 }
 
-/// Returns a signed-in viewer without a session and a locale.
+/// Returns a signed-in viewer without a session and a context.
 pub(crate) fn viewer(user: &str) -> Viewer {
-    Viewer {
-        user: UserId::signed_in(user).unwrap(),
-        visitor: None,
-        session: String::new(),
-        locale: String::new(),
-        platform: 0,
-    }
+    Viewer::of_user(UserId::signed_in(user).unwrap())
 }
 
 /// Returns a deadline for one call: 120 s from now.

@@ -886,7 +886,7 @@ mod tests {
             1 => prop::collection::vec(text, 1..4).prop_map(|texts| format!("brand IN ({})", texts.join(","))),
             1 => Just("in_stock".to_owned()),
             1 => "availability (=|!=) \"(preorder|In Stock|DISCONTINUED)\"",
-            1 => "attributes\\.b (=|!=|<|<=|>|>=) timestamp\\(\"1970-01-01T00:00:00.00[0-3]Z\"\\)",
+            1 => "attributes\\.b (=|!=|<|<=|>|>=) timestamp\\(\"1970-01-01T00:00:00\\.00[0-3]Z\"\\)",
             1 => "distance\\(attributes\\.b, [0-3], -[0-3]\\) (=|!=|<|<=|>|>=) [0-3]00 km",
             1 => "category(_path)? = \"a > b\"",
             1 => Just("create_time < \"2026-05-01\"".to_owned()),

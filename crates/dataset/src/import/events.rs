@@ -2,6 +2,7 @@
 use super::{
     Formats, ImportError,
     catalogue::Catalogue,
+    context::locale_of,
     currency,
     mapping::{EventColumns, MappedType, Mapping, Names},
     numbers::{self, Cell},
@@ -14,6 +15,7 @@ use lodestone_catalog::limits;
 use lodestone_core::{
     ids::{EventId, ItemId, UserId},
     units::{PriceMicros, Quantity, UnixMillis},
+    viewer::{Locale, ViewerContext},
 };
 use lodestone_events::EventKind;
 use std::path::Path;
@@ -28,6 +30,9 @@ enum Field {
     User,
     Visitor,
     Session,
+    Platform,
+    Region,
+    Locale,
     Title,
     Quantity,
     Price,
@@ -73,6 +78,8 @@ pub(super) struct EventCleaning<'a> {
     now: UnixMillis,
     /// The event types by their names so far; `None` for an unknown one.
     types: AHashMap<String, Option<MappedType>>,
+    /// The locales by their texts so far; `None` for one that is no language tag.
+    locales: AHashMap<String, Option<Locale>>,
     seen: AHashSet<u64>,
     hasher: ahash::RandomState,
     /// The first row of each event with an order.
@@ -97,6 +104,7 @@ impl<'a> EventCleaning<'a> {
             has_typed_times: false,
             now,
             types: AHashMap::new(),
+            locales: AHashMap::new(),
             seen: AHashSet::new(),
             hasher: ahash::RandomState::with_seeds(1, 2, 3, 4),
             first_of_order: AHashMap::new(),
@@ -198,6 +206,7 @@ impl<'a> EventCleaning<'a> {
             event_id,
             user,
             session: self.id(row, Field::Session).to_owned(),
+            context: self.context(row, report),
             kind,
             at,
             quantity: item.is_some().then_some(quantity),
@@ -264,6 +273,38 @@ impl<'a> EventCleaning<'a> {
         let named_refund = kind == EventKind::Refund;
         let is_refund = named_refund || (!prefix.is_empty() && order.starts_with(prefix.as_str()));
         Ok((if is_refund { EventKind::Refund } else { kind }, named_refund))
+    }
+
+    /// A value that is not known is left out, and the report names it.
+    fn context(&mut self, row: &Row, report: &mut ImportReport) -> ViewerContext {
+        let mut context = ViewerContext::default();
+        match self.text(row, Field::Platform) {
+            "" => {}
+            name => match self.mapping.platform_of(name) {
+                Ok(platform) => context.platform = platform,
+                Err(()) => report.unknown_context_value("platform", name),
+            },
+        }
+        match self.text(row, Field::Region) {
+            "" => {}
+            name => match self.mapping.region_of(name) {
+                Ok(region) => context.region = region,
+                Err(()) => report.unknown_context_value("region", name),
+            },
+        }
+        match self.text(row, Field::Locale) {
+            "" => {}
+            tag => {
+                context.locale = match self.locales.get(tag) {
+                    Some(known) => known.clone(),
+                    None => self.locales.entry(tag.to_owned()).or_insert(locale_of(tag)).clone(),
+                };
+                if context.locale.is_none() {
+                    report.unknown_context_value("locale", tag);
+                }
+            }
+        }
+        context
     }
 
     /// Only a search needs no item, but it needs its query.

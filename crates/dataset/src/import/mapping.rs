@@ -2,6 +2,7 @@
 //! key.
 use super::{ImportError, currency, numbers::Numbers, rows::Encoding, times::Times};
 use lodestone_catalog::{AttributeKind, Availability, attribute_name, limits};
+use lodestone_core::viewer::{Platform, Region};
 use lodestone_events::EventKind;
 use serde::{Deserialize, Deserializer, de::Error};
 use std::{
@@ -41,6 +42,12 @@ pub struct Mapping {
     /// Event types by their name in the file.
     #[serde(default)]
     pub event_types: BTreeMap<String, MappedType>,
+    /// Platforms by their name in the file.
+    #[serde(default)]
+    pub platforms: BTreeMap<String, MappedPlatform>,
+    /// Regions by their name in the file.
+    #[serde(default)]
+    pub regions: BTreeMap<String, MappedRegion>,
     #[serde(default)]
     pub clean: Clean,
 }
@@ -105,6 +112,9 @@ pub struct EventColumns {
     pub user: Names,
     pub visitor: Names,
     pub session: Names,
+    pub platform: Names,
+    pub region: Names,
+    pub locale: Names,
     pub title: Names,
     pub quantity: Names,
     pub price: Names,
@@ -301,6 +311,9 @@ impl EventColumns {
             column("events.user", &self.user),
             column("events.visitor", &self.visitor),
             column("events.session", &self.session),
+            column("events.platform", &self.platform),
+            column("events.region", &self.region),
+            column("events.locale", &self.locale),
             column("events.title", &self.title),
             column("events.quantity", &self.quantity),
             column("events.price", &self.price),
@@ -458,6 +471,39 @@ impl<'de> Deserialize<'de> for MappedType {
             Some(kind) => Ok(Self::Kind(kind)),
             None if name == Self::IGNORED => Ok(Self::Ignored),
             None => Err(D::Error::custom(format!("{} or `{}`", not_a_type(&name), Self::IGNORED))),
+        }
+    }
+}
+
+/// A platform of the table `platforms`; none for a name that stands for no known platform.
+#[derive(Debug, Clone, Copy)]
+pub struct MappedPlatform(pub Option<Platform>);
+
+impl<'de> Deserialize<'de> for MappedPlatform {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let name = String::deserialize(deserializer)?;
+        match Platform::from_name(&name) {
+            None if !name.is_empty() => {
+                let names = Platform::ALL.map(Platform::name).join(", ");
+                Err(D::Error::custom(format!("`{name}` is not a platform; use one of {names}, or an empty text")))
+            }
+            platform => Ok(Self(platform)),
+        }
+    }
+}
+
+/// A region of the table `regions`; none for a name that stands for no country.
+#[derive(Debug, Clone, Copy)]
+pub struct MappedRegion(pub Option<Region>);
+
+impl<'de> Deserialize<'de> for MappedRegion {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let code = String::deserialize(deserializer)?;
+        match Region::parse(&code) {
+            None if !code.is_empty() => Err(D::Error::custom(format!(
+                "`{code}` is not a region; use an ISO 3166-1 code of 2 letters such as GB, or an empty text"
+            ))),
+            region => Ok(Self(region)),
         }
     }
 }
@@ -695,6 +741,8 @@ mod tests {
             (format!("{items}[file]\nencoding = \"latin-99\"\n"), "`latin-99`"),
             (format!("{items}[clean]\nprice_unit = 0.0\n"), "clean.price_unit is 0"),
             (format!("{items}[constants]\ncurrency = \"Euro\"\n"), "`Euro`"),
+            (format!("{items}[platforms]\ntv = \"television\"\n"), "`television` is not a platform; use one of web, "),
+            (format!("{items}[regions]\nEIRE = \"Ireland\"\n"), "`Ireland` is not a region"),
             ("[items]\ntitle = \"title\"\n".to_owned(), "items.id is missing"),
         ] {
             assert!(refused(&text).contains(part), "`{part}` is missing in: {}", refused(&text));

@@ -1,5 +1,6 @@
 //! Import of a shop's files into canonical items and events. `docs/feeds.md` describes the mapping and the cleaning.
 mod catalogue;
+mod context;
 mod currency;
 mod events;
 mod items;

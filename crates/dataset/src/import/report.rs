@@ -4,8 +4,8 @@ use crate::DatasetEvent;
 use serde::Serialize;
 use std::{collections::BTreeMap, fmt};
 
-/// Number of unknown event types that a report names.
-const UNKNOWN_TYPES_MAX: usize = 20;
+/// Number of unknown event types, and of unknown values of a viewer's context, that a report names.
+const UNKNOWN_NAMES_MAX: usize = 20;
 
 #[derive(Debug, Clone, Default, Serialize)]
 pub struct ImportReport {
@@ -24,6 +24,9 @@ pub struct ImportReport {
     pub dropped_items: BTreeMap<&'static str, Dropped>,
     /// Rows by unknown event type; at most 20 types.
     pub unknown_event_types: BTreeMap<String, u64>,
+    /// Kept rows by value of a platform, region or locale that is not known, with the key of its column, such as
+    /// `platform: toaster`; at most 20 values. The rows are without it.
+    pub unknown_context_values: BTreeMap<String, u64>,
     /// Optional columns of the mapping that the files do not have, by their first names.
     pub missing_columns: Vec<String>,
     /// Items of the catalogue before this import; none without one.
@@ -178,6 +181,13 @@ fn count(classes: &mut BTreeMap<&'static str, Dropped>, error: RowError, row: &R
     Ok(())
 }
 
+/// Counts a name, unless the report has enough others.
+fn count_name(counts: &mut BTreeMap<String, u64>, name: String) {
+    if counts.len() < UNKNOWN_NAMES_MAX || counts.contains_key(&name) {
+        *counts.entry(name).or_insert(0) += 1;
+    }
+}
+
 impl ImportReport {
     /// Counts a dropped row of events, or returns the value for which the import ends.
     pub(super) fn drop(&mut self, error: RowError, row: &Row) -> Result<(), ValueError> {
@@ -205,10 +215,13 @@ impl ImportReport {
     }
 
     pub(super) fn unknown_type(&mut self, name: &str) {
-        let name: String = name.chars().take(80).collect();
-        if self.unknown_event_types.len() < UNKNOWN_TYPES_MAX || self.unknown_event_types.contains_key(&name) {
-            *self.unknown_event_types.entry(name).or_insert(0) += 1;
-        }
+        count_name(&mut self.unknown_event_types, name.chars().take(80).collect());
+    }
+
+    /// Counts a value that leaves its row without a platform, region or locale.
+    pub(super) fn unknown_context_value(&mut self, key: &str, value: &str) {
+        let value: String = value.chars().take(80).collect();
+        count_name(&mut self.unknown_context_values, format!("{key}: {value}"));
     }
 
     pub(super) fn count(&mut self, events: &[DatasetEvent]) {
@@ -256,12 +269,16 @@ impl fmt::Display for ImportReport {
         if !self.missing_columns.is_empty() {
             writeln!(f, "{:>10} optional columns not in the files: {}", "", self.missing_columns.join(", "))?;
         }
-        let types: Vec<String> =
-            self.unknown_event_types.iter().map(|(name, count)| format!("`{name}` {count}")).collect();
-        match types.is_empty() {
-            true => Ok(()),
-            false => writeln!(f, "{:>10} unknown event types: {}", "", types.join(", ")),
+        for (what, names) in [
+            ("event types", &self.unknown_event_types),
+            ("values of platform, region and locale", &self.unknown_context_values),
+        ] {
+            let counted: Vec<String> = names.iter().map(|(name, count)| format!("`{name}` {count}")).collect();
+            if !counted.is_empty() {
+                writeln!(f, "{:>10} unknown {what}: {}", "", counted.join(", "))?;
+            }
         }
+        Ok(())
     }
 }
 

@@ -104,6 +104,7 @@ pub fn slots_of(record: &AnswerRecord) -> Option<Vec<DatasetSlot>> {
         answer: uuid::Uuid::from_bytes(row.answer).to_string(),
         at: row.at,
         user: row.user,
+        session: row.session,
         experiment: row.experiment,
         arm: row.arm,
         slot: row.slot,

@@ -1,4 +1,5 @@
 //! The record of an answer: everything that decided it. `docs/answers.md` describes it. Field numbers are stable.
+use lodestone_core::viewer::{Locale, Platform, Region, ViewerContext};
 use prost::Message;
 
 /// The id of an answer: a UUID of version 7, which begins with the time. Attribution tokens carry it.
@@ -179,10 +180,41 @@ struct RecommendFields {
     r#type: i32,
 }
 
+/// The field `viewer`, which all ranking requests have.
+#[derive(Clone, PartialEq, Message)]
+struct ViewerField {
+    #[prost(message, optional, tag = "1")]
+    viewer: Option<ViewerFields>,
+}
+
+/// The fields of `Viewer` that [`AnswerRecord::viewer`] reads.
+#[derive(Clone, PartialEq, Message)]
+struct ViewerFields {
+    #[prost(string, tag = "3")]
+    session_id: String,
+    #[prost(int32, tag = "4")]
+    platform: i32,
+    #[prost(string, tag = "5")]
+    locale: String,
+    #[prost(string, tag = "6")]
+    region_code: String,
+}
+
 /// `RECOMMEND_TYPE_FOR_YOU`.
 const FOR_YOU: i32 = 1;
 
 impl AnswerRecord {
+    /// Decodes the session id and the context of the request's viewer; empty if the record has no request.
+    pub fn viewer(&self) -> (String, ViewerContext) {
+        let viewer = ViewerField::decode(self.request.as_slice()).unwrap_or_default().viewer.unwrap_or_default();
+        let context = ViewerContext {
+            platform: Platform::from_number(viewer.platform),
+            region: Region::parse(&viewer.region_code),
+            locale: Locale::parse(&viewer.locale),
+        };
+        (viewer.session_id, context)
+    }
+
     /// Decodes the part of the request that selects the candidates.
     pub fn requested_list(&self) -> RequestedList {
         match self.kind() {

@@ -10,6 +10,7 @@ use ahash::AHashMap;
 use lodestone_core::{
     ids::UserId,
     units::{PriceMicros, Quantity, UnixMillis},
+    viewer::ViewerContext,
 };
 use lodestone_dataset::{self as dataset, Cells, DatasetError};
 use lodestone_events::{Attribution, Event, EventKind};
@@ -22,6 +23,9 @@ pub struct SlotRow {
     pub at: UnixMillis,
     /// With its prefix, see [`UserId::as_str`].
     pub user: String,
+    /// Empty: unknown.
+    pub session: String,
+    pub context: ViewerContext,
     pub kind: AnswerKind,
     /// The configuration of the answer; in an interleaved answer, the configuration that picked the slot.
     pub serving_config: String,
@@ -106,6 +110,7 @@ impl AnswerRecord {
         let id = AnswerId::try_from(self.id.as_slice()).map_err(|_| ReplayError("the id is missing".to_owned()))?;
         let propensities = self.propensities(sample_count)?;
         let head_count = self.heads.len();
+        let (session, context) = self.viewer();
         let row = |(at, (slot, propensity)): (usize, (&super::SlotRecord, Propensity))| {
             let item = slot.item as usize;
             let values = self.head_values.get(item * head_count..(item + 1) * head_count).unwrap_or_default();
@@ -114,6 +119,8 @@ impl AnswerRecord {
                 answer: id,
                 at: UnixMillis(self.at_ms),
                 user: self.user.clone(),
+                session: session.clone(),
+                context: context.clone(),
                 kind: self.kind(),
                 serving_config: ranking.map(|ranking| ranking.serving_config.clone()).unwrap_or_default(),
                 experiment: self.experiment.clone(),
@@ -237,6 +244,10 @@ pub fn write_rows(path: &Path, rows: &[SlotRow]) -> Result<(), DatasetError> {
         ("answer_id".to_owned(), texts(&|row| uuid::Uuid::from_bytes(row.answer).to_string())),
         ("time_ms".to_owned(), integers(&|row| row.at.0)),
         ("user".to_owned(), texts(&|row| row.user.clone())),
+        ("session".to_owned(), texts(&|row| row.session.clone())),
+        ("platform".to_owned(), texts(&|row| row.context.texts()[0].to_owned())),
+        ("region".to_owned(), texts(&|row| row.context.texts()[1].to_owned())),
+        ("locale".to_owned(), texts(&|row| row.context.texts()[2].to_owned())),
         ("kind".to_owned(), texts(&|row| row.kind.name().to_owned())),
         ("serving_config".to_owned(), texts(&|row| row.serving_config.clone())),
         ("experiment".to_owned(), texts(&|row| row.experiment.clone())),

@@ -4,13 +4,17 @@
 //! (users, stock, new items), which is in the event log.
 mod manifest;
 
-use crate::ranking::{KnownAnswer, QueryEncoderFiles, QueryEncoderKind};
+use crate::{
+    features::ContextCounts,
+    ranking::{KnownAnswer, QueryEncoderFiles, QueryEncoderKind},
+};
 use lodestone_catalog::Item;
 use lodestone_dataset::{self as dataset, DatasetError};
 use lodestone_events::{Counts, ItemCounts, storage};
 use lodestone_index::{FileError, FrozenGraph, Histories, Neighbours};
 use lodestone_state::users::EVENTS_MAX;
 pub use manifest::{FileSum, Head, Manifest, ManifestError, RelevanceFloor, sha256};
+use prost::Message;
 use std::{
     fs, io,
     path::{Path, PathBuf},
@@ -28,6 +32,7 @@ const ITEM_TO_ITEM: &str = "item_to_item.neighbours";
 const SIMILAR_TEXTS: &str = "similar_texts.neighbours";
 const HISTORIES: &str = "histories.index";
 const POPULARITY: &str = "popularity.counts";
+const CONTEXT_COUNTS: &str = "context.counts";
 const USER_ENCODER: &str = "user_encoder.onnx";
 const ENCODER_WEIGHTS: &str = "user_encoder.weights";
 const QUERY_ENCODER: &str = "query_encoder.onnx";
@@ -62,6 +67,8 @@ pub struct Bundle {
     pub histories: Histories,
     /// Popularity at the end of the training data, by row.
     pub popularity: ItemCounts,
+    /// Users by item and value of the viewer's context, for the declared features of kind `context_affinity`.
+    pub context_counts: ContextCounts,
     pub user_encoder: Vec<u8>,
     /// The encoders' weights for a warm start of a later training.
     pub encoder_weights: Option<Vec<u8>>,
@@ -160,6 +167,11 @@ impl Bundle {
                 false => Err(problem(format!("{} bytes for {} items of {}", bytes.len(), items.len(), Counts::BYTES))),
             }
         };
+        let context_counts = || {
+            let fields = manifest.features.counted_fields();
+            ContextCounts::from_bytes(&file(CONTEXT_COUNTS)?, items.len(), &fields)
+                .map_err(|problem| BundleError::Content { path: directory.join(CONTEXT_COUNTS), problem })
+        };
         let optional = |name: &str| manifest.files.contains_key(name).then(|| file(name)).transpose();
         let tokenizer = optional(TOKENIZER)?;
         if tokenizer.is_some() != matches!(manifest.query_encoder, QueryEncoderKind::Sentence(_)) {
@@ -185,6 +197,7 @@ impl Bundle {
             similar_texts: neighbours(SIMILAR_TEXTS)?,
             histories: histories()?,
             popularity: popularity()?,
+            context_counts: context_counts()?,
             user_encoder: file(USER_ENCODER)?,
             query_encoder: file(QUERY_ENCODER)?,
             ranker: file(RANKER)?,
@@ -222,7 +235,7 @@ impl Bundle {
             index.write(&path)?;
             self.manifest.add_file(name, &fs::read(&path).map_err(|source| io(&path, source))?);
         }
-        let files: [(&str, Vec<u8>); 10] = [
+        let files: [(&str, Vec<u8>); 11] = [
             (TEXT_PROJECTION, bytemuck::cast_slice(&self.text_projection).to_vec()),
             (TRANSITIONS, self.transitions.to_bytes()),
             (CO_PURCHASES, self.co_purchases.to_bytes()),
@@ -230,6 +243,7 @@ impl Bundle {
             (SIMILAR_TEXTS, self.similar_texts.to_bytes()),
             (HISTORIES, self.histories.to_bytes()),
             (POPULARITY, self.popularity.to_bytes(self.items.len())),
+            (CONTEXT_COUNTS, self.context_counts.encode_to_vec()),
             (USER_ENCODER, self.user_encoder),
             (QUERY_ENCODER, self.query_encoder),
             (RANKER, self.ranker),

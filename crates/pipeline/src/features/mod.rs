@@ -2,13 +2,15 @@
 //! skew.
 mod affinity;
 mod anchors;
+mod context_counts;
 mod schema;
 mod user;
 
 use crate::popularity::PopularityView;
 pub use anchors::{AnchoredList, Anchors};
+pub use context_counts::{ContextCounts, KeyedContextCounts};
 use lodestone_catalog::{Catalog, ItemVectors};
-use lodestone_core::{ids::Row, units::UnixMillis};
+use lodestone_core::{ids::Row, units::UnixMillis, viewer::ViewerContext};
 use lodestone_index::dot;
 pub use schema::{ContextField, DeclaredFeature, FeatureError, FeatureFileError, FeatureSchema};
 pub use user::{ItemStats, RecentItem, UserContext};
@@ -106,6 +108,9 @@ pub struct FeatureContext<'a> {
     pub catalog: &'a Catalog,
     pub popularity: &'a PopularityView,
     pub now: UnixMillis,
+    pub viewer: &'a ViewerContext,
+    /// The generation's.
+    pub context_counts: &'a KeyedContextCounts,
     /// The vector of the query; none without a query.
     pub query_vector: Option<&'a [f32]>,
     /// The best BM25 score among the candidates.
@@ -172,7 +177,7 @@ pub fn append(out: &mut Vec<f32>, context: &FeatureContext, user: &UserContext, 
         log_of_weight(evidence.similar_histories),
     ]);
     append_anchored(out, context.anchors, &entry.vectors, &evidence.of_anchors);
-    context.schema.append_declared(out, &entry.prepared, &user.affinities, context.now);
+    context.schema.append_declared(out, context, &entry.prepared, &user.affinities, entry.key);
 }
 
 /// Appends the features that only lists with anchors have.

@@ -1,7 +1,11 @@
 //! The feature schema of a bundle: the built-in features and those that the shop declares.
-use super::{FEATURES, VERSION, affinity::Affinity};
+use super::{FEATURES, FeatureContext, VERSION, affinity::Affinity};
 use lodestone_catalog::{Catalog, Field, Filter, PreparedField, PreparedValue};
-use lodestone_core::units::UnixMillis;
+use lodestone_core::{
+    ids::ItemKey,
+    units::UnixMillis,
+    viewer::{Locale, Platform, Region, ViewerContext},
+};
 use lodestone_events::Refunds;
 use lodestone_state::users::History;
 use serde::{Deserialize, Serialize};
@@ -52,24 +56,37 @@ pub enum DeclaredFeature {
         #[serde(default = "half_life_days")]
         half_life_days: f32,
     },
-    /// A value of the request, the same for all candidates.
+    /// A value of the request, the same for all candidates: a number of the moment, or 1 if the viewer's value is one of
+    /// several, otherwise 0.
     Context {
         name: String,
         field: ContextField,
         /// Added to UTC.
         #[serde(default)]
         utc_offset_hours: f32,
+        /// Values of a field of the viewer.
+        #[serde(default)]
+        values: Vec<String>,
     },
+    /// How much more often the item was chosen by users with the viewer's value of a field than by others, as of the
+    /// training.
+    ContextAffinity { name: String, field: ContextField },
 }
 
 /// A field of the request.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ContextField {
     /// 0 to 23.
     Hour,
     /// 0 (Monday) to 6.
     Weekday,
+    /// The name of the viewer's platform.
+    Platform,
+    /// The code of the viewer's country, in upper case.
+    Region,
+    /// The language of the viewer's locale, in lower case.
+    Language,
 }
 
 fn half_life_days() -> f32 {
@@ -98,7 +115,7 @@ impl DeclaredFeature {
     pub fn name(&self) -> &str {
         match self {
             Self::Number { name, .. } | Self::Match { name, .. } => name,
-            Self::Affinity { name, .. } | Self::Context { name, .. } => name,
+            Self::Affinity { name, .. } | Self::Context { name, .. } | Self::ContextAffinity { name, .. } => name,
         }
     }
 
@@ -108,7 +125,17 @@ impl DeclaredFeature {
             Self::Number { field, .. } => Some(PreparedField::Number(field.clone())),
             Self::Match { filter, .. } => Some(PreparedField::Match(filter.clone())),
             Self::Affinity { field, .. } => Some(PreparedField::Labels(field.clone())),
-            Self::Context { .. } => None,
+            Self::Context { .. } | Self::ContextAffinity { .. } => None,
+        }
+    }
+
+    /// Returns the field of the viewer that the feature reads, if any.
+    pub fn viewer_field(&self) -> Option<ContextField> {
+        match self {
+            Self::Context { field, .. } | Self::ContextAffinity { field, .. } => {
+                Some(*field).filter(|field| field.is_of_viewer())
+            }
+            _ => None,
         }
     }
 
@@ -162,7 +189,30 @@ impl DeclaredFeature {
                 }
                 within("half_life_days", *half_life_days, HALF_LIFE_DAYS)
             }
-            Self::Context { utc_offset_hours, .. } => within("utc_offset_hours", *utc_offset_hours, UTC_OFFSET_HOURS),
+            Self::Context { field, utc_offset_hours, values, .. } if field.is_of_viewer() => {
+                if *utc_offset_hours != 0.0 {
+                    return Err(format!("utc_offset_hours is of the fields hour and weekday, not of {}", field.name()));
+                }
+                if values.is_empty() {
+                    return Err(format!(
+                        "values is missing: the feature is 1 if the viewer's {} is one of them, otherwise 0",
+                        field.name()
+                    ));
+                }
+                values.iter().try_for_each(|value| field.check_value(value))
+            }
+            Self::Context { field, utc_offset_hours, values, .. } => match values.is_empty() {
+                true => within("utc_offset_hours", *utc_offset_hours, UTC_OFFSET_HOURS),
+                false => Err(format!("values is of the fields platform, region and language, not of {}", field.name())),
+            },
+            Self::ContextAffinity { field, .. } => match field.is_of_viewer() {
+                true => Ok(()),
+                false => Err(format!(
+                    "{} is not known of the viewer; the fields of kind context_affinity are platform, region and \
+                     language",
+                    field.name()
+                )),
+            },
         }
     }
 }
@@ -254,6 +304,20 @@ impl FeatureSchema {
         self.declared.iter().filter_map(DeclaredFeature::prepared)
     }
 
+    /// Returns the fields whose counts the features of kind `context_affinity` need, each once, in the order of the
+    /// schema.
+    pub fn counted_fields(&self) -> Vec<ContextField> {
+        let mut fields: Vec<ContextField> = Vec::new();
+        for feature in &self.declared {
+            if let DeclaredFeature::ContextAffinity { field, .. } = feature
+                && !fields.contains(field)
+            {
+                fields.push(*field);
+            }
+        }
+        fields
+    }
+
     /// Identifies the definitions of all features. A bundle that was trained with other ones is refused.
     pub fn hash(&self) -> String {
         let mut hash = Sha256::new();
@@ -273,8 +337,10 @@ impl FeatureSchema {
         catalog: &Catalog,
         now: UnixMillis,
     ) -> Vec<Affinity> {
-        let is_prepared = |feature: &&DeclaredFeature| !matches!(feature, DeclaredFeature::Context { .. });
-        let prepared = self.declared.iter().filter(is_prepared).enumerate();
+        let is_of_request = |feature: &DeclaredFeature| {
+            matches!(feature, DeclaredFeature::Context { .. } | DeclaredFeature::ContextAffinity { .. })
+        };
+        let prepared = self.declared.iter().filter(|feature| !is_of_request(feature)).enumerate();
         let of = |(prepared, feature): (usize, &DeclaredFeature)| match feature {
             DeclaredFeature::Affinity { half_life_days, .. } => {
                 Some(Affinity::new(history, refunds, catalog, (prepared, *half_life_days), now))
@@ -288,9 +354,10 @@ impl FeatureSchema {
     pub(super) fn append_declared(
         &self,
         out: &mut Vec<f32>,
+        context: &FeatureContext,
         prepared: &[PreparedValue],
         affinities: &[Affinity],
-        now: UnixMillis,
+        key: ItemKey,
     ) {
         let (mut prepared, mut affinities) = (prepared.iter(), affinities.iter());
         let number = |value: Option<&PreparedValue>| match value {
@@ -308,7 +375,16 @@ impl FeatureSchema {
                     let value = prepared.next();
                     affinities.next().map_or(0.0, |affinity| affinity.share(value))
                 }
-                DeclaredFeature::Context { field, utc_offset_hours, .. } => field.at(now, *utc_offset_hours),
+                DeclaredFeature::Context { field, values, .. } if field.is_of_viewer() => {
+                    let is_one =
+                        field.value_of(context.viewer).is_some_and(|value| values.iter().any(|of| of == value));
+                    f32::from(u8::from(is_one))
+                }
+                DeclaredFeature::Context { field, utc_offset_hours, .. } => field.at(context.now, *utc_offset_hours),
+                DeclaredFeature::ContextAffinity { field, .. } => {
+                    let affinity = context.context_counts.affinity(*field, context.viewer);
+                    affinity.map_or(0.0, |affinity| affinity.of(key))
+                }
             });
         }
     }
@@ -322,7 +398,49 @@ impl ContextField {
             Self::Hour => (local.rem_euclid(UnixMillis::DAY) / HOUR) as f32,
             // 1970 began on a Thursday.
             Self::Weekday => (local.div_euclid(UnixMillis::DAY) + 3).rem_euclid(7) as f32,
+            Self::Platform | Self::Region | Self::Language => 0.0,
         }
+    }
+
+    /// Returns the name in declarations.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Hour => "hour",
+            Self::Weekday => "weekday",
+            Self::Platform => "platform",
+            Self::Region => "region",
+            Self::Language => "language",
+        }
+    }
+
+    /// Returns whether the viewer of a request has the field; otherwise it is one of the moment.
+    fn is_of_viewer(self) -> bool {
+        matches!(self, Self::Platform | Self::Region | Self::Language)
+    }
+
+    /// Returns the viewer's value; none if it is unknown, and for a field of the moment.
+    pub fn value_of(self, viewer: &ViewerContext) -> Option<&str> {
+        match self {
+            Self::Hour | Self::Weekday => None,
+            Self::Platform => viewer.platform.map(Platform::name),
+            Self::Region => viewer.region.as_ref().map(Region::as_str),
+            Self::Language => viewer.locale.as_ref().map(Locale::language),
+        }
+    }
+
+    /// Checks that viewers can have a value.
+    fn check_value(self, value: &str) -> Result<(), String> {
+        let is_known = match self {
+            Self::Platform => Platform::from_name(value).is_some(),
+            Self::Region => Region::parse(value).is_some_and(|region| region.as_str() == value),
+            _ => Locale::parse(value).is_some_and(|locale| locale.language() == value),
+        };
+        let meaning = match self {
+            Self::Platform => format!("a platform: {}", Platform::ALL.map(Platform::name).join(", ")),
+            Self::Region => "an ISO 3166-1 code in upper case, such as GB".to_owned(),
+            _ => "the language of a BCP 47 tag in lower case, such as en".to_owned(),
+        };
+        is_known.then_some(()).ok_or_else(|| format!("values has `{value}`, which is not {meaning}"))
     }
 }
 
@@ -362,11 +480,26 @@ mod tests {
             kind = "context"
             field = "hour"
             utc_offset_hours = 5.5
+
+            [[feature]]
+            name = "in_app"
+            kind = "context"
+            field = "platform"
+            values = ["ios", "android"]
+
+            [[feature]]
+            name = "region_affinity"
+            kind = "context_affinity"
+            field = "region"
             "#,
         )
         .unwrap();
-        assert_eq!(schema.names()[FEATURES.len()..], ["rating", "is_acme", "brand_affinity", "hour"]);
-        assert_eq!((schema.column_count(), schema.prepared().count()), (FEATURES.len() + 4, 3));
+        assert_eq!(
+            schema.names()[FEATURES.len()..],
+            ["rating", "is_acme", "brand_affinity", "hour", "in_app", "region_affinity"]
+        );
+        assert_eq!((schema.column_count(), schema.prepared().count()), (FEATURES.len() + 6, 3));
+        assert_eq!(schema.counted_fields(), [ContextField::Region]);
         let json = serde_json::to_string(&schema).unwrap();
         let again: FeatureSchema = serde_json::from_str(&json).unwrap();
         assert_eq!((&again, again.hash()), (&schema, schema.hash()));
@@ -387,7 +520,17 @@ mod tests {
                 ["`x`", "half_life_days is 0"],
             ),
             ("name = \"x\"\nkind = \"match\"\nfilter = \"price <\"", ["`x`", "at character 7"]),
-            ("name = \"x\"\nkind = \"context\"\nfield = \"region\"", ["`x`", "weekday"]),
+            ("name = \"x\"\nkind = \"context\"\nfield = \"city\"", ["`x`", "weekday"]),
+            ("name = \"x\"\nkind = \"context\"\nfield = \"region\"", ["`x`", "values is missing"]),
+            ("name = \"x\"\nkind = \"context\"\nfield = \"region\"\nvalues = [\"gb\"]", ["`gb`", "upper case"]),
+            ("name = \"x\"\nkind = \"context\"\nfield = \"platform\"\nvalues = [\"tv\"]", ["`tv`", "mobile_web"]),
+            ("name = \"x\"\nkind = \"context\"\nfield = \"language\"\nvalues = [\"en-GB\"]", ["`en-GB`", "language"]),
+            ("name = \"x\"\nkind = \"context\"\nfield = \"hour\"\nvalues = [\"7\"]", ["`x`", "not of hour"]),
+            (
+                "name = \"x\"\nkind = \"context\"\nfield = \"platform\"\nvalues = [\"ios\"]\nutc_offset_hours = 1",
+                ["utc_offset_hours", "not of platform"],
+            ),
+            ("name = \"x\"\nkind = \"context_affinity\"\nfield = \"hour\"", ["`x`", "platform, region and language"]),
             ("name = \"x\"\nkind = \"magic\"", ["`x`", "affinity"]),
             ("name = \"x\"\nkind = \"number\"\nfield = \"price\"\nlogarithm = true", ["`x`", "logarithm"]),
             ("name = \"x\"\nkind = \"number\"\nfield = \"price\"\nmissing = nan", ["`x`", "missing is NaN"]),

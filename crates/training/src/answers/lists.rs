@@ -26,8 +26,7 @@ pub(crate) fn shown_list(
     if !answer.has_interaction() {
         return None;
     }
-    let viewer =
-        Viewer { user: answer.user.clone(), visitor: None, session: String::new(), locale: String::new(), platform: 0 };
+    let viewer = Viewer { context: answer.context.clone(), ..Viewer::of_user(answer.user.clone()) };
     let (catalog, options) = (generation.catalog.load_full(), Options::default());
     let mut context = RequestContext::new(generation, &catalog, &viewer, &options, answer.at);
     let request = answer.query.as_deref().map_or(ListRequest::ForYou, ListRequest::Search);

@@ -5,6 +5,7 @@ use ahash::AHashMap;
 use lodestone_core::{
     ids::{ItemId, Row, UserId},
     units::UnixMillis,
+    viewer::ViewerContext,
 };
 use lodestone_dataset::AnswerTokens;
 use lodestone_events::{Event, EventKind};
@@ -26,6 +27,7 @@ const WINDOW_MS: i64 = UnixMillis::DAY;
 pub(crate) struct ShownAnswer {
     id: AnswerId,
     pub user: UserId,
+    pub context: ViewerContext,
     /// The time of the answer; that of its first event, if this is earlier because the clocks differ.
     pub at: UnixMillis,
     /// None: a recommendation.
@@ -252,7 +254,10 @@ fn shown_answer(record: &AnswerRecord, row_of: &AHashMap<ItemId, u32>) -> Result
     }
     match slots.is_empty() && !record.slots.iter().all(|slot| slot.is_pinned) {
         true => Err(Unusable::UnknownItems),
-        false => Ok(ShownAnswer { id, user, at: UnixMillis(record.at_ms), query, slots }),
+        false => {
+            let (_, context) = record.viewer();
+            Ok(ShownAnswer { id, user, context, at: UnixMillis(record.at_ms), query, slots })
+        }
     }
 }
 

@@ -126,6 +126,7 @@ pub(crate) fn decayed(bought: UnixMillis, at: UnixMillis, half_life_days: f32) -
 #[cfg(test)]
 pub(super) mod tests {
     use super::*;
+    use crate::replay::Session;
     use lodestone_events::EventKind;
 
     pub(in crate::baselines) fn user(name: &str) -> UserId {
@@ -139,7 +140,7 @@ pub(super) mod tests {
     /// A purchase of `name`, or of a guest if it is empty.
     pub(in crate::baselines) fn bought(name: &str, days: f64, rows: &[u32]) -> Interaction {
         let user = (!name.is_empty()).then(|| user(name));
-        Interaction { user, at: day(days), kind: EventKind::Purchase, rows: rows.to_vec() }
+        Interaction { user, session: Session::UNKNOWN, at: day(days), kind: EventKind::Purchase, rows: rows.to_vec() }
     }
 
     #[test]

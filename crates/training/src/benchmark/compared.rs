@@ -8,7 +8,7 @@ use crate::{
     baselines::{Case, Shop, StateUntil, Subtask, SubtaskScores, TUNED, ranking_scores, tuned_baselines},
     comparison::{Comparison, Scored, Settings, Task},
     evaluate::EvaluateOptions,
-    replay::{Interaction, interactions, sampled},
+    replay::{Interaction, Session, interactions, sampled},
 };
 use ahash::AHashMap;
 use lodestone_core::{
@@ -42,6 +42,7 @@ pub(super) fn compare(
         if protocol.steps == Steps::OfSessions {
             known.extend(query.context.iter().rev().enumerate().map(|(age, row)| Interaction {
                 user: Some(user.clone()),
+                session: Session::UNKNOWN,
                 at: UnixMillis(protocol.at.0 - (age as i64 + 1) * STEP),
                 kind: protocol.kind,
                 rows: vec![*row],

@@ -124,8 +124,7 @@ fn request(query: &Query, protocol: &Protocol) -> PlannedRequest {
         exclude: query.excluded.iter().map(|row| protocol.items[*row as usize].id.clone()).collect(),
         ..Options::default()
     };
-    let viewer =
-        Viewer { user: query.user.clone(), visitor: None, session: String::new(), locale: String::new(), platform: 0 };
+    let viewer = Viewer::of_user(query.user.clone());
     let request = RankingRequest::Recommend(RecommendRequest {
         viewer,
         kind: RecommendKind::ForYou,

@@ -8,6 +8,7 @@ use super::{
 use lodestone_core::{
     ids::{ItemId, UserId},
     units::{Quantity, UnixMillis},
+    viewer::ViewerContext,
 };
 use lodestone_dataset::DatasetEvent;
 use lodestone_events::EventKind;
@@ -164,6 +165,7 @@ pub fn dataset_events(visits: &[Visit], shop: &Shop, start: UnixMillis) -> Vec<D
                 event_id: format!("h{visit_number}-{index}"),
                 user: UserId::signed_in(&visit.shopper).ok(),
                 session: format!("h{visit_number}"),
+                context: ViewerContext::default(),
                 kind: action.kind,
                 at: action.at,
                 item: product.and_then(|product| ItemId::parse(&id_of(product)).ok()),
