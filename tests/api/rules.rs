@@ -42,6 +42,10 @@ fn exact(text: &str) -> Option<proto::RuleCondition> {
     Some(proto::RuleCondition { queries, ..Default::default() })
 }
 
+fn in_category(name: &str) -> Option<proto::RuleCondition> {
+    Some(proto::RuleCondition { categories: vec![name.to_owned()], ..Default::default() })
+}
+
 fn pin(item: &str, rank: i32) -> Action {
     Action::Pin(proto::Pin { item_id: item.to_owned(), rank })
 }
@@ -552,7 +556,7 @@ async fn an_invalid_rule_is_refused_with_field_value_and_limit() {
         ("rule.actions[1].pin.rank", "is 3, the rank of actions[0]; a rank takes one pin"),
         ("rule.actions[2].pin.item_id", "is `i1`, the item of actions[0]; an item takes one pin"),
         ("rule.actions[2].pin.rank", "is 0; it must be within 1 and 200"),
-        ("rule.actions[3].boost.factor", "is 0; it must be above 0 and at most 100"),
+        ("rule.actions[3].boost.factor", "is 0; it must be within 0.000001 and 100"),
         ("rule.actions[3].boost.filter", "at character 0: unknown field colour"),
         ("rule.actions[4].bury", "is empty; it must select items"),
         ("rule.actions[5].hide", "at character 7"),
@@ -582,6 +586,10 @@ async fn an_invalid_rule_is_refused_with_field_value_and_limit() {
         (rule("r", None, vec![Action::Hide(text("colour = \"red\""))]), "rule.actions[0].hide"),
         (rule("r", None, vec![Action::RedirectUrl(text("sale"))]), "rule.actions[0].redirect_url"),
         (rule("r", exact("x"), vec![Action::ReplaceQuery(String::new())]), "rule.actions[0].replace_query"),
+        (rule("r", exact("x"), vec![Action::ReplaceQuery(text("!?!"))]), "rule.actions[0].replace_query"),
+        (rule("r", None, vec![boost("in_stock", 1e-50)]), "rule.actions[0].boost.factor"),
+        (rule("r", in_category(">"), vec![boost("in_stock", 2.0)]), "rule.condition.categories[0]"),
+        (rule("r", in_category("Home > "), vec![boost("in_stock", 2.0)]), "rule.condition.categories[0]"),
     ] {
         let refused = violations(&try_create(&server, rule.clone()).await.unwrap_err());
         assert_eq!(refused.iter().map(|(field, _)| &field[..]).collect::<Vec<_>>(), [field], "{refused:?}");
@@ -595,7 +603,68 @@ async fn an_invalid_rule_is_refused_with_field_value_and_limit() {
     // A nested repetition that would backtrack in other engines takes linear time here.
     let evil = proto::RuleCondition { queries: vec![query(Kind::Regex(text("^(a+)+$")))], ..Default::default() };
     create(&server, rule("evil", Some(evil), vec![pin("i1", 1)])).await;
-    assert!(applied_to(&server, request(&format!("{}!", "a".repeat(900)))).await.is_empty());
+    assert!(applied_to(&server, request(&format!("{}!", "a".repeat(199)))).await.is_empty());
+    assert_eq!(applied_to(&server, request(&"a".repeat(200))).await, ["evil"]);
+    assert!(applied_to(&server, request(&"a".repeat(201))).await.is_empty(), "longer queries are not compared");
+    server.end().await;
+}
+
+/// Rules that are each within their limits must not make answers slow or too long to be received.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn rules_that_apply_together_have_limits() {
+    let shop = Shop::new();
+    let server = GrpcServer::start(shop.open(HealthBounds::default())).await;
+    for number in 0..13 {
+        let hide = (0..20).map(|at| Action::Hide(format!("price = {}", 1_000_000 + number * 20 + at)));
+        create(&server, rule(&format!("hide-{number:02}"), None, hide.collect())).await;
+        let banners = (0..20).map(|_| Action::Banner("杯".repeat(10_000)));
+        create(&server, rule(&format!("tell-{number:02}"), None, banners.collect())).await;
+    }
+    let response = search(&server, "mug").await;
+    assert!(!response.results.is_empty());
+    let info = response.info.unwrap();
+    let used = |prefix: &str| {
+        let rules = info.applied_rules.iter().filter(|rule| rule.rule_id.starts_with(prefix));
+        rules.map(|rule| 20 - rule.unused_actions.len()).sum::<usize>()
+    };
+    // 200 filters, and banners of 30,000 bytes each within 256 KiB.
+    assert_eq!((used("hide"), used("tell"), info.banners.len()), (200, 8, 8));
+    delete_all(&server).await;
+
+    // Fewer than 500 of these expressions have 1 MiB when compiled.
+    let classes = |prefix: &str| proto::RuleCondition {
+        queries: (0..50).map(|at| query(Kind::Regex(format!("{prefix}{at}[a-z ]{{80}}x")))).collect(),
+        ..Default::default()
+    };
+    let mut refused = Vec::new();
+    for number in 0..10 {
+        let condition = Some(classes(&format!("r{number}")));
+        if let Err(status) = try_create(&server, rule(&format!("r{number}"), condition, vec![pin("i1", 1)])).await {
+            refused = violations(&status);
+            break;
+        }
+    }
+    let [(field, description)] = &refused[..] else { panic!("{refused:?}") };
+    assert_eq!(field, "rule.condition.queries");
+    assert!(description.contains("more than 1048576 bytes when compiled"), "{description}");
+
+    let set = |number: usize| {
+        let terms: Vec<String> = (0..63).map(|at| format!("word{number}n{at}")).chain(["heart".to_owned()]).collect();
+        synonym_set(&format!("s{number}"), &terms.iter().map(String::as_str).collect::<Vec<_>>(), &[])
+    };
+    let put = async |set: proto::SynonymSet| {
+        let request = proto::CreateSynonymSetRequest { synonym_set: Some(set) };
+        synonyms(&server).create_synonym_set(request).await
+    };
+    for number in 0..4 {
+        put(set(number)).await.unwrap();
+    }
+    let refused = violations(&put(set(4)).await.unwrap_err());
+    let description = "`heart` would have 320 meanings in all; the limit is 256";
+    assert_eq!(refused, [("synonym_set.synonyms.terms".to_owned(), description.to_owned())]);
+    // A set does not count twice when it is replaced.
+    let request = proto::UpdateSynonymSetRequest { synonym_set: Some(set(3)) };
+    synonyms(&server).update_synonym_set(request).await.unwrap();
     server.end().await;
 }
 

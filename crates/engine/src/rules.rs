@@ -6,7 +6,10 @@ use crate::{
 };
 use lodestone_core::units::UnixMillis;
 use lodestone_events::Change;
-use lodestone_rules::{CompiledRule, CompiledSynonyms, EntryKind, Rule, RuleChange, RuleSnapshot, SynonymSet, limits};
+use lodestone_rules::{
+    CompiledRule, CompiledSynonyms, EntryKind, RegexLimit, Rule, RuleChange, RuleProblem, RuleSnapshot, SynonymSet,
+    limits,
+};
 use prost_types::Timestamp;
 use std::{
     collections::BTreeMap,
@@ -44,12 +47,19 @@ impl Engine {
             let rule = Rule { create_time, update_time: Some(now), etag: String::new(), ..rule };
             let named = rule.condition.as_ref().map_or(&[][..], |condition| &condition.serving_configs);
             serving::checked(EntryKind::Rule, self.named_config_problems(named))?;
-            let regex_count = CompiledRule::new(rule.clone()).map_or(0, |rule| rule.regex_count());
-            let count = rules.regex_count_without(&rule.rule_id) + regex_count;
-            if regex_count > 0 && count > limits::REGEXES {
-                return Err(RuleError::TooManyRegexes { count, limit: limits::REGEXES });
+            let compiled = CompiledRule::new(rule.clone());
+            match compiled.map_or(Ok(()), |compiled| rules.check_regexes(&compiled)) {
+                Ok(()) => Ok(RuleChange::PutRule(rule)),
+                Err(RegexLimit::Count(count)) => Err(RuleError::TooManyRegexes { count, limit: limits::REGEXES }),
+                Err(RegexLimit::Bytes) => {
+                    let description = format!(
+                        "the regular expressions of all rules would have more than {} bytes when compiled; use fewer \
+                         repetitions and classes such as \\w",
+                        limits::REGEX_SET_BYTES
+                    );
+                    Err(invalid(EntryKind::Rule, "condition.queries", description))
+                }
             }
-            Ok(RuleChange::PutRule(rule))
         };
         let (rules, position) = self.write_rules(change).await?;
         let written = rules.rules.get(&id).cloned();
@@ -70,6 +80,11 @@ impl Engine {
             let target = Target { kind: EntryKind::SynonymSet, id: &set.synonym_set_id, count };
             target.check(known.map(|known| known.etag.as_str()), &mode)?;
             let create_time = known.map_or(Some(now), |known| known.create_time);
+            let replaced = rules.synonym_sets.get(&set.synonym_set_id).map(|known| &known.terms);
+            if let Ok(compiled) = CompiledSynonyms::new(set.clone()) {
+                let checked = rules.synonyms.check_meanings(&compiled.terms, replaced);
+                checked.map_err(|problem| invalid(EntryKind::SynonymSet, "synonyms.terms", problem.to_string()))?;
+            }
             Ok(RuleChange::PutSynonyms(SynonymSet { create_time, update_time: Some(now), etag: String::new(), ..set }))
         };
         let (rules, position) = self.write_rules(change).await?;
@@ -150,6 +165,11 @@ impl Engine {
         let written = written.await.map_err(|error| EngineError::Internal(error.to_string()))?;
         written.map_err(EngineError::Log)
     }
+}
+
+/// Returns the error of a field that does not fit the other entries.
+fn invalid(kind: EntryKind, field: &str, description: String) -> RuleError {
+    RuleError::Invalid { kind, problems: vec![RuleProblem { field: field.to_owned(), description }] }
 }
 
 /// The entry that a write is about.

@@ -17,6 +17,10 @@ use std::{
 pub const RULE_BOOSTS_MAX: usize = 44;
 /// Pins of rules that apply to one request.
 pub const RULE_PINS_MAX: usize = 100;
+/// Filters of rules, also those of hidden items, that apply to one request.
+pub const RULE_FILTERS_MAX: usize = 200;
+/// Bytes of the banners of an answer, which a client must be able to receive with its results.
+pub const RULE_BANNER_BYTES_MAX: usize = 256 << 10;
 
 /// A request after its rules.
 pub struct RuledRequest<'a> {
@@ -35,6 +39,8 @@ pub struct RuleEffects {
     pub applied: Vec<AppliedRule>,
     /// The items that the rules leave. Unlike the filter of the request, facets never count others.
     pub filter: Option<Filter>,
+    /// At most [`RULE_FILTERS_MAX`] are joined in `filter`.
+    filter_count: usize,
     /// Those of the rules, and those of all requests.
     pub synonyms: Vec<Arc<Synonyms>>,
     /// The query that replaces the one that was sent.
@@ -140,7 +146,9 @@ impl<'a> RuledRequest<'a> {
                 }
                 has_room
             }
+            Action::Restrict(_) if effects.filter_count == RULE_FILTERS_MAX => false,
             Action::Restrict(filter) => {
+                effects.filter_count += 1;
                 effects.filter = Some(match effects.filter.take() {
                     Some(others) => others.and(filter.clone()),
                     None => filter.clone(),
@@ -155,8 +163,12 @@ impl<'a> RuledRequest<'a> {
                 is_first
             }
             Action::Banner(payload) => {
-                effects.banners.push(RuleBanner { rule_id: rule.id().to_owned(), payload: payload.clone() });
-                true
+                let bytes: usize = effects.banners.iter().map(|banner| banner.payload.len()).sum();
+                let has_room = bytes + payload.len() <= RULE_BANNER_BYTES_MAX;
+                if has_room {
+                    effects.banners.push(RuleBanner { rule_id: rule.id().to_owned(), payload: payload.clone() });
+                }
+                has_room
             }
             Action::ReplaceQuery(query) => {
                 let is_first = effects.replaced_query.is_none();

@@ -23,6 +23,11 @@ pub mod limits {
     pub const REGEX_CHARS: usize = 500;
     /// Bytes of a compiled regular expression.
     pub const REGEX_BYTES: usize = 256 << 10;
+    /// Bytes of all regular expressions together when compiled. The time of a query is at most proportional to them and to
+    /// its length.
+    pub const REGEX_SET_BYTES: usize = 1 << 20;
+    /// Characters of the longest query that is compared with regular expressions.
+    pub const REGEX_QUERY_CHARS: usize = 200;
     /// Groups and repetitions of a regular expression that may be nested.
     pub const REGEX_DEPTH: u32 = 50;
     pub const TITLE_CHARS: usize = 200;
@@ -39,8 +44,8 @@ pub mod limits {
     pub const QUERY_CHARS: usize = 1000;
     /// The last rank of a pin.
     pub const RANK: i32 = 200;
-    /// The greatest factor of a boost.
-    pub const FACTOR: f64 = 100.0;
+    /// The factor of a boost. Far below the least it would be 0 as a number of 32 bits.
+    pub const FACTOR: std::ops::RangeInclusive<f64> = 1e-6..=100.0;
     /// The factor of buried items.
     pub const BURY_FACTOR: f32 = 0.01;
     /// The last number of `lodestone.v1.Platform`.
@@ -122,7 +127,7 @@ pub enum Action {
 pub struct CompiledSynonyms {
     /// With its etag.
     pub set: SynonymSet,
-    pub(crate) terms: Terms,
+    pub terms: Arc<Terms>,
 }
 
 /// Collects mistakes.
@@ -280,9 +285,12 @@ impl CompiledRule {
         self.rule.condition.as_ref().map_or(&[], |condition| &condition.serving_configs)
     }
 
-    /// Returns the number of its regular expressions.
-    pub fn regex_count(&self) -> usize {
-        self.queries.iter().filter(|query| matches!(query, QueryTest::Regex(_))).count()
+    /// Returns its regular expressions.
+    pub(crate) fn regexes(&self) -> impl Iterator<Item = &str> {
+        self.queries.iter().filter_map(|query| match query {
+            QueryTest::Regex(pattern) => Some(pattern.as_str()),
+            _ => None,
+        })
     }
 }
 
@@ -339,7 +347,13 @@ fn regex(pattern: &str) -> Result<(), String> {
 fn categories(problems: &mut Problems, names: &[String]) -> Vec<String> {
     problems.count("condition.categories", names.len(), limits::CONDITIONS);
     for (index, name) in names.iter().take(limits::CONDITIONS).enumerate() {
-        problems.normal(format_args!("condition.categories[{index}]"), name, limits::CONDITION_CHARS);
+        let field = format!("condition.categories[{index}]");
+        let before = problems.0.len();
+        problems.normal(&field, name, limits::CONDITION_CHARS);
+        if problems.0.len() == before && name.split('>').any(|level| normalize(level).is_empty()) {
+            let description = format!("`{}` has an empty level; single `>` separate levels", shortened(name));
+            problems.add(&field, description);
+        }
     }
     names.iter().take(limits::CONDITIONS).map(|name| path_normal(name)).collect()
 }
@@ -440,8 +454,8 @@ fn action(problems: &mut Problems, field: &str, kind: &RuleActionKind) -> Option
             Action::Pin { item: item?, rank: pin.rank.max(1) as usize }
         }
         RuleActionKind::Boost(boost) => {
-            if !(boost.factor > 0.0 && boost.factor <= limits::FACTOR) {
-                let description = format!("is {}; it must be above 0 and at most {}", boost.factor, limits::FACTOR);
+            if !limits::FACTOR.contains(&boost.factor) {
+                let description = format!("is {}; it must be within 0.000001 and 100", boost.factor);
                 problems.add(format_args!("{field}.factor"), description);
             }
             let filter = problems.filter(format_args!("{field}.filter"), &boost.filter)?;
@@ -465,12 +479,12 @@ fn action(problems: &mut Problems, field: &str, kind: &RuleActionKind) -> Option
             Action::Banner(payload.clone())
         }
         RuleActionKind::ReplaceQuery(query) => {
-            problems.text(field, query, limits::QUERY_CHARS);
+            problems.normal(field, query, limits::QUERY_CHARS);
             Action::ReplaceQuery(query.clone())
         }
         RuleActionKind::AddSynonyms(synonyms) => {
             let terms = terms(problems, field, synonyms)?;
-            Action::AddSynonyms(Arc::new(Synonyms::of([&terms])))
+            Action::AddSynonyms(Arc::new(Synonyms::of([&Arc::new(terms)])))
         }
     })
 }
@@ -501,7 +515,7 @@ impl CompiledSynonyms {
             Some(terms) => {
                 set.etag.clear();
                 set.etag = etag(&set);
-                Ok(Self { set, terms })
+                Ok(Self { set, terms: Arc::new(terms) })
             }
         }
     }

@@ -49,11 +49,24 @@ impl CompiledRule {
             QueryTest::Contains(text) => {
                 query.match_indices(text.as_str()).any(|(at, found)| is_whole(query, at, at + found.len()))
             }
-            QueryTest::Regex(pattern) => regex::Regex::new(pattern).is_ok_and(|regex| regex.is_match(query)),
+            QueryTest::Regex(pattern) => {
+                is_short(query) && regex::Regex::new(pattern).is_ok_and(|regex| regex.is_match(query))
+            }
         };
         let has_query = || facts.query.is_some_and(|query| self.queries.iter().any(|test| holds(test, query)));
         (self.queries.is_empty() || has_query()) && self.applies_except_query(facts)
     }
+}
+
+/// Returns whether a query is compared with regular expressions.
+fn is_short(query: &str) -> bool {
+    query.chars().nth(limits::REGEX_QUERY_CHARS).is_none()
+}
+
+/// Checks that expressions, which are each within their limit, are within [`limits::REGEX_SET_BYTES`].
+pub(crate) fn check_regex_bytes(patterns: &[&str]) -> Result<(), regex::Error> {
+    let mut builder = RegexSetBuilder::new(patterns);
+    builder.size_limit(limits::REGEX_SET_BYTES).nest_limit(limits::REGEX_DEPTH).build().map(drop)
 }
 
 /// Returns whether a part of a text begins and ends at word boundaries.
@@ -151,7 +164,7 @@ impl ConditionIndex {
                 let whole = matches.filter(|found| is_whole(query, found.start(), found.end()));
                 whole.for_each(|found| add(rules.get(found.pattern().as_usize())));
             }
-            if let Some(Regexes { set, rules, .. }) = &self.regexes {
+            if let Some(Regexes { set, rules, .. }) = self.regexes.as_ref().filter(|_| is_short(query)) {
                 set.matches(query).into_iter().for_each(|pattern| add(rules.get(pattern)));
             }
         }
@@ -219,7 +232,7 @@ impl Regexes {
             return Ok(Some(Self { patterns, set, rules }));
         }
         let mut builder = RegexSetBuilder::new(&patterns);
-        // Each expression is within its own limit, so that their sum is.
+        // Writes check a smaller limit. A rule that the log has must not stop a replay.
         builder.size_limit(2 * limits::REGEXES * limits::REGEX_BYTES).nest_limit(limits::REGEX_DEPTH);
         let set = builder.build().map_err(|error| error.to_string())?;
         Ok(Some(Self { patterns: patterns.into(), set: Arc::new(set), rules }))

@@ -21,5 +21,5 @@ pub use data::{
     RuleRequestType, ServingConfig, SoldOut, SynonymSet, SynonymTerms,
 };
 pub use serving_config::CompiledServingConfig;
-pub use snapshot::RuleSnapshot;
+pub use snapshot::{RegexLimit, RuleSnapshot};
 pub use synonyms::{MergedSynonyms, ParseError as SynonymsParseError, Synonyms, SynonymsError, SynonymsProblem, Terms};

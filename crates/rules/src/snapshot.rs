@@ -1,7 +1,7 @@
 //! An immutable view of all rules, synonyms and serving configurations, of which a request loads one.
 use crate::{
     compiled::{CompiledRule, CompiledSynonyms, limits},
-    conditions::{ConditionIndex, RequestFacts},
+    conditions::{ConditionIndex, RequestFacts, check_regex_bytes},
     serving_config::CompiledServingConfig,
     synonyms::Synonyms,
 };
@@ -21,6 +21,15 @@ pub struct RuleSnapshot {
     pub(crate) index: ConditionIndex,
 }
 
+/// The limit that the regular expressions of all rules exceed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RegexLimit {
+    /// Their number is above [`limits::REGEXES`].
+    Count(usize),
+    /// They have more than [`limits::REGEX_SET_BYTES`] when compiled.
+    Bytes,
+}
+
 impl RuleSnapshot {
     /// Returns the rules that apply to a request, in their order; at most the first [`limits::APPLIED`].
     pub fn applying<'a>(&'a self, facts: &'a RequestFacts) -> impl Iterator<Item = &'a Arc<CompiledRule>> {
@@ -33,9 +42,18 @@ impl RuleSnapshot {
         self.ordered.is_empty()
     }
 
-    /// Returns the number of regular expressions in all rules but one.
-    pub fn regex_count_without(&self, id: &str) -> usize {
-        self.rules.values().filter(|rule| rule.id() != id).map(|rule| rule.regex_count()).sum()
+    /// Checks the regular expressions of all rules, with `new` in place of the rule with its id, against the limits of
+    /// all of them together.
+    pub fn check_regexes(&self, new: &CompiledRule) -> Result<(), RegexLimit> {
+        if new.regexes().next().is_none() {
+            return Ok(());
+        }
+        let others = self.rules.values().filter(|rule| rule.id() != new.id());
+        let all: Vec<&str> = others.flat_map(|rule| rule.regexes()).chain(new.regexes()).collect();
+        match all.len() {
+            count if count > limits::REGEXES => Err(RegexLimit::Count(count)),
+            _ => check_regex_bytes(&all).map_err(|_| RegexLimit::Bytes),
+        }
     }
 }
 

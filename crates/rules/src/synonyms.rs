@@ -1,5 +1,5 @@
 //! Synonyms of a shop; `docs/search.md` describes the file format.
-use ahash::AHashMap;
+use ahash::{AHashMap, AHashSet};
 use lodestone_core::text;
 use std::{
     fmt, fs, io,
@@ -15,12 +15,14 @@ const LINE_CHARS_MAX: usize = 10_000;
 const TERMS_MAX: usize = 64;
 /// Maximum words of a term.
 const TERM_WORDS_MAX: usize = 8;
+/// Maximum meanings of a term in all lines of a file, or in all sets of the API. A search has all of them as alternatives.
+const MEANINGS_MAX: usize = 256;
 
 /// The meanings of terms: the alternatives that are searched in place of a term.
 #[derive(Debug, Default, Clone)]
 pub struct Synonyms {
-    /// Meanings by the [`key`] of a term.
-    by_term: AHashMap<String, Vec<Vec<String>>>,
+    /// The sets with a term, by its [`key`].
+    by_term: AHashMap<String, Vec<Arc<Terms>>>,
     /// Upper bound of the number of words of the longest term.
     longest: usize,
 }
@@ -55,6 +57,8 @@ pub enum SynonymsProblem {
     NoWord(String),
     #[error("`{term}` has {words} words; the limit is {TERM_WORDS_MAX}")]
     TermTooLong { term: String, words: usize },
+    #[error("`{term}` would have {count} meanings in all; the limit is {MEANINGS_MAX}")]
+    TooManyMeanings { term: String, count: usize },
 }
 
 impl Synonyms {
@@ -86,10 +90,24 @@ impl Synonyms {
     }
 
     /// Returns the meanings of several sets of terms.
-    pub fn of<'a>(sets: impl IntoIterator<Item = &'a Terms>) -> Self {
+    pub fn of<'a>(sets: impl IntoIterator<Item = &'a Arc<Terms>>) -> Self {
         let mut synonyms = Self::default();
         sets.into_iter().for_each(|terms| synonyms.insert(terms));
         synonyms
+    }
+
+    /// Returns the error of a term that would have more than [`MEANINGS_MAX`] meanings with this set in place of
+    /// another one.
+    pub fn check_meanings(&self, terms: &Terms, replaced: Option<&Arc<Terms>>) -> Result<(), SynonymsProblem> {
+        for term in &terms.left {
+            let others = self.by_term.get(&key(term)).map_or(&[][..], Vec::as_slice);
+            let others = others.iter().filter(|other| replaced.is_none_or(|replaced| !Arc::ptr_eq(other, replaced)));
+            let count = others.map(|other| other.meaning_count()).sum::<usize>() + terms.meaning_count();
+            if count > MEANINGS_MAX {
+                return Err(SynonymsProblem::TooManyMeanings { term: term.join(" "), count });
+            }
+        }
+        Ok(())
     }
 
     fn add(&mut self, line: &str) -> Result<(), SynonymsProblem> {
@@ -106,22 +124,21 @@ impl Synonyms {
         if right.is_none() && left.len() < 2 {
             return Err(SynonymsProblem::SingleTerm);
         }
-        self.insert(&Terms { left, right });
+        let terms = Arc::new(Terms { left, right });
+        self.check_meanings(&terms, None)?;
+        self.insert(&terms);
         Ok(())
     }
 
-    fn insert(&mut self, Terms { left, right }: &Terms) {
-        for term in left {
+    fn insert(&mut self, terms: &Arc<Terms>) {
+        for term in &terms.left {
             // A CJK word may be split into its characters.
             let words = term.iter().map(|word| if word.starts_with(text::is_cjk) { word.chars().count() } else { 1 });
             self.longest = self.longest.max(words.sum());
-            let meanings = self.by_term.entry(key(term)).or_default();
-            // The typed term is the first alternative of its group.
-            let own = right.is_none().then_some(term);
-            for meaning in own.into_iter().chain(right.as_ref().unwrap_or(left)) {
-                if !meanings.contains(meaning) {
-                    meanings.push(meaning.clone());
-                }
+            let sets = self.by_term.entry(key(term)).or_default();
+            // A set may name a term twice.
+            if !sets.last().is_some_and(|last| Arc::ptr_eq(last, terms)) {
+                sets.push(terms.clone());
             }
         }
     }
@@ -130,8 +147,8 @@ impl Synonyms {
         self.by_term.is_empty()
     }
 
-    /// Returns the longest term at the start of `words`: its number of words, and its meanings, each a list of words.
-    pub fn longest_at(&self, words: &[&str]) -> Option<(usize, &[Vec<String>])> {
+    /// Returns the longest term at the start of `words`: its number of words, and the sets that have it.
+    fn longest_at(&self, words: &[&str]) -> Option<(usize, &[Arc<Terms>])> {
         let longest = words.len().min(self.longest);
         (1..=longest).rev().find_map(|count| Some((count, self.by_term.get(&key(&words[..count]))?.as_slice())))
     }
@@ -146,18 +163,16 @@ pub struct MergedSynonyms<'a> {
 
 impl MergedSynonyms<'_> {
     /// Returns the longest term at the start of `words` in any of them: its number of words, and its meanings in all of
-    /// them.
+    /// them, each a list of words; at most [`MEANINGS_MAX`].
     pub fn longest_at(&self, words: &[&str]) -> Option<(usize, Vec<Vec<String>>)> {
         let all = || self.others.iter().map(Arc::as_ref).chain([self.of_index]);
-        let found: Vec<(usize, &[Vec<String>])> = all().filter_map(|synonyms| synonyms.longest_at(words)).collect();
+        let found: Vec<(usize, &[Arc<Terms>])> = all().filter_map(|synonyms| synonyms.longest_at(words)).collect();
         let longest = found.iter().map(|(count, _)| *count).max()?;
-        let mut merged: Vec<Vec<String>> = Vec::new();
-        for meaning in found.iter().filter(|(count, _)| *count == longest).flat_map(|(_, meanings)| *meanings) {
-            if !merged.contains(meaning) {
-                merged.push(meaning.clone());
-            }
-        }
-        Some((longest, merged))
+        let term = key(&words[..longest]);
+        let sets = found.iter().filter(|(count, _)| *count == longest).flat_map(|(_, sets)| *sets);
+        let mut seen = AHashSet::new();
+        let meanings = sets.flat_map(|set| set.meanings(&term)).filter(|meaning| seen.insert(*meaning));
+        Some((longest, meanings.take(MEANINGS_MAX).cloned().collect()))
     }
 }
 
@@ -188,6 +203,18 @@ impl fmt::Display for TermAt {
 }
 
 impl Terms {
+    /// Number of meanings of each term; a meaning that is named twice counts twice.
+    fn meaning_count(&self) -> usize {
+        self.right.as_ref().unwrap_or(&self.left).len()
+    }
+
+    /// Returns the meanings of the term with this [`key`].
+    fn meanings<'a>(&'a self, term: &str) -> impl Iterator<Item = &'a Vec<String>> {
+        // The typed term is the first alternative of its group.
+        let own = self.left.iter().find(|other| self.right.is_none() && key(other) == term);
+        own.into_iter().chain(self.right.as_ref().unwrap_or(&self.left))
+    }
+
     /// Parses terms and their replacements. Returns all mistakes.
     pub fn parse(terms: &[String], replacements: &[String]) -> Result<Self, Vec<(TermAt, SynonymsProblem)>> {
         let mut problems = Vec::new();
@@ -278,7 +305,7 @@ mod tests {
     use super::*;
 
     fn longest_at(synonyms: &Synonyms, words: &[&str]) -> Option<(usize, Vec<String>)> {
-        let (count, meanings) = synonyms.longest_at(words)?;
+        let (count, meanings) = MergedSynonyms { of_index: synonyms, others: &[] }.longest_at(words)?;
         Some((count, meanings.iter().map(|words| words.join(" ")).collect()))
     }
 
@@ -339,6 +366,15 @@ mod tests {
         }
         let many = vec!["a"; 65].join(",");
         assert_eq!(Synonyms::parse(&many).unwrap_err(), ParseError::Line(1, TooManyTerms(65)));
+        let line = |n: usize| {
+            let words: Vec<String> = (0..63).map(|word| format!("w{n}n{word}")).collect();
+            format!("heart, {}", words.join(","))
+        };
+        let lines = |count: usize| (0..count).map(line).collect::<Vec<_>>().join("\n");
+        let four = longest_at(&Synonyms::parse(&lines(4)).unwrap(), &["heart"]);
+        assert_eq!(four.unwrap().1.len(), 4 * 63 + 1);
+        let problem = TooManyMeanings { term: "heart".to_owned(), count: 320 };
+        assert_eq!(Synonyms::parse(&lines(5)).unwrap_err(), ParseError::Line(5, problem));
         let long = format!("a, {}", "b".repeat(10_000));
         assert_eq!(Synonyms::parse(&long).unwrap_err(), ParseError::Line(1, LineTooLong(10_003)));
     }

@@ -180,8 +180,8 @@ fn boosts(violations: &mut Violations, sent: &[proto::Boost]) -> Vec<Boost> {
     let mut boosts = Vec::new();
     for (index, boost) in sent.iter().take(BOOSTS_MAX).enumerate() {
         let field = format!("options.boosts[{index}].filter");
-        if !(boost.factor > 0.0 && boost.factor <= 100.0) {
-            let description = format!("is {}; it must be above 0 and at most 100", boost.factor);
+        if !lodestone_rules::limits::FACTOR.contains(&boost.factor) {
+            let description = format!("is {}; it must be within 0.000001 and 100", boost.factor);
             violations.add(format!("options.boosts[{index}].factor"), description);
         }
         match filter(violations, &field, &boost.filter) {

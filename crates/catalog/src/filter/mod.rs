@@ -232,7 +232,9 @@ impl Filter {
             Node::And(nodes) => nodes,
             node => vec![node],
         };
-        Filter(Node::And([nodes(self), nodes(other)].concat()))
+        let mut both = nodes(self);
+        both.extend(nodes(other));
+        Filter(Node::And(both))
     }
 
     /// Returns a filter that matches what this one does not match.
