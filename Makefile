@@ -79,7 +79,7 @@ run: build tools-run $(DATA) $(BUNDLE) ## Serve the example shop on 127.0.0.1:50
 	echo "The example shop is at $(LISTEN). In another terminal:"; \
 	echo; \
 	echo "  $$grpcurl $(LISTEN) list"; \
-	echo "  $$grpcurl -d '{\"viewer\": {\"visitor_id\": \"v-1\"}, \"query\": \"heart t-light holder\", \"page_size\": 5, \"options\": {\"include_items\": true}}' $(LISTEN) lodestone.v1.RankingService/Search"; \
+	echo "  $$grpcurl -d '{\"viewer\": {\"visitor_id\": \"v-1\"}, \"query\": \"heart t-light holder\", \"page_size\": 5, \"options\": {\"read_mask\": {\"paths\": [\"title\", \"price_micros\"]}}}' $(LISTEN) lodestone.v1.RankingService/Search"; \
 	echo "  $$grpcurl -d '{\"viewer\": {\"visitor_id\": \"v-1\"}, \"type\": \"RECOMMEND_TYPE_FOR_YOU\", \"page_size\": 5}' $(LISTEN) lodestone.v1.RankingService/Recommend"; \
 	echo; \
 	exec $(LODESTONE) serve --bundle $(BUNDLE) --data $(DATA) --listen $(LISTEN) --history-ends-now
@@ -95,9 +95,11 @@ check-format:
 check-lints:
 	cargo clippy --release --locked --workspace --all-targets -- -D warnings
 
-check-proto:
+# PROTO_BASE=REF compares the proto files with those of another commit than the last tag.
+check-proto: ## Lint the proto files, and refuse changes that break clients of the last tagged version
 	@scripts/tools.sh buf
 	cd proto && ../$(TOOLS)/bin/buf lint
+	scripts/check_proto.sh $(TOOLS)/bin/buf $(PROTO_BASE)
 
 check-docs:
 	@scripts/tools.sh python

@@ -137,7 +137,7 @@ def search_the_new_items():
 
 def search_two_pages():
     """Returns the items of the first two pages and the attribution token of the answer."""
-    request = {"viewer": VIEWER, "query": "heart holder", "page_size": 5, "options": {"include_items": True}}
+    request = {"viewer": VIEWER, "query": "heart holder", "page_size": 5, "options": {"read_mask": {"paths": ["*"]}}}
     first = call(ranking("Search"), request, "Search: heart holder")
     second = call(ranking("Search"), {**request, "page_token": first["nextPageToken"]}, "The next page")
     found = ids(first) + ids(second)

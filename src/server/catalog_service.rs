@@ -290,7 +290,7 @@ impl CatalogService for Services {
         let response = async {
             let deadline = self.call_context(&request, None).deadline;
             let mut violations = Violations::default();
-            let convert::ItemsRequest { filter, count, token, fingerprint, fields } =
+            let convert::ItemsRequest { filter, count, token, fingerprint, read_mask } =
                 convert::list_items(&mut violations, request.into_inner());
             if !violations.is_empty() {
                 return Err(status::invalid(violations.found));
@@ -299,8 +299,7 @@ impl CatalogService for Services {
             let ItemList { items, total, mut has_more } = listed.map_err(status::of)?;
             let (mut sent, mut bytes) = (Vec::with_capacity(items.len()), 0);
             for item in &items {
-                let masked = fields.as_ref().map(|fields| item.with_only(fields));
-                let item = convert::item_to_proto(masked.as_ref().unwrap_or(item));
+                let item = convert::item_to_proto(&read_mask.of(item));
                 bytes += item.encoded_len();
                 if bytes > RESULTS_BYTES_MAX && !sent.is_empty() {
                     has_more = true;

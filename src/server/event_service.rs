@@ -9,9 +9,9 @@ use super::{
     violations::{Violation, Violations},
 };
 use futures_util::stream::BoxStream;
-use lodestone_core::units::UnixMillis;
+use lodestone_core::{text::normalize, units::UnixMillis};
 use lodestone_engine::{EngineError, WriteOutcome, WriteReport};
-use lodestone_events::{Attribution, Event, RepeatedLine};
+use lodestone_events::{Attribution, Event, EventKind, RepeatedLine};
 use std::fmt::Display;
 use tokio::task::JoinHandle;
 use tonic::{Request, Response, Status, Streaming};
@@ -35,10 +35,11 @@ impl ValidatedEvents {
     fn with_report(mut self, report: WriteReport) -> Vec<proto::EventResult> {
         for lines in report.repeated_lines.chunk_by(|a, b| a.change == b.change) {
             let index = self.indices[lines[0].change];
-            let warning = |repeated: &RepeatedLine| Violation {
-                field: format!("events[{index}].lines[{}]", repeated.line),
-                description: "an earlier event of this user and order has the item; the line is not counted again"
-                    .to_owned(),
+            let warning = |repeated: &RepeatedLine| {
+                Violation::new(
+                    format_args!("events[{index}].lines[{}]", repeated.line),
+                    "an earlier event of this user and order has the item; the line is not counted again",
+                )
             };
             let warnings = self.details.of_entry(lines.iter().map(warning).collect());
             self.results[index].warnings.extend(warnings);
@@ -70,19 +71,24 @@ impl Services {
             }
             let path = format_args!("events[{index}]");
             let mut violations = Violations::default();
-            let parsed = convert::event(&mut violations, path, event, now, ahead_max);
+            let mut parsed = convert::event(&mut violations, path, event, now, ahead_max);
+            let mut warnings = Vec::new();
+            if let Some(event) = &mut parsed {
+                warnings.extend(self.check_token(path, &mut event.attribution));
+                warnings.extend(self.check_completion(&mut violations, path, event));
+            }
+            let parsed = parsed.filter(|_| violations.is_empty());
             let mut result = proto::EventResult {
                 status: proto::EventStatus::Rejected.into(),
                 event_id: echoed_id(&event.event_id),
                 violations: validated.details.of_entry(violations.found),
                 warnings: Vec::new(),
             };
-            if let Some(mut event) = parsed {
+            if let Some(event) = parsed {
                 if result.event_id.is_empty() {
                     result.event_id = event.id.to_string();
                 }
-                let warning = self.check_token(path, &mut event.attribution);
-                result.warnings = validated.details.of_entry(warning.into_iter().collect());
+                result.warnings = validated.details.of_entry(warnings);
                 validated.events.push(event);
                 validated.indices.push(index);
             }
@@ -95,14 +101,47 @@ impl Services {
     /// Marks an attribution token that this shop did not sign as foreign and returns a warning. The event is kept.
     fn check_token(&self, path: impl Display, attribution: &mut Attribution) -> Option<Violation> {
         let Attribution::Answer(token) = attribution else { return None };
-        if self.engine.is_attribution_token(token) {
+        if self.engine.attributed_answer(token).is_some() {
             return None;
         }
         *attribution = Attribution::Foreign(std::mem::take(token));
-        Some(Violation {
-            field: format!("{path}.attribution_token"),
-            description: "is not a token of this server; the event is stored and excluded from training".to_owned(),
-        })
+        let description = "is not a token of this server; the event is stored and excluded from training";
+        Some(Violation::new(format_args!("{path}.attribution_token"), description))
+    }
+}
+
+impl Services {
+    /// Replaces the id of the completion that an event accepts by the completion's text. Returns a warning about an id
+    /// that this shop did not sign, which is removed. A completion of another answer, or of another text than the query,
+    /// is a violation.
+    fn check_completion(
+        &self,
+        violations: &mut Violations,
+        path: impl Display,
+        event: &mut Event,
+    ) -> Option<Violation> {
+        let id = std::mem::take(&mut event.completion);
+        if id.is_empty() {
+            return None;
+        }
+        let field = format!("{path}.completion_id");
+        let Some((answer, text)) = self.engine.completion(&id) else {
+            let description = "is not an id of this server; the event is stored and accepts no completion";
+            return Some(Violation::new(field, description));
+        };
+        let attributed = match &event.attribution {
+            Attribution::Answer(token) => self.engine.attributed_answer(token),
+            Attribution::None | Attribution::Foreign(_) => None,
+        };
+        if attributed != Some(answer) {
+            violations.add(&field, "is that of another answer than attribution_token");
+        }
+        if event.kind == EventKind::Search && normalize(&event.query) != normalize(&text) {
+            let (text, query) = (convert::shortened(&text), convert::shortened(&event.query));
+            violations.add(&field, format!("is that of `{text}`, and the query is `{query}`; send the accepted text"));
+        }
+        event.completion = text;
+        None
     }
 }
 

@@ -141,6 +141,7 @@ fn slot(record: &AnswerRecord, index: usize, replayed: ReplayedSlot) -> proto::R
 mod tests {
     use super::*;
     use lodestone_pipeline::answers::RequestedList;
+    use std::collections::BTreeMap;
 
     #[test]
     fn a_record_names_the_list_that_its_request_asked_for() {
@@ -154,6 +155,17 @@ mod tests {
         assert_eq!(record(AnswerKind::Search, search).requested_list(), RequestedList::Query("mug".into()));
         assert_eq!(recommend(proto::RecommendType::ForYou), RequestedList::ForYou);
         assert_eq!(recommend(proto::RecommendType::Similar), RequestedList::Other);
-        assert_eq!(record(AnswerKind::Rank, Vec::new()).requested_list(), RequestedList::Other);
+        let candidate = |id: &str, value: f64| proto::RankCandidate {
+            item_id: id.to_owned(),
+            retrieval_score: Some(0.5),
+            features: [("margin".to_owned(), value)].into(),
+            ..Default::default()
+        };
+        let candidates = vec![candidate("a", 1.0), candidate("b", 2.0), candidate("a", 3.0)];
+        let rank = proto::RankRequest { candidates, query: "mug".into(), ..Default::default() }.encode_to_vec();
+        let values = |value: f64| BTreeMap::from([("margin".to_owned(), value)]);
+        let features = BTreeMap::from([("a".to_owned(), values(1.0)), ("b".to_owned(), values(2.0))]);
+        let expected = RequestedList::Candidates { query: Some("mug".into()), features };
+        assert_eq!(record(AnswerKind::Rank, rank).requested_list(), expected);
     }
 }

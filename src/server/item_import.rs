@@ -130,7 +130,7 @@ impl ItemImport {
             if mask.paths.is_empty() {
                 violations.add("options.update_mask", "is empty; name at least one field, or leave it out for all");
             }
-            Arc::new(convert::mask(violations, "options.update_mask", &mask.paths))
+            Arc::new(convert::update_mask(violations, "options.update_mask", &mask.paths))
         });
         let clock = self.services.clock();
         ImportOptions {
@@ -258,8 +258,9 @@ impl Services {
     /// Deletes the items that match a filter, or only counts them.
     pub(super) async fn purge(&self, request: proto::PurgeItemsRequest) -> Result<proto::PurgeItemsResponse, Status> {
         let mut violations = Violations::default();
-        let filter = convert::filter(&mut violations, "filter", &request.filter);
-        if request.filter.trim().is_empty() {
+        let expression = request.filter_expression.as_ref();
+        let filter = convert::filter(&mut violations, "filter", &request.filter, expression);
+        if request.filter.trim().is_empty() && expression.is_none() {
             violations.add("filter", "is empty; it must select the items to delete, such as `brand = \"Acme\"`");
         }
         let Some(filter) = filter.filter(|_| violations.is_empty()) else {

@@ -9,7 +9,7 @@ use super::{
 };
 use lodestone_core::{ids::ID_BYTES_MAX, units::UnixMillis};
 use lodestone_engine::{Engine, EngineError};
-use lodestone_pipeline::{Answer, RESULTS_BYTES_MAX, RankedItem};
+use lodestone_pipeline::{Answer, RESULTS_BYTES_MAX, RankCandidate, RankedItem};
 use lodestone_telemetry::Metrics;
 use prost::Message;
 use std::{
@@ -73,6 +73,21 @@ impl Services {
     }
 }
 
+impl Services {
+    /// Returns a notice if the request has items that the catalogue has.
+    fn known_items(&self, candidates: &[RankCandidate]) -> Option<Violation> {
+        let with_item = candidates.iter().filter(|candidate| candidate.item.is_some());
+        let known: Vec<&RankCandidate> = with_item.filter(|of| self.engine.get_item(&of.id).is_some()).collect();
+        let first = known.first()?;
+        let description = format!(
+            "the catalogue has {} of the items that candidates describe, the first of them `{}`; its own are ranked",
+            known.len(),
+            convert::shortened(first.id.as_str())
+        );
+        Some(Violation::new("candidates", description))
+    }
+}
+
 /// Returns the caller's timeout. None if it sets none.
 pub(crate) fn timeout_of<T>(request: &Request<T>) -> Option<Duration> {
     request.metadata().get("grpc-timeout").and_then(|value| value.to_str().ok()).and_then(timeout)
@@ -107,15 +122,15 @@ async fn answer(
     let answer = if context.validate_only { Answer::default() } else { answer.await.map_err(status::of)? };
     let mut notices = violations.notices;
     notices.extend(answer.is_cut.then(|| match answer.next_page_token.is_empty() {
-        true => cut_notice("options.include_items", &answer.results),
-        false => Violation {
-            field: "page_size".to_owned(),
-            description: format!(
+        true => cut_notice("options.read_mask", &answer.results),
+        false => Violation::new(
+            "page_size",
+            format!(
                 "results have at most {} MiB; the page has {}, and others follow",
                 RESULTS_BYTES_MAX >> 20,
                 answer.results.len()
             ),
-        },
+        ),
     }));
     let consistency_token =
         convert::consistency_token(LogPosition { log: context.log, position: answer.info.log_position });
@@ -127,7 +142,7 @@ fn cut_notice(field: &str, results: &[RankedItem]) -> Violation {
     let with_items = results.iter().take_while(|result| result.item.is_some()).count();
     let limit = RESULTS_BYTES_MAX >> 20;
     let description = format!("results have at most {limit} MiB; results after rank {with_items} have no item");
-    Violation { field: field.to_owned(), description }
+    Violation::new(field, description)
 }
 
 #[tonic::async_trait]
@@ -169,7 +184,13 @@ impl RankingService for Services {
         let response = async {
             let context = self.call_context(&request, request.get_ref().options.as_ref());
             let mut violations = Violations::default();
-            let parsed = convert::rank(&mut violations, request.into_inner(), UnixMillis::now());
+            let sent = request.into_inner();
+            let parsed = convert::rank(&mut violations, &sent, UnixMillis::now());
+            if sent.candidates.iter().any(|candidate| !candidate.features.is_empty()) {
+                let declared = self.engine.request_features(&parsed.viewer.user);
+                convert::check_features(&mut violations, &sent.candidates, &declared);
+            }
+            violations.notices.extend(self.known_items(&parsed.candidates));
             let options = &parsed.options;
             self.check_log(&mut violations, "options.consistency_token", options.log_position, options.log);
             let check = self.engine.check_serving_config(&parsed.options.serving_config);
@@ -188,13 +209,18 @@ impl RankingService for Services {
             let context = self.call_context(&request, None);
             let mut violations = Violations::default();
             let parsed = convert::suggest(&mut violations, request.into_inner());
-            self.check_log(&mut violations, "consistency_token", parsed.log_position, parsed.log);
+            let options = &parsed.options;
+            self.check_log(&mut violations, "consistency_token", options.log_position, options.log);
             if !violations.is_empty() {
                 return Err(status::invalid(violations.found));
             }
-            let answer = self.engine.suggest(parsed, context.deadline).await.map_err(status::of)?;
+            let unknown = |error| match error {
+                EngineError::ServingConfig(unknown) => status::unknown_serving_config("serving_config", unknown),
+                error => status::of(error),
+            };
+            let answer = self.engine.suggest(parsed, context.deadline).await.map_err(unknown)?;
             let mut notices = violations.notices;
-            notices.extend(answer.is_cut.then(|| cut_notice("include_items", &answer.products)));
+            notices.extend(answer.is_cut.then(|| cut_notice("read_mask", &answer.products)));
             let consistency_token = self.consistency_token(answer.info.log_position);
             let envelope = Envelope { request_id: context.request_id, consistency_token, notices };
             Ok(Response::new(convert::suggest_response(answer, envelope)))
@@ -209,7 +235,7 @@ pub(crate) fn list_size(field: &str, count: usize, limit: usize) -> Result<(), S
         return Ok(());
     }
     let description = format!("has {count} entries; it must have 1 to {limit}");
-    Err(status::invalid(vec![Violation { field: field.to_owned(), description }]))
+    Err(status::invalid(vec![Violation { limit: Some(limit), ..Violation::new(field, description) }]))
 }
 
 /// Converts the violations of the entries of a batch, within the limits of a response.
@@ -260,8 +286,7 @@ mod tests {
     #[test]
     fn the_results_of_the_largest_batch_fit_into_a_response() {
         let mut violations = BatchViolations::default();
-        let violation =
-            |n| Violation { field: format!("events[9999].lines[{n}].item_id"), description: "x".repeat(500) };
+        let violation = |n| Violation::new(format_args!("events[9999].lines[{n}].item_id"), "x".repeat(500));
         let of_entry = |violations: &mut BatchViolations| proto::EventResult {
             status: proto::EventStatus::Rejected.into(),
             event_id: echoed_id(&"e".repeat(ID_BYTES_MAX)),

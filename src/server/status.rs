@@ -2,15 +2,25 @@
 use super::{CATALOG_METADATA, REQUEST_BYTES_MAX, RESPONSE_BYTES_MAX, violations::Violation};
 use lodestone_engine::{EngineError, EntryKind, PageTokenError, RuleError};
 use lodestone_events::LogError;
+use lodestone_pipeline::serving::UnknownConfig;
 use lodestone_rollout::RolloutError;
 use lodestone_rules::RuleProblem;
 use std::{collections::HashMap, time::Duration};
 use tonic::{Code, Status, metadata::MetadataMap};
 use tonic_types::{ErrorDetails, StatusExt};
 
-const DOMAIN: &str = "lodestone";
+/// `ErrorInfo.domain` of every status.
+const DOMAIN: &str = "lodestone.dev";
 /// Key of `ErrorInfo.metadata`: the number of violations that are left out of `BadRequest`.
 const OMITTED_VIOLATIONS: &str = "omitted_violations";
+/// The path of the field that is wrong; of several the first.
+const FIELD: &str = "field";
+/// The limit that the value of the field exceeds.
+const LIMIT: &str = "limit";
+/// The current `etag` of an entry that was changed.
+const CURRENT_ETAG: &str = "current_etag";
+/// Greatest length of a value of `ErrorInfo.metadata`.
+const METADATA_CHARS_MAX: usize = 200;
 /// Greatest size of the message of a status, percent-encoded, in bytes. A status is sent in headers, of which many
 /// clients accept 8 KiB in all.
 const MESSAGE_BYTES_MAX: usize = 700;
@@ -160,6 +170,51 @@ impl Reason {
         }
     }
 
+    /// The delay after which a caller should send the request again; none if it would fail again.
+    fn retry_after(self) -> Option<Duration> {
+        match self {
+            Self::Overloaded | Self::ConnectionFailed => Some(Duration::from_millis(100)),
+            Self::TooManyChanges | Self::StorageFailed | Self::StoreFailed => Some(Duration::from_secs(1)),
+            // Until the server restarts.
+            Self::LogDisplaced | Self::WritesStopped => Some(Duration::from_secs(10)),
+            Self::InvalidRequest
+            | Self::MessageMalformed
+            | Self::MessageTooLarge
+            | Self::ResponseTooLarge
+            | Self::CompressionUnsupported
+            | Self::MethodUnknown
+            | Self::ServiceUnknown
+            | Self::PageTokenInvalid
+            | Self::PageTokenExpired
+            | Self::ItemNotFound
+            | Self::FeedShrinks
+            | Self::CatalogNotFound
+            | Self::ServingConfigNotFound
+            | Self::ServingConfigExists
+            | Self::ServingConfigReadOnly
+            | Self::ServingConfigInUse
+            | Self::TooManyServingConfigs
+            | Self::RuleExists
+            | Self::RuleNotFound
+            | Self::SynonymSetExists
+            | Self::SynonymSetNotFound
+            | Self::EtagMismatch
+            | Self::TooManyRules
+            | Self::AttributionTokenInvalid
+            | Self::AnswerNotFound
+            | Self::AnswerDamaged
+            | Self::GenerationGone
+            | Self::DeadlineExceeded
+            | Self::StorageFull
+            | Self::ChangeQuarantined
+            | Self::BundleNotFound
+            | Self::BundleRefused
+            | Self::BundleIsCurrent
+            | Self::NoEarlierBundle
+            | Self::Internal => None,
+        }
+    }
+
     /// The gRPC code of statuses with this reason.
     fn code(self) -> Code {
         match self {
@@ -203,9 +258,24 @@ impl Reason {
     }
 }
 
-fn status(reason: Reason, message: impl Into<String>, mut details: ErrorDetails) -> Status {
-    if details.error_info().is_none() {
-        details.set_error_info(reason.name(), DOMAIN, HashMap::new());
+fn status(reason: Reason, message: impl Into<String>, details: ErrorDetails) -> Status {
+    status_about(reason, message, details, [])
+}
+
+/// Returns a status with metadata.
+fn status_about<const N: usize>(
+    reason: Reason,
+    message: impl Into<String>,
+    mut details: ErrorDetails,
+    metadata: [(&str, Option<String>); N],
+) -> Status {
+    let metadata: HashMap<String, String> = metadata
+        .into_iter()
+        .filter_map(|(key, value)| Some((key.to_owned(), value?.chars().take(METADATA_CHARS_MAX).collect())))
+        .collect();
+    details.set_error_info(reason.name(), DOMAIN, metadata);
+    if let (None, Some(delay)) = (details.retry_info(), reason.retry_after()) {
+        details.set_retry_info(Some(delay));
     }
     Status::with_error_details(reason.code(), bounded_message(message.into()), details)
 }
@@ -232,6 +302,8 @@ pub(crate) fn invalid(violations: Vec<Violation>) -> Status {
         [only] => format!("{}: {}", only.field, only.description),
         many => format!("{} fields are invalid; {}: {}", many.len(), many[0].field, many[0].description),
     };
+    let first = violations.first();
+    let (field, limit) = (first.map(|of| of.field.clone()), first.and_then(|of| of.limit));
     let (count, mut bytes) = (violations.len(), 0);
     let fitting = violations.into_iter().map(|mut violation| {
         if let Some((end, _)) = violation.description.char_indices().nth(DESCRIPTION_CHARS_MAX) {
@@ -249,9 +321,9 @@ pub(crate) fn invalid(violations: Vec<Violation>) -> Status {
         details.add_bad_request_violation(violation.field, violation.description);
     }
     let shown = details.bad_request().map_or(0, |request| request.field_violations.len());
-    let omitted = (shown < count).then(|| (OMITTED_VIOLATIONS.to_owned(), (count - shown).to_string()));
-    details.set_error_info(Reason::InvalidRequest.name(), DOMAIN, omitted.into_iter().collect::<HashMap<_, _>>());
-    status(Reason::InvalidRequest, message, details)
+    let omitted = (shown < count).then(|| (count - shown).to_string());
+    let metadata = [(FIELD, field), (LIMIT, limit.map(|limit| limit.to_string())), (OMITTED_VIOLATIONS, omitted)];
+    status_about(Reason::InvalidRequest, message, details, metadata)
 }
 
 /// Returns the status of a request that the gRPC library refused, from its status, which has no reason. `path` is that
@@ -269,7 +341,9 @@ pub(crate) fn of_transport(refused: &Status, path: &str) -> Status {
         Code::NotFound => (Reason::ServiceUnknown, text.to_owned()),
         _ => (Reason::ConnectionFailed, format!("the request did not arrive: {text}")),
     };
-    with_metadata(status(reason, message, ErrorDetails::new()), refused.metadata())
+    let limit = (reason == Reason::MessageTooLarge).then(|| REQUEST_BYTES_MAX.to_string());
+    let status = status_about(reason, message, ErrorDetails::new(), [(LIMIT, limit)]);
+    with_metadata(status, refused.metadata())
 }
 
 /// Describes a request message that is too large. `text` is the library's message, which has its size unless it is
@@ -298,7 +372,8 @@ pub(crate) fn response_too_large(bytes: usize) -> Status {
         "the response has {bytes} bytes; the limit is {RESPONSE_BYTES_MAX}. Request fewer facets or candidates, or less \
          debug information"
     );
-    status(Reason::ResponseTooLarge, message, ErrorDetails::new())
+    let limit = Some(RESPONSE_BYTES_MAX.to_string());
+    status_about(Reason::ResponseTooLarge, message, ErrorDetails::new(), [(LIMIT, limit)])
 }
 
 /// Returns the status of a call whose caller's time limit has passed.
@@ -319,7 +394,8 @@ pub(crate) fn catalog_not_found(name: &str) -> Status {
 pub(crate) fn item_not_found(id: &str) -> Status {
     let mut details = ErrorDetails::new();
     details.set_resource_info("lodestone.v1.Item", id, "", "the catalogue has no such item");
-    status(Reason::ItemNotFound, "the catalogue has no such item", details)
+    let field = Some("item_id".to_owned());
+    status_about(Reason::ItemNotFound, "the catalogue has no such item", details, [(FIELD, field)])
 }
 
 /// Returns the status of an unknown entry.
@@ -339,6 +415,10 @@ fn message_field(kind: EntryKind) -> &'static str {
 /// Returns the status of a refused change of an entry.
 fn of_rule(error: RuleError) -> Status {
     let message = error.to_string();
+    let current = match &error {
+        RuleError::Etag { current, .. } => Some(current.clone()),
+        _ => None,
+    };
     let (reason, kind, id) = match error {
         RuleError::Exists { kind, id } => {
             let reason = match kind {
@@ -360,17 +440,21 @@ fn of_rule(error: RuleError) -> Status {
         RuleError::ReadOnly { id } => (Reason::ServingConfigReadOnly, EntryKind::ServingConfig, id),
         RuleError::InUse { id, .. } => (Reason::ServingConfigInUse, EntryKind::ServingConfig, id),
         RuleError::Invalid { kind, problems } => {
-            let violation = |RuleProblem { field, description }: RuleProblem| Violation {
-                field: format!("{}.{field}", message_field(kind)),
-                description,
+            let violation = |RuleProblem { field, description }: RuleProblem| {
+                Violation::new(format_args!("{}.{field}", message_field(kind)), description)
             };
             return invalid(problems.into_iter().map(violation).collect());
         }
-        RuleError::TooMany { kind: EntryKind::ServingConfig, .. } => {
-            return status(Reason::TooManyServingConfigs, message, ErrorDetails::new());
+        RuleError::TooMany { kind, limit, .. } => {
+            let reason = match kind {
+                EntryKind::ServingConfig => Reason::TooManyServingConfigs,
+                EntryKind::Rule | EntryKind::SynonymSet => Reason::TooManyRules,
+            };
+            return status_about(reason, message, ErrorDetails::new(), [(LIMIT, Some(limit.to_string()))]);
         }
-        RuleError::TooMany { .. } | RuleError::TooManyRegexes { .. } => {
-            return status(Reason::TooManyRules, message, ErrorDetails::new());
+        RuleError::TooManyRegexes { limit, .. } => {
+            let limit = Some(limit.to_string());
+            return status_about(Reason::TooManyRules, message, ErrorDetails::new(), [(LIMIT, limit)]);
         }
     };
     let mut details = ErrorDetails::new();
@@ -381,7 +465,7 @@ fn of_rule(error: RuleError) -> Status {
     };
     // A text that is no id may have any length.
     details.set_resource_info(message_type, id.chars().take(64).collect::<String>(), "", "");
-    status(reason, message, details)
+    status_about(reason, message, details, [(CURRENT_ETAG, current)])
 }
 
 /// Returns the status of a full feed that would delete too much of the catalogue.
@@ -391,7 +475,8 @@ pub(crate) fn feed_shrinks(missing_count: usize, item_count: usize, share_max: f
          {share_max}. Its items are written and none is deleted. If the shop has shrunk, send the feed with a larger share",
         100.0 * missing_count as f64 / item_count.max(1) as f64
     );
-    status(Reason::FeedShrinks, message, ErrorDetails::new())
+    let metadata = [(FIELD, Some("options.deleted_share_max".to_owned())), (LIMIT, Some(share_max.to_string()))];
+    status_about(Reason::FeedShrinks, message, ErrorDetails::new(), metadata)
 }
 
 /// Returns the status of an engine error. Details of internal errors are logged and not returned.
@@ -404,21 +489,20 @@ pub(crate) fn of(error: EngineError) -> Status {
         }
         EngineError::DeadlineExceeded => status(Reason::DeadlineExceeded, message, none()),
         EngineError::PageToken(PageTokenError::Expired) => {
-            status(Reason::PageTokenExpired, format!("page_token {message}"), none())
+            let field = Some("page_token".to_owned());
+            status_about(Reason::PageTokenExpired, format!("page_token {message}"), none(), [(FIELD, field)])
         }
         EngineError::PageToken(PageTokenError::Foreign | PageTokenError::OtherRequest) => {
             let details = ErrorDetails::with_bad_request_violation("page_token", &message);
-            status(Reason::PageTokenInvalid, format!("page_token {message}"), details)
+            let field = Some("page_token".to_owned());
+            status_about(Reason::PageTokenInvalid, format!("page_token {message}"), details, [(FIELD, field)])
         }
-        EngineError::ServingConfig(unknown) => {
-            let mut details = none();
-            details.set_resource_info("lodestone.v1.ServingConfig", unknown.name, "", "there is none of this name");
-            status(Reason::ServingConfigNotFound, format!("options.serving_config: {message}"), details)
-        }
+        EngineError::ServingConfig(unknown) => unknown_serving_config("options.serving_config", unknown),
         EngineError::AttributionToken => {
             let details = ErrorDetails::with_bad_request_violation("attribution_token", &message);
             let message = format!("attribution_token {message}");
-            status(Reason::AttributionTokenInvalid, message, details)
+            let field = Some("attribution_token".to_owned());
+            status_about(Reason::AttributionTokenInvalid, message, details, [(FIELD, field)])
         }
         EngineError::AnswerNotFound => status(Reason::AnswerNotFound, message, none()),
         EngineError::GenerationGone { .. } => status(Reason::GenerationGone, message, none()),
@@ -436,6 +520,14 @@ pub(crate) fn of(error: EngineError) -> Status {
     }
 }
 
+/// Returns the status of a request whose field names a serving configuration that does not exist.
+pub(crate) fn unknown_serving_config(field: &str, unknown: UnknownConfig) -> Status {
+    let message = format!("{field}: {unknown}");
+    let mut details = ErrorDetails::new();
+    details.set_resource_info("lodestone.v1.ServingConfig", unknown.name, "", "there is none of this name");
+    status_about(Reason::ServingConfigNotFound, message, details, [(FIELD, Some(field.to_owned()))])
+}
+
 /// Returns the status of a failed change of the serving bundles.
 pub(crate) fn of_rollout(error: RolloutError) -> Status {
     let message = error.to_string();
@@ -449,10 +541,7 @@ pub(crate) fn of_rollout(error: RolloutError) -> Status {
         RolloutError::IsCurrent { .. } => status(Reason::BundleIsCurrent, message, details),
         RolloutError::NoEarlierBundle => status(Reason::NoEarlierBundle, message, details),
         RolloutError::Store(_) => status(Reason::StoreFailed, message, details),
-        RolloutError::Busy => {
-            details.set_retry_info(Some(Duration::from_secs(1)));
-            status(Reason::TooManyChanges, message, details)
-        }
+        RolloutError::Busy => status(Reason::TooManyChanges, message, details),
         RolloutError::Deadline => status(Reason::DeadlineExceeded, message, details),
         RolloutError::Ended => of(EngineError::Internal(message)),
     }
@@ -460,10 +549,7 @@ pub(crate) fn of_rollout(error: RolloutError) -> Status {
 
 fn of_log(error: &LogError) -> Status {
     match error {
-        LogError::Overloaded => {
-            let details = ErrorDetails::with_retry_info(Some(Duration::from_millis(100)));
-            status(Reason::Overloaded, error.to_string(), details)
-        }
+        LogError::Overloaded => status(Reason::Overloaded, error.to_string(), ErrorDetails::new()),
         LogError::Quarantined { .. } => status(Reason::ChangeQuarantined, error.to_string(), ErrorDetails::new()),
         LogError::Stopped | LogError::Stopping { .. } => {
             let message = "the server takes no more writes after a failure; see its log, and restart it";
@@ -505,9 +591,25 @@ mod tests {
     }
 
     #[test]
+    fn the_document_says_to_retry_exactly_the_errors_with_a_delay() {
+        let document = include_str!("../../docs/errors.md");
+        for reason in Reason::ALL {
+            let row = document.lines().find(|line| line.starts_with(&format!("| `{}` |", reason.name()))).unwrap();
+            assert_eq!(row.contains("`RetryInfo`"), reason.retry_after().is_some(), "{row}");
+            let status = status(reason, "", ErrorDetails::new());
+            let delay = status.get_error_details().retry_info().and_then(|info| info.retry_delay);
+            assert_eq!(delay, reason.retry_after());
+            assert!(reason.code() != Code::Unavailable || delay.is_some(), "{row}");
+        }
+    }
+
+    #[test]
     fn all_violations_are_returned() {
-        let violation = |field: &str| Violation { field: field.to_owned(), description: "is wrong".to_owned() };
-        let status = invalid(vec![violation("a"), violation("b")]);
+        let violation = |field: &str| Violation::new(field, "is wrong");
+        let status = invalid(vec![Violation { limit: Some(7), ..violation("a") }, violation("b")]);
+        let metadata = status.get_error_details().error_info().unwrap().metadata.clone();
+        let expected = [("field", "a"), ("limit", "7")].map(|(key, value)| (key.to_owned(), value.to_owned()));
+        assert_eq!(metadata, HashMap::from(expected));
         let details = status.get_error_details();
         assert_eq!(details.bad_request().map(|request| request.field_violations.len()), Some(2));
         assert_eq!(details.error_info().map(|info| info.reason.as_str()), Some("INVALID_REQUEST"));
@@ -516,7 +618,7 @@ mod tests {
     #[test]
     fn a_status_fits_into_the_headers_that_clients_accept() {
         let of_size = |count: usize, description: String| {
-            let violation = |index| Violation { field: format!("field[{index}]"), description: description.clone() };
+            let violation = |index| Violation::new(format_args!("field[{index}]"), description.clone());
             invalid((0..count).map(violation).collect())
         };
         for status in

@@ -9,6 +9,14 @@ pub(crate) struct Violation {
     pub field: String,
     /// The value, what is wrong with it, and the limit.
     pub description: String,
+    /// The limit that the value exceeds, if it is a number.
+    pub limit: Option<usize>,
+}
+
+impl Violation {
+    pub(crate) fn new(field: impl Display, description: impl Into<String>) -> Self {
+        Self { field: field.to_string(), description: description.into(), limit: None }
+    }
 }
 
 /// Violations, and notices about values that were replaced. Fields are formatted only if they are invalid.
@@ -20,7 +28,12 @@ pub(crate) struct Violations {
 
 impl Violations {
     pub(crate) fn add(&mut self, field: impl Display, description: impl Into<String>) {
-        self.found.push(Violation { field: field.to_string(), description: description.into() });
+        self.found.push(Violation::new(field, description));
+    }
+
+    /// Adds a violation of a limit.
+    pub(crate) fn add_beyond(&mut self, field: impl Display, description: impl Into<String>, limit: usize) {
+        self.found.push(Violation { limit: Some(limit), ..Violation::new(field, description) });
     }
 
     /// Returns the parsed value, or adds a violation with the parse error.
@@ -31,7 +44,7 @@ impl Violations {
     /// Adds a violation if there are more than `limit` entries.
     pub(crate) fn count(&mut self, field: impl Display, count: usize, limit: usize) {
         if count > limit {
-            self.add(field, format!("has {count} entries; the limit is {limit}"));
+            self.add_beyond(field, format!("has {count} entries; the limit is {limit}"), limit);
         }
     }
 
@@ -41,7 +54,7 @@ impl Violations {
         if text.len() > limit {
             let count = text.chars().count();
             if count > limit {
-                self.add(field, format!("has {count} characters; the limit is {limit}"));
+                self.add_beyond(field, format!("has {count} characters; the limit is {limit}"), limit);
             }
         }
     }
@@ -50,13 +63,14 @@ impl Violations {
     pub(crate) fn size(&mut self, field: impl Display, size: i32, default: usize, limit: usize) -> usize {
         match usize::try_from(size) {
             Err(_) => {
-                self.add(field, format!("is {size}; it must be within 0 (the default, {default}) and {limit}"));
+                let description = format!("is {size}; it must be within 0 (the default, {default}) and {limit}");
+                self.add_beyond(field, description, limit);
                 default
             }
             Ok(0) => default,
             Ok(size) if size > limit => {
                 let description = format!("{size} is above the limit; {limit} was used");
-                self.notices.push(Violation { field: field.to_string(), description });
+                self.notices.push(Violation::new(field, description));
                 limit
             }
             Ok(size) => size,

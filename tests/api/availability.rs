@@ -1,5 +1,5 @@
 //! Items that are sold out, paths of categories and attributes with several texts, over gRPC.
-use crate::support::{bundles::Shop, grpc::GrpcServer};
+use crate::support::{bundles::Shop, grpc::GrpcServer, items::all_fields};
 use lodestone::server::proto::{
     self, AttributeValue, RecommendType, SoldOut, attribute_value::Kind, catalog_service_client::CatalogServiceClient,
     ranking_service_client::RankingServiceClient,
@@ -45,7 +45,7 @@ fn request(query: &str, filter: &str, sold_out: SoldOut, order_by: &str) -> prot
         options: Some(proto::RankingOptions {
             sold_out: sold_out.into(),
             order_by: order_by.to_owned(),
-            include_items: true,
+            read_mask: Some(all_fields()),
             ..Default::default()
         }),
         ..Default::default()
@@ -106,8 +106,11 @@ async fn items_that_are_sold_out_are_hidden_last_or_shown() {
         assert!(total == COUNT - in_stock && items.len() == total && !items.iter().any(is_in_stock), "`{query}`");
     }
     let recommend = async |sold_out: SoldOut| {
-        let options =
-            Some(proto::RankingOptions { sold_out: sold_out.into(), include_items: true, ..Default::default() });
+        let options = Some(proto::RankingOptions {
+            sold_out: sold_out.into(),
+            read_mask: Some(all_fields()),
+            ..Default::default()
+        });
         let request = proto::RecommendRequest {
             viewer: viewer(),
             r#type: RecommendType::ForYou.into(),
@@ -239,7 +242,7 @@ async fn paths_of_categories_and_lists_of_texts_are_filtered_and_counted() {
             prefix: "thing".to_owned(),
             product_count: 20,
             filter: filter.to_owned(),
-            include_items: true,
+            read_mask: Some(all_fields()),
             ..Default::default()
         };
         let answer = RankingServiceClient::new(server.channel.clone()).suggest(request).await.unwrap().into_inner();

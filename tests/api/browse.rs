@@ -255,7 +255,7 @@ async fn answers_of_category_pages_and_field_orders_are_replayed() {
     let discarded = proto::RankingOptions {
         order_by: "price".to_owned(),
         diversity: Some(0.5),
-        boosts: vec![proto::Boost { filter: "in_stock".to_owned(), factor: 2.0 }],
+        boosts: vec![proto::Boost { filter: "in_stock".to_owned(), factor: 2.0, filter_expression: None }],
         ..Default::default()
     };
     let request = proto::SearchRequest { options: Some(discarded), ..browse("Jars", "", 5) };

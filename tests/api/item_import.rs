@@ -68,7 +68,7 @@ async fn ids(channel: &Channel) -> Vec<String> {
 }
 
 async fn purge(channel: &Channel, filter: &str, force: bool) -> Result<proto::PurgeItemsResponse, Status> {
-    let request = proto::PurgeItemsRequest { filter: filter.to_owned(), force };
+    let request = proto::PurgeItemsRequest { filter: filter.to_owned(), force, ..Default::default() };
     Ok(CatalogServiceClient::new(channel.clone()).purge_items(request).await?.into_inner())
 }
 

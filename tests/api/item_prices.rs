@@ -1,5 +1,5 @@
 //! Sale prices with dates, costs and margins over gRPC.
-use crate::support::{bundles::Shop, grpc::GrpcServer, wait::wait_until};
+use crate::support::{bundles::Shop, grpc::GrpcServer, items::all_fields, wait::wait_until};
 use lodestone::server::proto::{
     self, RecommendType, catalog_service_client::CatalogServiceClient, explain_service_client::ExplainServiceClient,
     ranking_service_client::RankingServiceClient,
@@ -58,7 +58,7 @@ fn request(filter: &str, order_by: &str) -> proto::SearchRequest {
         filter: format!("category = \"Lanterns\"{filter}"),
         page_size: 100,
         options: Some(proto::RankingOptions {
-            include_items: true,
+            read_mask: Some(all_fields()),
             order_by: order_by.to_owned(),
             ..Default::default()
         }),

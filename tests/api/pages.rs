@@ -1,6 +1,6 @@
 //! Answers over gRPC while the shop changes: pages of a frozen order, what counts as a match, pins, new items, and
 //! purchases that are given back.
-use crate::support::{bundles::Shop, grpc::GrpcServer, wait::wait_until};
+use crate::support::{bundles::Shop, grpc::GrpcServer, items::all_fields, wait::wait_until};
 use lodestone::server::proto::{
     self, EventType, QueryMatch, ReasonCode, RecommendType, catalog_service_client::CatalogServiceClient,
     event_service_client::EventServiceClient, explain_service_client::ExplainServiceClient,
@@ -75,7 +75,7 @@ async fn later_pages_keep_the_order_and_show_the_items_of_now() {
     let request = proto::SearchRequest {
         filter: "price < 100".to_owned(),
         page_size: 3,
-        options: Some(proto::RankingOptions { include_items: true, ..Default::default() }),
+        options: Some(proto::RankingOptions { read_mask: Some(all_fields()), ..Default::default() }),
         ..query("walnut desk")
     };
     let order = search(channel, proto::SearchRequest { page_size: 200, ..request.clone() }).await.unwrap();
@@ -198,7 +198,8 @@ async fn a_pin_has_its_reason_and_its_own_rank() {
     assert_eq!(found, [("options.pins[2].item_id".to_owned(), item.to_owned())]);
 
     // An excluded item is not shown, neither as a candidate nor as a pin.
-    let candidates = ["i3", "i4"].map(|id| proto::RankCandidate { item_id: id.to_owned() }).to_vec();
+    let candidates =
+        ["i3", "i4"].map(|id| proto::RankCandidate { item_id: id.to_owned(), ..Default::default() }).to_vec();
     let options = pinned(&[("i3", 1)])
         .map(|options| proto::RankingOptions { exclude_item_ids: vec!["i3".to_owned()], ..options });
     let request = proto::RankRequest { viewer: viewer("p"), candidates, options, ..Default::default() };
@@ -228,7 +229,7 @@ async fn the_parts_explain_the_score_of_an_answer_and_of_its_replay() {
     let shop = Shop::new();
     let server = GrpcServer::start(shop.open(HealthBounds::default())).await;
     let channel = &server.channel;
-    let boost = |filter: &str, factor| proto::Boost { filter: filter.to_owned(), factor };
+    let boost = |filter: &str, factor| proto::Boost { filter: filter.to_owned(), factor, filter_expression: None };
     let options = Some(proto::RankingOptions {
         boosts: vec![boost("title HAS \"red\"", 3.0), boost("item_id = \"i0\"", 0.5)],
         debug_level: proto::DebugLevel::Scores.into(),
@@ -444,7 +445,8 @@ async fn an_item_that_is_named_twice_counts_once_with_a_notice() {
         info.unwrap().notices.into_iter().map(|notice| (notice.field, notice.description)).collect()
     };
     let rank = async |ids: &[&str]| {
-        let candidates = ids.iter().map(|id| proto::RankCandidate { item_id: (*id).to_owned() }).collect();
+        let candidates =
+            ids.iter().map(|id| proto::RankCandidate { item_id: (*id).to_owned(), ..Default::default() }).collect();
         let request = proto::RankRequest { viewer: viewer("p"), candidates, ..Default::default() };
         RankingServiceClient::new(channel.clone()).rank(request).await.unwrap().into_inner()
     };

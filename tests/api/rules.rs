@@ -51,7 +51,7 @@ fn pin(item: &str, rank: i32) -> Action {
 }
 
 fn boost(filter: &str, factor: f64) -> Action {
-    Action::Boost(proto::Boost { filter: filter.to_owned(), factor })
+    Action::Boost(proto::Boost { filter: filter.to_owned(), factor, filter_expression: None })
 }
 
 fn rule(id: &str, condition: Option<proto::RuleCondition>, actions: Vec<Action>) -> proto::Rule {
@@ -274,7 +274,7 @@ async fn each_condition_selects_its_requests() {
     };
     let response = ranking(&server).recommend(recommend).await.unwrap().into_inner();
     assert_eq!(applied(response.info.as_ref()), ["now", "recommend"]);
-    let candidates = vec![proto::RankCandidate { item_id: text("i1") }];
+    let candidates = vec![proto::RankCandidate { item_id: text("i1"), ..Default::default() }];
     let rank = proto::RankRequest { viewer: request("").viewer, candidates, ..Default::default() };
     let response = ranking(&server).rank(rank).await.unwrap().into_inner();
     assert!(applied(response.info.as_ref()).is_empty(), "candidates are the caller's");

@@ -1,6 +1,6 @@
 //! Message sizes, compression and the statuses of the gRPC library, as a client with the default settings of its
 //! library sees them.
-use crate::support::bundles::Shop;
+use crate::support::{bundles::Shop, items::all_fields};
 use lodestone::server::{
     self, ServerConfig,
     proto::{
@@ -122,7 +122,7 @@ fn search(query: &str, page_token: String) -> proto::SearchRequest {
         query: query.to_owned(),
         page_size: 200,
         page_token,
-        options: Some(proto::RankingOptions { include_items: true, ..Default::default() }),
+        options: Some(proto::RankingOptions { read_mask: Some(all_fields()), ..Default::default() }),
         ..Default::default()
     }
 }
@@ -142,7 +142,7 @@ fn heavy_item(number: usize) -> proto::Item {
 fn assert_refused(status: &Status, code: Code, reason: &str, texts: &[&str]) {
     let details = status.get_error_details();
     let found = details.error_info().map(|info| (info.domain.as_str(), info.reason.as_str()));
-    assert_eq!((status.code(), found), (code, Some(("lodestone", reason))), "{status:?}");
+    assert_eq!((status.code(), found), (code, Some(("lodestone.dev", reason))), "{status:?}");
     assert!(texts.iter().all(|text| status.message().contains(text)), "{texts:?} in {status:?}");
 }
 
@@ -284,16 +284,17 @@ async fn pages_of_large_items(server: &Server) {
     assert!(pages > 1 && found.len() * DESCRIPTION_CHARS > 3 << 20, "{pages} pages of {} results", found.len());
     assert_eq!(found.iter().collect::<BTreeSet<_>>().len(), found.len(), "no result is repeated");
 
-    let candidates =
-        (0..HEAVY_ITEMS).map(|number| proto::RankCandidate { item_id: format!("heavy-{number}") }).collect();
-    let options = Some(proto::RankingOptions { include_items: true, ..Default::default() });
+    let candidates = (0..HEAVY_ITEMS)
+        .map(|number| proto::RankCandidate { item_id: format!("heavy-{number}"), ..Default::default() })
+        .collect();
+    let options = Some(proto::RankingOptions { read_mask: Some(all_fields()), ..Default::default() });
     let request = proto::RankRequest { viewer: viewer(), candidates, options, ..Default::default() };
     let ranked = ranking.rank(request).await.unwrap().into_inner();
     let with_items = ranked.results.iter().take_while(|result| result.item.is_some()).count();
     assert_eq!(ranked.results.len(), HEAVY_ITEMS);
     assert!((100..HEAVY_ITEMS).contains(&with_items), "{with_items} results have their item");
     let notices = ranked.info.unwrap().notices;
-    assert!(notices[0].field == "options.include_items" && notices[0].description.contains(&with_items.to_string()));
+    assert!(notices[0].field == "options.read_mask" && notices[0].description.contains(&with_items.to_string()));
 }
 
 async fn compression(server: &Server) {

@@ -1,5 +1,5 @@
 //! Groups of variants over gRPC: an answer has one result for each product, and everything counts products.
-use crate::support::{bundles::Shop, grpc::GrpcServer};
+use crate::support::{bundles::Shop, grpc::GrpcServer, items::all_fields};
 use lodestone::server::proto::{
     self, AttributeValue, RecommendType, attribute_value::Kind, catalog_service_client::CatalogServiceClient,
     ranking_service_client::RankingServiceClient,
@@ -224,13 +224,13 @@ async fn the_variant_that_fits_is_shown_with_the_others_on_demand() {
     let tee = answer.results.iter().find(|result| result.item_id == "tee-green").unwrap();
     let variants: Vec<&str> = tee.variants.iter().map(|item| item.item_id.as_str()).collect();
     assert_eq!((variants, tee.variant_count), (vec!["tee-green", "tee-red", "tee-blue"], 4));
-    assert!(tee.variants.iter().all(|item| item.title.is_empty()), "only ids without include_items");
+    assert!(tee.variants.iter().all(|item| item.title.is_empty()), "only ids without a read mask");
     // Whole items, a filter that leaves two variants, and a variant that is sold out.
     shirts[0].stock = 0;
     upsert(&server.channel, &shirts[..1]).await;
     let request = proto::SearchRequest {
         filter: "group_id = \"tee\" AND attributes.color IN (\"red\", \"blue\", \"white\")".to_owned(),
-        options: options(|options| (options.variant_list_size, options.include_items) = (500, true)),
+        options: options(|options| (options.variant_list_size, options.read_mask) = (500, Some(all_fields()))),
         ..search_for("")
     };
     let answer = search(&server.channel, &request).await;
@@ -371,7 +371,8 @@ async fn orders_boosts_and_pins_choose_the_variant() {
         recommend(&|request| request.options = options(|options| options.order_by = "price".to_owned())).await;
     assert!(cheapest.len() == 12 && ids(&cheapest).iter().all(|id| id.ends_with("-white")), "{:?}", ids(&cheapest));
     // A boosted variant stands for its product, in a list and in a search.
-    let boosts = vec![proto::Boost { filter: "attributes.color = \"green\"".to_owned(), factor: 3.0 }];
+    let boosts =
+        vec![proto::Boost { filter: "attributes.color = \"green\"".to_owned(), factor: 3.0, filter_expression: None }];
     let boosted = |options: &mut proto::RankingOptions| options.boosts.clone_from(&boosts);
     let listed = recommend(&|request| request.options = options(boosted)).await;
     assert!(listed.len() == 12 && ids(&listed).iter().all(|id| id.ends_with("-green")), "{:?}", ids(&listed));
@@ -439,7 +440,7 @@ async fn rank_returns_every_candidate_and_excludes_groups() {
     let shirts: Vec<Shirt> =
         (0..400).map(|n| Shirt::new(&format!("s{n}"), if n < 5 { "G" } else { "" }, COLORS[n % 4], 10)).collect();
     upsert(&server.channel, &shirts).await;
-    let candidate = |id: &str| proto::RankCandidate { item_id: id.to_owned() };
+    let candidate = |id: &str| proto::RankCandidate { item_id: id.to_owned(), ..Default::default() };
     let mut candidates: Vec<proto::RankCandidate> = shirts.iter().map(|shirt| candidate(&shirt.id)).collect();
     candidates.push(candidate("G"));
     let request = proto::RankRequest {

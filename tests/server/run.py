@@ -496,7 +496,7 @@ def bad_requests(server):
 def first_titles(server, query):
     """Returns the titles of the first three results, or the error."""
     answer, error = server.call("lodestone.v1.RankingService/Search", {
-        "viewer": {"visitor_id": "v-1"}, "query": query, "page_size": 3, "options": {"include_items": True}})
+        "viewer": {"visitor_id": "v-1"}, "query": query, "page_size": 3, "options": {"read_mask": {"paths": ["*"]}}})
     return [result["item"]["title"] for result in answer.get("results", [])] if answer else [error]
 
 
@@ -963,7 +963,7 @@ def relevance(server, answer, ids):
         check("recommendations" not in found, "no recommendations without a request for them")
         check(len(ids(query, options={"serving_config": "everything"})) > 0, "a serving configuration overrides the floor")
     server.call(WRITE, {"events": [view("relevance", code, "words")]})
-    found = answer("zzqxv blorp", recommendation_count=5, filter="price > 1", options={"include_items": True, "order_by": "price"})
+    found = answer("zzqxv blorp", recommendation_count=5, filter="price > 1", options={"read_mask": {"paths": ["*"]}, "order_by": "price"})
     recommended = found.get("recommendations", {})
     check(len(recommended.get("results", [])) == 5 and "results" not in found, f"recommendations are a separate list {str(found)[:300]}")
     check(all(int(result["item"]["priceMicros"]) > 1_000_000 for result in recommended["results"]), "recommendations match the filter")

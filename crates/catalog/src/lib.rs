@@ -12,7 +12,8 @@ mod write;
 
 pub use counts::{AttributeKindCount, ValueCounts};
 pub use filter::{
-    Distance, Field, Filter, FilterError, attribute_name, has_word_prefix, is_word_boundary, path_normal,
+    Distance, Field, Filter, FilterError, FilterValue, Operator, attribute_name, has_word_prefix, is_word_boundary,
+    path_normal,
 };
 pub use groups::{Group, SeenGroups};
 pub use item::{
@@ -27,5 +28,6 @@ pub use order::{
 pub use prepared::{PreparedField, PreparedValue};
 pub use snapshot::{Catalog, ItemList, ItemVectors};
 pub use write::{
-    FieldSet, ItemChange, ItemField, ItemState, ItemWrite, UnknownItemField, WriteEffect, WriteTime, WrittenFields,
+    FieldSet, ItemChange, ItemField, ItemState, ItemWrite, ReadMask, UnknownItemField, WriteEffect, WriteTime,
+    WrittenFields,
 };

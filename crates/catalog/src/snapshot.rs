@@ -55,6 +55,10 @@ impl ItemVectors {
 
 const NO_ROW: u32 = u32::MAX;
 
+/// The first key of items that only one request has; see [`Catalog::with_items`]. No item that is interned has a key from
+/// here on.
+const REQUEST_KEY_FIRST: u32 = u32::MAX - 65_536;
+
 /// Rows of one chunk, which a write of one of them copies. Few, so that writes of prices all over the catalogue are
 /// cheap.
 const CHUNK_ROWS: usize = 32;
@@ -73,6 +77,8 @@ pub struct Catalog {
     offered: Vec<u64>,
     /// The row of each key, also of a deleted item.
     row_of_key: Arc<Vec<u32>>,
+    /// The rows of the keys from [`REQUEST_KEY_FIRST`].
+    rows_of_request: Vec<Row>,
     /// By row. Also in the rows; read from here for many rows, because it takes fewer cache lines.
     keys: Arc<Vec<ItemKey>>,
     row_count: usize,
@@ -261,12 +267,34 @@ impl Catalog {
     }
 
     fn last_row_of_key(&self, key: ItemKey) -> Option<Row> {
-        self.row_of_key.get(key.0 as usize).filter(|row| **row != NO_ROW).map(|row| Row(*row))
+        match key.0.checked_sub(REQUEST_KEY_FIRST) {
+            Some(of_request) => self.rows_of_request.get(of_request as usize).copied(),
+            None => self.row_of_key.get(key.0 as usize).filter(|row| **row != NO_ROW).map(|row| Row(*row)),
+        }
+    }
+
+    /// Returns the catalogue of one request: this one and further items, which no index has, with their rows. They have
+    /// keys that no other item has, unless their ids have keys already. At most 65,536 items.
+    pub fn with_items(
+        &self,
+        keys: &ItemKeys,
+        items: impl IntoIterator<Item = (Arc<Item>, ItemVectors)>,
+    ) -> (Self, Vec<Row>) {
+        let (mut catalog, mut rows) = (self.clone(), Vec::new());
+        for (item, vectors) in items {
+            let next = ItemKey(REQUEST_KEY_FIRST + catalog.rows_of_request.len() as u32);
+            let key = keys.get(&item.id).unwrap_or(next);
+            rows.push(catalog.put(key, item, vectors));
+        }
+        (catalog, rows)
     }
 
     /// Adds an item, or replaces the one with the same id. Returns its row.
     pub fn upsert(&mut self, keys: &ItemKeys, item: Arc<Item>, vectors: ItemVectors) -> Row {
-        let key = keys.intern(&item.id);
+        self.put(keys.intern(&item.id), item, vectors)
+    }
+
+    fn put(&mut self, key: ItemKey, item: Arc<Item>, vectors: ItemVectors) -> Row {
         let (log_price, prepared) = self.dated_values(&item);
         let (created_at, in_stock) = (item.created_at, item.is_in_stock());
         let price_change = item.next_price_change(self.time).unwrap_or(NEVER);
@@ -319,12 +347,16 @@ impl Catalog {
             self.price_changes.push(NEVER);
         }
         let row = Row(self.row_count as u32);
-        let row_of_key = Arc::make_mut(&mut self.row_of_key);
         let key = content.key.0 as usize;
-        if row_of_key.len() <= key {
-            row_of_key.resize(key + 1, NO_ROW);
+        if content.key.0 >= REQUEST_KEY_FIRST {
+            self.rows_of_request.push(row);
+        } else {
+            let row_of_key = Arc::make_mut(&mut self.row_of_key);
+            if row_of_key.len() <= key {
+                row_of_key.resize(key + 1, NO_ROW);
+            }
+            row_of_key[key] = row.0;
         }
-        row_of_key[key] = row.0;
         Arc::make_mut(&mut self.keys).push(content.key);
         self.columns[row.index() / BLOCK_ROWS].add(row.index() % BLOCK_ROWS, &content.item, self.time);
         Arc::make_mut(&mut self.chunks[row.index() / CHUNK_ROWS]).push(content);
@@ -406,6 +438,23 @@ mod tests {
         for n in 0..3000 {
             let row = catalog.upsert(&keys, item(&format!("i{n}"), &format!("title {n}")), vectors());
             assert_eq!((row.index(), &*catalog.get(row).item.title), (n, &*format!("title {n}")));
+        }
+    }
+
+    #[test]
+    fn the_items_of_a_request_are_in_its_catalogue_alone() {
+        let keys = ItemKeys::default();
+        let mut catalog = Catalog::default();
+        catalog.upsert(&keys, item("a", "a"), vectors());
+        let viewed = keys.intern_for_event(&ItemId::parse("viewed").unwrap());
+        let sent = ["viewed", "new"].map(|id| (item(id, id), vectors()));
+        let (of_request, rows) = catalog.with_items(&keys, sent);
+        assert_eq!((of_request.item_count(), catalog.item_count(), keys.len()), (3, 1, 2));
+        assert_eq!(of_request.key_of(rows[0]), viewed);
+        for (row, id) in rows.into_iter().zip(["viewed", "new"]) {
+            assert_eq!(of_request.get(row).item.id.as_str(), id);
+            assert_eq!(of_request.row_of_key(of_request.key_of(row)), Some(row));
+            assert_eq!(catalog.row_of_key(of_request.key_of(row)), None);
         }
     }
 

@@ -162,6 +162,23 @@ impl Item {
     }
 }
 
+/// The fields of items that a response has. The id is always among them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ReadMask {
+    All,
+    Some(BTreeSet<ItemField>),
+}
+
+impl ReadMask {
+    /// Returns the item with the fields of the mask.
+    pub fn of(&self, item: &Arc<Item>) -> Arc<Item> {
+        match self {
+            Self::All => item.clone(),
+            Self::Some(fields) => Arc::new(item.with_only(fields)),
+        }
+    }
+}
+
 /// A change of an item.
 #[derive(Debug, Clone, PartialEq)]
 pub enum ItemChange {

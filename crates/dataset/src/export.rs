@@ -174,6 +174,7 @@ fn columns(events: &[Event]) -> Vec<(&'static str, ArrayRef)> {
         ("rank", numbers(&|_, line| line.map(|line| line.rank.into()).filter(|rank| *rank > 0))),
         ("stars", numbers(&|event, _| Some(event.stars.into()).filter(|stars| *stars > 0))),
         ("coupon_id", texts(&|event| Some(event.coupon.clone()))),
+        ("completion", texts(&|event| Some(event.completion.clone()))),
         ("categories", Arc::new(categories.finish())),
         (
             "attribution",

@@ -15,7 +15,7 @@ use lodestone_core::{
     units::UnixMillis,
 };
 use lodestone_events::{Attribution, Change, Event, LogError, QueuedWrite, Writer, Written};
-use lodestone_index::check_vector;
+use lodestone_index::{Completion, check_vector};
 use lodestone_pipeline::{
     answers::{AnswerId, AnswerLog, AnswerLogConfig},
     context::StageTimes,
@@ -198,8 +198,20 @@ impl Engine {
         self.log_id
     }
 
-    pub fn is_attribution_token(&self, text: &str) -> bool {
-        self.tokens.parse_attribution(text).is_some()
+    /// Returns the names of the features of kind `request` that the serving bundle of a user declares.
+    pub fn request_features(&self, user: &UserId) -> Vec<String> {
+        let routes = self.generations.routes();
+        routes.of(user).generation.schema().of_request().map(str::to_owned).collect()
+    }
+
+    /// Returns the answer and the text of a completion id; none if it is not one of this server.
+    pub fn completion(&self, id: &str) -> Option<(AnswerId, String)> {
+        self.tokens.parse_completion(id)
+    }
+
+    /// Returns the answer of an attribution token; none if it is not one of this server.
+    pub fn attributed_answer(&self, token: &str) -> Option<AnswerId> {
+        self.tokens.parse_attribution(token)
     }
 
     pub fn get_item(&self, id: &ItemId) -> Option<Arc<Item>> {
@@ -337,21 +349,25 @@ impl Engine {
     }
 
     pub async fn suggest(&self, request: SuggestRequest, deadline: Instant) -> Result<SuggestAnswer, EngineError> {
-        self.wait_for_position(request.log_position, deadline).await?;
+        let plan = self.serving().plan_of_suggestions(&request.options.serving_config)?;
+        self.wait_for_position(request.options.log_position, deadline).await?;
         let (generations, position) = (self.generations.clone(), self.writer.position());
         let suggest = move |worker: &mut usize| {
             let loaded = generations.routes().of(&request.viewer.user).clone();
             let mut models = loaded.models_of(*worker);
             let now = UnixMillis::now();
             loaded.generation.catalog_at(now);
-            let suggested = run::suggest(&loaded.generation, &mut models, &request, now);
+            let suggested = run::suggest(&loaded.generation, &mut models, &request, &plan, now);
             drop(models);
             Ok((loaded, suggested))
         };
         let (loaded, (mut answer, stage_times)) = self.workers.run(deadline, suggest).await?;
         answer.is_cut = remove_items_beyond(&mut answer.products, RESULTS_BYTES_MAX);
         self.record_metrics(&stage_times, &answer.info);
-        self.sign(&mut answer.info, &loaded, Uuid::now_v7().into_bytes(), position);
+        let id = Uuid::now_v7().into_bytes();
+        self.sign(&mut answer.info, &loaded, id, position);
+        let completion_id = |completion: &Completion| self.tokens.completion(id, &completion.text);
+        answer.completion_ids = answer.completions.iter().map(completion_id).collect();
         Ok(answer)
     }
 
@@ -600,10 +616,7 @@ impl Engine {
         for applied in &info.applied_rules {
             self.metrics.applied_rule(applied.rule.id());
         }
-        // A Suggest has none.
-        if !info.serving_config.is_empty() {
-            self.metrics.configured(&info.serving_config);
-        }
+        self.metrics.configured(&info.serving_config);
         if info.explored {
             self.metrics.explored();
         }

@@ -29,6 +29,7 @@ enum TokenKind {
     Attribution = 2,
     Items = 3,
     Entries = 4,
+    Completion = 5,
 }
 
 /// The signing key. It is stored with the log, so that tokens survive a restart.
@@ -165,6 +166,21 @@ impl TokenKey {
         self.verify(text, TokenKind::Attribution)?.try_into().ok()
     }
 
+    /// Signs the id of a completion of an answer.
+    pub fn completion(&self, answer: [u8; ID_BYTES], text: &str) -> String {
+        let mut body = vec![TokenKind::Completion as u8];
+        body.extend_from_slice(&answer);
+        body.extend_from_slice(text.as_bytes());
+        self.sign(body)
+    }
+
+    /// Returns the answer id and the text of a completion; none if it is not a completion of this server.
+    pub fn parse_completion(&self, id: &str) -> Option<([u8; ID_BYTES], String)> {
+        let body = self.verify(id, TokenKind::Completion)?;
+        let (answer, text) = body.split_first_chunk()?;
+        Some((*answer, String::from_utf8(text.to_vec()).ok()?))
+    }
+
     /// Returns a number that identifies the log next to the key.
     pub fn log_id(&self) -> u32 {
         let digest = self.mac(b"log").finalize().into_bytes();
@@ -275,6 +291,9 @@ mod tests {
         assert_eq!(answer_of_token(&key.attribution([1; 16])), Some([1; 16]));
         assert_eq!((answer_of_token(&text), answer_of_token("no token")), (None, None));
         assert_eq!(TokenKey::new([8; 32]).parse_page(&text), None);
+        let completion = key.completion([3; 16], "tea mug");
+        assert_eq!(key.parse_completion(&completion), Some(([3; 16], "tea mug".to_owned())));
+        assert_eq!((key.parse_completion(&text), TokenKey::new([8; 32]).parse_completion(&completion)), (None, None));
         for garbage in ["", "a", "////", "AAAA", &text[1..]] {
             assert_eq!(key.parse_page(garbage), None);
         }

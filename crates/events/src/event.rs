@@ -26,6 +26,8 @@ pub struct Event {
     pub categories: Vec<String>,
     pub currency: String,
     pub attribution: Attribution,
+    /// The text of the completion that the user accepted by a SEARCH or CLICK; otherwise empty.
+    pub completion: String,
 }
 
 impl Event {
@@ -46,6 +48,7 @@ impl Event {
             categories: Vec::new(),
             currency: String::new(),
             attribution: Attribution::None,
+            completion: String::new(),
         }
     }
 }

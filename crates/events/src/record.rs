@@ -15,7 +15,7 @@ use prost::Message;
 use std::{borrow::Cow, collections::BTreeMap};
 
 /// The version of written records. Readers reject unknown versions.
-const VERSION: u8 = 5;
+const VERSION: u8 = 6;
 
 /// A change that a record of the log stores.
 #[derive(Debug, Clone, PartialEq)]
@@ -217,6 +217,8 @@ struct EventRecord {
     region: String,
     #[prost(string, tag = "17")]
     locale: String,
+    #[prost(string, tag = "18")]
+    completion: String,
 }
 
 #[derive(Clone, PartialEq, prost::Oneof)]
@@ -347,6 +349,7 @@ impl From<&Event> for EventRecord {
                 Attribution::Answer(token) => Some(AttributionRecord::Answer(token.clone())),
                 Attribution::Foreign(token) => Some(AttributionRecord::Foreign(token.clone())),
             },
+            completion: event.completion.clone(),
         }
     }
 }
@@ -373,6 +376,7 @@ impl EventRecord {
                 Some(AttributionRecord::Answer(token)) => Attribution::Answer(token),
                 Some(AttributionRecord::Foreign(token)) => Attribution::Foreign(token),
             },
+            completion: self.completion,
         })
     }
 }
@@ -587,6 +591,7 @@ mod tests {
                     at: UnixMillis(at),
                     lines,
                     query,
+                    completion: order.clone(),
                     order,
                     stars,
                     coupon,

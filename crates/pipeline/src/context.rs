@@ -1,6 +1,6 @@
 //! One request on its way through the pipeline, and the stages that several requests share.
 use crate::{
-    features::{self, Anchors, FeatureContext, FeatureSchema, UserContext},
+    features::{self, Anchors, FeatureContext, FeatureSchema, RequestFeatures, UserContext},
     fusion::Candidates,
     generation::Generation,
     models::Models,
@@ -11,7 +11,7 @@ use crate::{
     serving::ServingConfig,
     slate::SearchMatches,
 };
-use ahash::AHashSet;
+use ahash::{AHashMap, AHashSet};
 use lodestone_catalog::{Catalog, Filter, Position};
 use lodestone_core::{
     ids::{ItemId, Row},
@@ -64,6 +64,10 @@ pub struct RequestContext<'a> {
     pub retrievable: Option<EligibleRows<'a>>,
     /// The rows that the request excludes.
     pub excluded: AHashSet<Row>,
+    /// The rows of items that only the request has; no index has them.
+    pub request_rows: AHashMap<ItemId, Row>,
+    /// The values of features that the request has.
+    pub request_features: Option<RequestFeatures>,
     pub limits: RetrievalLimits,
     /// Whether a group has one result, in a catalogue that has groups.
     pub one_per_group: bool,
@@ -145,6 +149,8 @@ impl<'a> RequestContext<'a> {
             rule_filter: None,
             eligible: EligibleRows::offered(catalog),
             excluded: AHashSet::new(),
+            request_rows: AHashMap::new(),
+            request_features: None,
             limits: ServingConfig::default().retrieval_limits(),
             one_per_group: options.one_per_group && catalog.has_groups(),
             sold_out: options.sold_out.unwrap_or_default(),
@@ -164,7 +170,15 @@ impl<'a> RequestContext<'a> {
     /// The rows that an id names: the item's or, if there is no such item, those of the group's variants.
     pub fn named_rows(&self, id: &ItemId) -> impl Iterator<Item = Row> + use<'a> {
         let catalog: &'a Catalog = self.catalog;
-        catalog.named_rows(&self.generation.state.keys, id)
+        let of_request = self.request_rows.get(id).copied();
+        let named = of_request.is_none().then(|| catalog.named_rows(&self.generation.state.keys, id));
+        of_request.into_iter().chain(named.into_iter().flatten())
+    }
+
+    /// The row of an item of the catalogue or of the request.
+    pub fn row_of(&self, id: &ItemId) -> Option<Row> {
+        let of_request = self.request_rows.get(id).copied();
+        of_request.or_else(|| self.catalog.row_of(&self.generation.state.keys, id))
     }
 
     /// The corrected query, otherwise the sent one.
@@ -214,6 +228,7 @@ impl<'a> RequestContext<'a> {
             query_vector: self.query_vector.as_deref(),
             lexical_best: self.candidates.lexical_best,
             anchors: self.anchors.as_ref(),
+            of_request: self.request_features.as_ref(),
         };
         let mut out = Vec::with_capacity(self.candidates.list.len() * self.schema().column_count());
         for candidate in &self.candidates.list {
@@ -278,13 +293,14 @@ fn end_shared_stage(contexts: &mut [RequestContext], name: &'static str, begun: 
     }
 }
 
-/// Encodes the users of several requests in one run of the model; the requests share a catalogue and a time. If the
+/// Encodes the users of several requests in one run of the model; the requests share a time. If the
 /// model fails, the requests lose the sources that need the vector and declare a degradation.
 pub fn encode_users(contexts: &mut [RequestContext], models: &mut Models) {
     let begun = Instant::now();
     let Some(first) = contexts.first() else { return };
-    let histories: Vec<&History> = contexts.iter().map(|context| &context.history).collect();
-    match models.encode_users(&histories, first.catalog, first.now) {
+    let histories: Vec<(&History, &Catalog)> =
+        contexts.iter().map(|context| (&context.history, &**context.catalog)).collect();
+    match models.encode_users(&histories, first.now) {
         Ok(vectors) => {
             for (context, vector) in contexts.iter_mut().zip(vectors) {
                 context.user.vector = vector;

@@ -129,7 +129,7 @@ fn answer(
     let mut user = UserContext::new(&history, generation.schema(), &catalog, &generation.transitions, now);
     let query = Some(request.query.as_str()).filter(|query| !query.is_empty());
     let query_vector = models.encode_queries(&[query])?.remove(0);
-    user.vector = models.encode_users(&[&history], &catalog, now)?.remove(0);
+    user.vector = models.encode_users(&[(&history, &catalog)], now)?.remove(0);
     let eligible = EligibleRows::offered(&catalog);
     let popularity = PopularityView::default();
     let anchors = query.is_none().then(|| Anchors::new(AnchoredList::Similar, user.recent.clone(), &catalog));
@@ -159,6 +159,7 @@ fn answer(
         query_vector: query_vector.as_deref(),
         lexical_best: candidates.lexical_best,
         anchors: anchors.as_ref(),
+        of_request: None,
     };
     let mut rows = Vec::with_capacity(candidates.list.len() * generation.schema().column_count());
     for candidate in &candidates.list {

@@ -41,14 +41,14 @@ impl Models {
         Ok(queries.iter().map(|query| query.and_then(|_| vectors.next().flatten())).collect())
     }
 
-    /// Encodes users, each as a vector in the user space; none if no item of the history is in the catalogue.
+    /// Encodes users by their histories, each as a vector in the user space; none if no item of the history is in the
+    /// catalogue of the request.
     pub fn encode_users(
         &mut self,
-        histories: &[&History],
-        catalog: &Catalog,
+        histories: &[(&History, &Catalog)],
         now: UnixMillis,
     ) -> Result<Vec<Option<Vec<f32>>>, RankingError> {
-        let input = |history: &&History| user_input(history, catalog, now, self.encoder_events);
+        let input = |(history, catalog): &(&History, &Catalog)| user_input(history, catalog, now, self.encoder_events);
         let inputs: Vec<UserInput> = histories.iter().map(input).collect();
         let is_encodable: Vec<bool> = inputs.iter().map(|input| !input.kinds.is_empty()).collect();
         let encodable: Vec<UserInput> = inputs.into_iter().filter(|input| !input.kinds.is_empty()).collect();

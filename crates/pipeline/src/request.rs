@@ -1,7 +1,7 @@
 //! Requests and answers of the engine. The server has validated every field of a request.
 use super::facets::{FacetSpec, Facets};
 use crate::{policy::ScoreParts, serving::ExperimentArm, source::CandidateSource};
-use lodestone_catalog::{AttributeValue, Availability, Catalog, Filter, Item, OrderBy};
+use lodestone_catalog::{AttributeValue, Availability, Catalog, Filter, Item, OrderBy, ReadMask};
 use lodestone_core::{
     ids::{ItemId, Row, UserId},
     viewer::ViewerContext,
@@ -9,7 +9,7 @@ use lodestone_core::{
 use lodestone_events::Event;
 use lodestone_index::{Completion, SearchStrategy};
 use lodestone_rules::CompiledRule;
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 /// Default number of results on a page.
 pub const PAGE_SIZE_DEFAULT: usize = 24;
@@ -66,7 +66,8 @@ pub struct Options {
     pub pins: Vec<Pin>,
     /// 0 to 1. None: the serving configuration's.
     pub diversity: Option<f32>,
-    pub include_items: bool,
+    /// The fields of the items of the results. None: results have no items.
+    pub read_mask: Option<ReadMask>,
     /// What becomes of items that are sold out. None: the serving configuration's.
     pub sold_out: Option<SoldOut>,
     /// Whether a group of variants has one result.
@@ -186,13 +187,25 @@ pub enum RecommendKind {
 #[derive(Debug, Clone)]
 pub struct RankRequest {
     pub viewer: Viewer,
-    /// 1 to 1,000, each once.
-    pub candidates: Vec<ItemId>,
+    /// 1 to 1,000, each item once.
+    pub candidates: Vec<RankCandidate>,
     /// Empty: no query.
     pub query: String,
     pub options: Options,
     /// The protobuf message for the answer log, without page token and request id.
     pub message: Vec<u8>,
+}
+
+/// One of the caller's candidates.
+#[derive(Debug, Clone, PartialEq)]
+pub struct RankCandidate {
+    pub id: ItemId,
+    /// Finite. The caller's score, by which its retrieval orders the candidates.
+    pub retrieval_score: Option<f64>,
+    /// For an id that the catalogue does not have.
+    pub item: Option<Arc<Item>>,
+    /// Finite. Values of the features of kind `request`, by name.
+    pub features: BTreeMap<String, f64>,
 }
 
 #[derive(Debug, Clone)]
@@ -205,11 +218,8 @@ pub struct SuggestRequest {
     /// 0 to 20.
     pub product_count: usize,
     pub filter: Option<Filter>,
-    /// See [`Options::log_position`].
-    pub log_position: u64,
-    /// See [`Options::log`].
-    pub log: u32,
-    pub include_items: bool,
+    /// `log_position`, `log`, `read_mask`, `serving_config` and `debug`; a group has one product. Others are empty.
+    pub options: Options,
 }
 
 /// The answer to Search, Recommend and Rank.
@@ -235,6 +245,8 @@ pub struct Answer {
 #[derive(Debug, Clone, Default)]
 pub struct SuggestAnswer {
     pub completions: Vec<Completion>,
+    /// Parallel to `completions`. Only the engine knows them.
+    pub completion_ids: Vec<String>,
     pub products: Vec<RankedItem>,
     pub info: AnswerInfo,
     /// Whether [`RESULTS_BYTES_MAX`] left out items.

@@ -4,7 +4,7 @@ use crate::{
     answers::{self, AnswerId, AnswerKind},
     context::{self, RankedCandidates, RankerUse, RequestContext, StageTimes},
     facets::{self, Facet, FacetSpec, Facets},
-    features::{AnchoredList, Anchors, RecentItem},
+    features::{AnchoredList, Anchors, FeatureSchema, RecentItem, RequestFeatures},
     fusion::{Candidate, Candidates},
     generation::Generation,
     models::Models,
@@ -19,10 +19,10 @@ use crate::{
     },
     source::CandidateSource,
     tail::{Tail, TailMembers, TailOrder},
-    trace::{ConfiguredRanking, Trace},
+    trace::{ConfiguredRanking, PolicyRules, Trace},
 };
-use ahash::AHashSet;
-use lodestone_catalog::{Catalog, Field, Filter, Group, OrderBy, Part, Position, SeenGroups};
+use ahash::{AHashMap, AHashSet};
+use lodestone_catalog::{Catalog, Field, Filter, Group, Item, OrderBy, Part, Position, SeenGroups};
 use lodestone_core::{
     bits,
     ids::{ItemId, ItemKey, Row},
@@ -31,10 +31,16 @@ use lodestone_core::{
 };
 use lodestone_events::EventKind;
 use lodestone_index::{
-    Completion, CompletionSource, LexicalError, MatchMode, MatchScope, MatchingRows, Suggester, has_prefix,
+    Completion, CompletionSource, LexicalError, MatchMode, MatchScope, MatchingRows, Suggester, check_vector,
+    has_prefix,
 };
 use lodestone_state::users::PastQuery;
-use std::{borrow::Cow, collections::HashMap, sync::Arc};
+use std::{
+    borrow::Cow,
+    collections::HashMap,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 /// Items that a suggestion ranks.
 const SUGGEST_CANDIDATES: usize = 50;
@@ -76,12 +82,21 @@ impl RuledRequest<'_> {
     fn context<'a>(
         &'a self,
         generation: &'a Generation,
-        catalog: &'a Arc<Catalog>,
+        items: &'a RequestItems,
         now: UnixMillis,
     ) -> RequestContext<'a> {
         let (request, plan) = (&*self.request, &self.planned.plan);
-        let mut context = RequestContext::new(generation, catalog, request.viewer(), request.options(), now);
+        let mut context = RequestContext::new(generation, &items.catalog, request.viewer(), request.options(), now);
         context.stage_times.extend(self.time.map(|time| ("rules", time)));
+        context.stage_times.extend(items.time.map(|time| ("encode_items", time)));
+        if items.is_failed {
+            context.degrade(DegradationCode::EncoderSkipped, "query_encoder");
+        }
+        context.request_rows.clone_from(&items.rows);
+        context.request_features = match request {
+            RankingRequest::Rank(request) => request_features(&context, request, generation.schema()),
+            RankingRequest::Search(_) | RankingRequest::Recommend(_) => None,
+        };
         RequestContext {
             sent_query: request.query(),
             synonyms: self.effects.synonyms.clone(),
@@ -95,6 +110,79 @@ impl RuledRequest<'_> {
             ..context
         }
     }
+}
+
+/// The items that a request ranks.
+struct RequestItems {
+    /// The generation's or, for a request with items of its own, that with them.
+    catalog: Arc<Catalog>,
+    /// The rows of the request's own items.
+    rows: AHashMap<ItemId, Row>,
+    /// The request's own items could not be encoded; it is answered without them.
+    is_failed: bool,
+    /// The time that encoding took. None: the request has no items of its own.
+    time: Option<Duration>,
+}
+
+impl RequestItems {
+    fn new(
+        request: &RankingRequest,
+        generation: &Generation,
+        models: &mut Models,
+        catalog: &Arc<Catalog>,
+        now: UnixMillis,
+    ) -> Self {
+        let begun = Instant::now();
+        let keys = &generation.state.keys;
+        let sent = match request {
+            RankingRequest::Rank(request) => &request.candidates[..],
+            RankingRequest::Search(_) | RankingRequest::Recommend(_) => &[],
+        };
+        let is_new = |candidate: &&RankCandidate| catalog.row_of(keys, &candidate.id).is_none();
+        let sent = sent.iter().filter(|candidate| candidate.item.is_some()).filter(is_new);
+        // As if the item were written now.
+        let as_written = |item: &Arc<Item>| Item { created_at: item.created_at.or(Some(now)), ..Item::clone(item) };
+        let items: Vec<Arc<Item>> = sent.filter_map(|of| of.item.as_ref().map(as_written)).map(Arc::new).collect();
+        let unchanged = Self { catalog: catalog.clone(), rows: AHashMap::new(), is_failed: false, time: None };
+        if items.is_empty() {
+            return unchanged;
+        }
+        let texts: Vec<&Item> = items.iter().map(Arc::as_ref).collect();
+        let embedded = generation.embed(models, &texts).map_err(|error| error.to_string()).and_then(|embedded| {
+            let spaces = embedded.iter().flat_map(|vectors| [vectors.user_space(), vectors.query_space()]);
+            for vector in spaces {
+                check_vector(vector, vector.len()).map_err(|problem| problem.to_string())?;
+            }
+            Ok(embedded)
+        });
+        match embedded {
+            Ok(embedded) => {
+                let ids: Vec<ItemId> = items.iter().map(|item| item.id.clone()).collect();
+                let (catalog, rows) = catalog.with_items(keys, items.into_iter().zip(embedded));
+                let rows = ids.into_iter().zip(rows).collect();
+                Self { catalog: Arc::new(catalog), rows, is_failed: false, time: Some(begun.elapsed()) }
+            }
+            Err(error) => {
+                tracing::warn!(error, "the items of a request cannot be encoded");
+                Self { is_failed: true, time: Some(begun.elapsed()), ..unchanged }
+            }
+        }
+    }
+}
+
+/// The values that a request has for declared features; none if it has none.
+fn request_features(
+    context: &RequestContext,
+    request: &RankRequest,
+    schema: &FeatureSchema,
+) -> Option<RequestFeatures> {
+    let of = |candidate: &RankCandidate| {
+        let value = |name: &str| candidate.features.get(name).map(|value| *value as f32);
+        Some((context.row_of(&candidate.id)?, schema.of_request().map(value).collect()))
+    };
+    let with_features = request.candidates.iter().filter(|candidate| !candidate.features.is_empty());
+    let values: RequestFeatures = with_features.filter_map(of).collect();
+    (!values.is_empty()).then_some(values)
 }
 
 /// A request whose answer is a slate.
@@ -200,11 +288,11 @@ impl RankingRequest {
     }
 
     /// Item ids in the request that the catalogue may lack.
-    fn named_items(&self) -> &[ItemId] {
+    fn named_items(&self) -> Vec<&ItemId> {
         match self {
-            Self::Search(request) => &request.options.exclude,
-            Self::Recommend(request) => &request.anchors,
-            Self::Rank(request) => &request.candidates,
+            Self::Search(request) => request.options.exclude.iter().collect(),
+            Self::Recommend(request) => request.anchors.iter().collect(),
+            Self::Rank(request) => request.candidates.iter().map(|candidate| &candidate.id).collect(),
         }
     }
 
@@ -279,8 +367,10 @@ pub fn run(
 ) -> Vec<PipelineAnswer> {
     let (catalog, rules) = (generation.catalog.load_full(), generation.state.rules());
     let ruled: Vec<RuledRequest> = requests.iter().map(|planned| RuledRequest::new(planned, &rules, now)).collect();
+    let items = ruled.iter().map(|ruled| RequestItems::new(&ruled.request, generation, models, &catalog, now));
+    let items: Vec<RequestItems> = items.collect();
     let mut contexts: Vec<RequestContext> =
-        ruled.iter().map(|ruled| ruled.context(generation, &catalog, now)).collect();
+        ruled.iter().zip(&items).map(|(ruled, items)| ruled.context(generation, items, now)).collect();
     for (context, ruled) in contexts.iter_mut().zip(&ruled) {
         correct_query(context, &ruled.request);
     }
@@ -326,7 +416,7 @@ fn retrieve_candidates(context: &mut RequestContext, request: &RankingRequest) {
     context.candidates = match request {
         RankingRequest::Search(request) => return search(context, request),
         RankingRequest::Recommend(request) => recommend(&input, context, request.kind),
-        RankingRequest::Rank(request) => named_candidates(&input, request, &context.excluded),
+        RankingRequest::Rank(request) => named_candidates(context, request),
     };
     keep_one_per_group(context, request.options());
     context.end_retrieval();
@@ -448,12 +538,7 @@ fn respond(
         banners: effects.banners.clone(),
         ..context.answer_info(std::mem::take(&mut slate.sources), options.debug)
     };
-    if let (Some(debug), Some(ranking)) = (&mut info.debug, rules.rankings.first())
-        && options.debug >= DebugLevel::Scores
-    {
-        let weights = models.heads.iter().zip(&ranking.weights);
-        debug.head_weights = weights.map(|(head, weight)| (head.name.clone(), f64::from(*weight))).collect();
-    }
+    add_head_weights(&mut info, &rules, options, models);
     let trace = (planned.logging == AnswerLogging::Recorded).then(|| {
         Box::new(Trace {
             id: planned.answer_id,
@@ -483,6 +568,16 @@ fn respond(
         id: planned.answer_id,
         catalog: context.catalog.clone(),
         trace,
+    }
+}
+
+/// Adds the weights of the heads to the debug information, from the level SCORES.
+fn add_head_weights(info: &mut AnswerInfo, rules: &PolicyRules, options: &Options, models: &Models) {
+    if let (Some(debug), Some(ranking)) = (&mut info.debug, rules.rankings.first())
+        && options.debug >= DebugLevel::Scores
+    {
+        let weights = models.heads.iter().zip(&ranking.weights);
+        debug.head_weights = weights.map(|(head, weight)| (head.name.clone(), f64::from(*weight))).collect();
     }
 }
 
@@ -763,31 +858,33 @@ fn recommend(input: &RetrievalInput, context: &RequestContext, kind: RecommendKi
     }
 }
 
-/// The request's candidates that the catalogue has.
-fn named_candidates(input: &RetrievalInput, request: &RankRequest, excluded: &AHashSet<Row>) -> Candidates {
-    let rows = request.candidates.iter().filter_map(|id| input.catalog.row_of(&input.generation.state.keys, id));
-    let found = rows.filter(|row| !excluded.contains(row)).map(|row| (row, 0.0)).collect();
-    retrieve::ordered_rows(input.catalog, CandidateSource::UserVector, found, request.candidates.len())
+/// The request's candidates with known items, in the order of the caller's scores: equal ones, and those without a score,
+/// which are last, in the order of the request.
+fn named_candidates(context: &RequestContext, request: &RankRequest) -> Candidates {
+    let mut sent: Vec<&RankCandidate> = request.candidates.iter().collect();
+    let score = |candidate: &RankCandidate| candidate.retrieval_score.unwrap_or(f64::NEG_INFINITY);
+    sent.sort_by(|a, b| score(b).total_cmp(&score(a)));
+    let shown_score = |of: &RankCandidate| (of.retrieval_score.unwrap_or(0.0) as f32).clamp(f32::MIN, f32::MAX);
+    let rows = sent.into_iter().filter_map(|of| Some((context.row_of(&of.id)?, shown_score(of))));
+    let found = rows.filter(|(row, _)| !context.excluded.contains(row)).collect();
+    retrieve::ordered_rows(context.catalog, CandidateSource::Caller, found, request.candidates.len())
 }
 
-/// Completes a prefix and ranks the products that match it. An empty prefix returns the user's recent queries and
-/// items.
+/// Completes a prefix and ranks the products that match it, by the configuration of the plan. An empty prefix
+/// returns the user's recent queries and items.
 pub fn suggest(
     generation: &Generation,
     models: &mut Models,
     request: &SuggestRequest,
+    plan: &Plan,
     now: UnixMillis,
 ) -> (SuggestAnswer, StageTimes) {
-    let options = Options {
-        one_per_group: true,
-        include_items: request.include_items,
-        log_position: request.log_position,
-        ..Options::default()
-    };
+    let options = &request.options;
     let catalog = generation.catalog.load_full();
-    let mut context = RequestContext::new(generation, &catalog, &request.viewer, &options, now);
+    let mut context = RequestContext::new(generation, &catalog, &request.viewer, options, now);
     context.synonyms.push(generation.state.rules().synonyms.clone());
-    check_position(&mut context, &options);
+    context.ranker = if plan.uses_ranker() { RankerUse::Scores } else { RankerUse::Skipped };
+    check_position(&mut context, options);
     context.eligible = eligible_rows(&context, request.filter.as_ref());
     let completions = completions(&context, request);
     context.end_stage("complete");
@@ -807,14 +904,13 @@ pub fn suggest(
     let count = found.len();
     context.candidates = retrieve::ordered_rows(&catalog, CandidateSource::Lexical, found, count);
     context.limits.fused = SUGGEST_CANDIDATES;
-    keep_one_per_group(&mut context, &options);
+    keep_one_per_group(&mut context, options);
     context.end_stage("retrieve");
     let contexts = std::slice::from_mut(&mut context);
     context::encode_users(contexts, models);
     let ranked = context::rank(contexts, models).remove(0);
-    let plan = Plan::default();
     let policy = PolicyContext {
-        plan: &plan,
+        plan,
         order: Order::Model,
         query_tiers: QueryTiers::Ignore,
         mixes_repeats: false,
@@ -823,13 +919,19 @@ pub fn suggest(
         seed: 0,
     };
     let may_pin = |row: Row| context.eligible.contains(row);
-    let rules = slate::policy_rules(&context, &ranked, &options, &policy, models, &may_pin);
-    let (mut slate, _) = slate::arrange(&mut context, &ranked, &rules, &options, models);
+    let rules = slate::policy_rules(&context, &ranked, options, &policy, models, &may_pin);
+    let (mut slate, _) = slate::arrange(&mut context, &ranked, &rules, options, models);
     slate.shown = Shown::Eligible { filter: request.filter.clone(), sold_out: SoldOut::Hidden };
     let now = CurrentItems { generation, catalog: &catalog };
     let products = slate.page(generation, now, &PageStart::default(), request.product_count).results;
-    let info = context.answer_info(slate.sources, DebugLevel::None);
-    (SuggestAnswer { completions, products, info, is_cut: false }, context.stage_times)
+    let info = AnswerInfo {
+        serving_config: plan.main().name.clone(),
+        serving_config_etag: plan.main().etag.clone(),
+        ..context.answer_info(slate.sources, options.debug)
+    };
+    let mut answer = SuggestAnswer { completions, products, info, ..SuggestAnswer::default() };
+    add_head_weights(&mut answer.info, &rules, options, models);
+    (answer, context.stage_times)
 }
 
 /// The products that match the typed prefix or, if there are none, the part of the best completion that corrects it.
@@ -976,11 +1078,11 @@ fn unknown_items(context: &RequestContext, request: &RankingRequest) -> Vec<Item
     let keys = &context.generation.state.keys;
     let is_known = |id: &ItemId| match request {
         // Candidates are items.
-        RankingRequest::Rank(_) => context.catalog.row_of(keys, id).is_some(),
+        RankingRequest::Rank(_) => context.row_of(id).is_some(),
         RankingRequest::Search(_) | RankingRequest::Recommend(_) => {
             context.catalog.named_rows(keys, id).next().is_some()
         }
     };
     let mut seen = AHashSet::new();
-    request.named_items().iter().filter(|id| !is_known(id) && seen.insert(*id)).cloned().collect()
+    request.named_items().into_iter().filter(|id| !is_known(id) && seen.insert(*id)).cloned().collect()
 }

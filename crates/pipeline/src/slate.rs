@@ -15,7 +15,7 @@ use crate::{
     trace::{ConfiguredRanking, PolicyRules},
 };
 use ahash::AHashSet;
-use lodestone_catalog::{Catalog, Filter, Item, OrderBy, Part, Position};
+use lodestone_catalog::{Catalog, Filter, Item, OrderBy, Part, Position, ReadMask};
 use lodestone_core::{
     ids::{ItemId, ItemKey, Row},
     units::UnixMillis,
@@ -237,7 +237,7 @@ pub fn arrange(
         shown: Shown::default(),
         reason: None,
         tail: None,
-        include_items: options.include_items,
+        read_mask: options.read_mask.clone(),
         excluded: options.exclude.clone(),
         variants: context.one_per_group.then_some(Variants { groups, list_size: options.variant_list_size }),
         dropped_pins: arranged.dropped_pins.iter().map(|at| options.pins[*at].item.clone()).collect(),
@@ -392,7 +392,8 @@ pub struct Slate {
     pub reason: Option<Reason>,
     /// The results behind the entries. None: the entries are the whole answer.
     pub tail: Option<Tail>,
-    include_items: bool,
+    /// The fields of the results' items. None: results have no items.
+    read_mask: Option<ReadMask>,
     /// Items and groups that the request excludes.
     excluded: Vec<ItemId>,
     /// None: a group may have several results.
@@ -534,7 +535,7 @@ impl Slate {
                 score: 0.0,
                 reasons: reasons.map(|(_, code)| Reason { code, evidence: Vec::new() }).collect(),
                 query_match,
-                item: self.include_items.then(|| now.catalog.shown_item(row)),
+                item: self.result_item(now.catalog, row),
                 debug: None,
                 ..self.with_variants(now.catalog, row, excluded)
             });
@@ -592,6 +593,11 @@ impl Slate {
         row.or_else(other)
     }
 
+    /// Returns a row's item with the fields that the request asks for; none if it asks for no items.
+    fn result_item(&self, catalog: &Catalog, row: Row) -> Option<Arc<Item>> {
+        self.read_mask.as_ref().map(|mask| mask.of(&catalog.shown_item(row)))
+    }
+
     /// Returns the result of a row with its variants and without a rank.
     fn with_variants(&self, catalog: &Catalog, row: Row, excluded: &AHashSet<Row>) -> RankedItem {
         let item = &catalog.get(row).item;
@@ -604,11 +610,16 @@ impl Slate {
             };
             result.variant_count = 1 + others().count();
             let mut bytes = 0;
-            let fitting = std::iter::once(row).chain(others()).take(*list_size).take_while(|row| {
-                bytes += if self.include_items { item_bytes(&catalog.get(*row).item) } else { 0 };
+            let listed = std::iter::once(row).chain(others()).take(*list_size);
+            let shown = listed.map(|row| match self.result_item(catalog, row) {
+                Some(item) => (item_bytes(&item), item),
+                None => (0, catalog.get(row).item.clone()),
+            });
+            let fitting = shown.take_while(|(of_item, _)| {
+                bytes += of_item;
                 bytes <= VARIANTS_BYTES_MAX
             });
-            result.variants = fitting.map(|row| catalog.shown_item(row)).collect();
+            result.variants = fitting.map(|(_, item)| item).collect();
         }
         result
     }
@@ -648,7 +659,7 @@ impl Slate {
                 score: f64::from(entry.score),
                 reasons: self.reasons(entry, generation, &own_catalog, item.map(Arc::as_ref), popular),
                 query_match: entry.query_match,
-                item: row.filter(|_| self.include_items).map(|row| catalog.shown_item(row)),
+                item: row.and_then(|row| self.result_item(catalog, row)),
                 debug: self.debug.get(at).cloned().flatten(),
                 ..described
             })
@@ -708,6 +719,7 @@ impl Slate {
             CandidateSource::Popular => (ReasonCode::Popular, Vec::new()),
             CandidateSource::History => (ReasonCode::BoughtBefore, vec![entry.key]),
             CandidateSource::Trending => (ReasonCode::Trending, Vec::new()),
+            CandidateSource::Caller => (ReasonCode::Candidate, Vec::new()),
             CandidateSource::Catalogue => return None,
         };
         Some(Reason { code, evidence: evidence.into_iter().filter_map(|key| generation.state.keys.id(key)).collect() })

@@ -33,10 +33,12 @@ pub enum CandidateSource {
     Trending,
     /// Items of the catalogue in no other list, the latest first, if the other sources do not fill the list.
     Catalogue,
+    /// The candidates of a Rank, by the caller's scores.
+    Caller,
 }
 
 impl CandidateSource {
-    pub const COUNT: usize = 13;
+    pub const COUNT: usize = 14;
     pub const ALL: [Self; Self::COUNT] = [
         Self::UserVector,
         Self::QueryVector,
@@ -51,6 +53,7 @@ impl CandidateSource {
         Self::History,
         Self::Trending,
         Self::Catalogue,
+        Self::Caller,
     ];
 
     /// The name in responses, metrics and records of answers.
@@ -69,6 +72,7 @@ impl CandidateSource {
             Self::History => "history",
             Self::Trending => "trending",
             Self::Catalogue => "catalogue",
+            Self::Caller => "caller",
         }
     }
 
@@ -90,7 +94,8 @@ impl CandidateSource {
             | Self::Popular
             | Self::History
             | Self::Trending
-            | Self::Catalogue => false,
+            | Self::Catalogue
+            | Self::Caller => false,
         }
     }
 
@@ -102,7 +107,8 @@ impl CandidateSource {
             | Self::Transitions
             | Self::ItemToItem
             | Self::SimilarTexts
-            | Self::SimilarHistories => 1.0,
+            | Self::SimilarHistories
+            | Self::Caller => 1.0,
             Self::Lexical => 2.0,
             Self::CoPurchases => 0.7,
             Self::Similar | Self::Popular | Self::Trending | Self::Catalogue => 0.5,
@@ -125,7 +131,8 @@ impl CandidateSource {
             | Self::Popular
             | Self::History
             | Self::Trending
-            | Self::Catalogue => 60.0,
+            | Self::Catalogue
+            | Self::Caller => 60.0,
         }
     }
 }

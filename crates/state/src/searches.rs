@@ -14,6 +14,10 @@ const SEARCHES_MAX: usize = 100_000;
 /// Maximum characters of a search that is kept. Longer texts are pasted, not typed.
 const CHARS_MAX: usize = 100;
 
+/// The weight of a completion that a user accepted; that of a search is 1. Accepted texts are more certain to be what users
+/// look for.
+const ACCEPTED_WEIGHT: f32 = 2.0;
+
 /// Texts of past searches. A text becomes a completion for everybody when enough different users have searched for it.
 /// Texts that look like personal data are not kept.
 pub struct Searches {
@@ -28,7 +32,8 @@ pub struct Searches {
 pub struct Search {
     /// The spelling of the first user.
     pub text: String,
-    /// The number of searches, without those of a user among the last [`Search::users`].
+    /// The number of searches, in which an accepted completion counts as two, without those of a user among the last
+    /// [`Search::users`].
     pub count: f32,
     /// Hashes of the last different users, at most the required number, the latest last.
     pub users: Vec<u64>,
@@ -48,6 +53,15 @@ impl Searches {
 
     /// Counts a search of a user.
     pub fn add(&self, query: &str, user: &UserId) {
+        self.count(query, user, 1.0);
+    }
+
+    /// Counts a completion that a user accepted.
+    pub fn accept(&self, completion: &str, user: &UserId) {
+        self.count(completion, user, ACCEPTED_WEIGHT);
+    }
+
+    fn count(&self, query: &str, user: &UserId, weight: f32) {
         let normal = text::normalize(query);
         if normal.is_empty() || normal.chars().count() > CHARS_MAX || text::has_personal_data(&normal) {
             return;
@@ -67,9 +81,9 @@ impl Searches {
             search.users.remove(0);
         }
         search.users.push(user);
-        search.count += 1.0;
+        search.count += weight;
         if was_shared {
-            self.shared.add_query(&search.text, 1.0);
+            self.shared.add_query(&search.text, weight);
         } else if search.users.len() >= self.users_min {
             self.shared.add_query(&search.text, search.count);
         }
@@ -128,6 +142,16 @@ mod tests {
         }
         assert_eq!(completions(&searches, "red"), ["Red Mug"]);
         assert_eq!(searches.all()[0].count, COMPLETION_USERS_MIN as f32, "a user's repetitions do not count");
+    }
+
+    #[test]
+    fn accepted_completions_precede_texts_that_as_many_users_searched_for() {
+        let searches = Searches::default();
+        for number in 0..COMPLETION_USERS_MIN {
+            searches.add("red bowl", &user(number));
+            searches.accept("red mug", &user(number));
+        }
+        assert_eq!(completions(&searches, "red"), ["red mug", "red bowl"]);
     }
 
     #[test]

@@ -136,8 +136,14 @@ impl LiveState {
 
     fn add_search(&self, event: &Event) {
         // Anonymous searches do not show whether several users searched for a text.
-        if event.kind == EventKind::Search && !event.user.is_anonymous() {
-            self.searches.add(&event.query, &event.user);
+        if event.user.is_anonymous() {
+            return;
+        }
+        match (event.completion.as_str(), event.kind) {
+            ("", EventKind::Search) => self.searches.add(&event.query, &event.user),
+            ("", _) => {}
+            // The query of a search is the text of its completion.
+            (completion, _) => self.searches.accept(completion, &event.user),
         }
     }
 

@@ -250,8 +250,9 @@ pub(crate) fn rank_response(answer: Answer, envelope: Envelope) -> proto::RankRe
 
 pub(crate) fn suggest_response(answer: SuggestAnswer, envelope: Envelope) -> proto::SuggestResponse {
     let consistency_token = envelope.consistency_token.clone();
-    let completion = |completion: Completion| proto::Completion {
+    let completion = |(completion, completion_id): (Completion, String)| proto::Completion {
         text: completion.text,
+        completion_id,
         source: match completion.source {
             CompletionSource::Query => proto::CompletionSource::Query,
             CompletionSource::Title => proto::CompletionSource::Title,
@@ -261,7 +262,7 @@ pub(crate) fn suggest_response(answer: SuggestAnswer, envelope: Envelope) -> pro
     };
     proto::SuggestResponse {
         info: Some(info(&answer.info, envelope)),
-        completions: answer.completions.into_iter().map(completion).collect(),
+        completions: answer.completions.into_iter().zip(answer.completion_ids).map(completion).collect(),
         products: answer.products.into_iter().map(result).collect(),
         attribution_token: answer.info.attribution_token,
         consistency_token,

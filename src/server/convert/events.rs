@@ -12,12 +12,13 @@ use std::{
 };
 
 const LINES_MAX: usize = 1000;
+const COMPLETION_ID_BYTES_MAX: usize = 8000;
 /// 1990-01-01.
 const EARLIEST_MS: i64 = 631_152_000_000;
 
-/// Converts an event. Returns None if there are violations. The attribution token is copied; the caller verifies its
-/// signature. `ahead_max`: the greatest time by which the event may be ahead of `now`; None for an event that is not
-/// stored.
+/// Converts an event. Returns None if there are violations. The attribution token and the completion id are copied; the
+/// caller verifies their signatures. `ahead_max`: the greatest time by which the event may be ahead of `now`; None for an
+/// event that is not stored.
 pub(crate) fn event(
     violations: &mut Violations,
     path: impl Display,
@@ -52,6 +53,9 @@ pub(crate) fn event(
         let description = format!("has {} bytes; the limit is 1,000", event.attribution_token.len());
         violations.add(field("attribution_token"), description);
     }
+    if !event.completion_id.is_empty() {
+        check_completion(violations, path, kind, event, ahead_max.is_some());
+    }
     let categories = items::categories(violations, field("categories"), &event.categories);
     let currency = currency(violations, field("currency_code"), &event.currency_code);
     if violations.found.len() > before {
@@ -75,6 +79,7 @@ pub(crate) fn event(
             "" => Attribution::None,
             token => Attribution::Answer(token.to_owned()),
         },
+        completion: event.completion_id.clone(),
     })
 }
 
@@ -135,9 +140,34 @@ fn lines(violations: &mut Violations, path: impl Display, sent: &[proto::EventLi
     lines
 }
 
+/// Validates the fields of an event that accepts a completion.
+fn check_completion(
+    violations: &mut Violations,
+    path: impl Display,
+    kind: Option<EventKind>,
+    event: &proto::Event,
+    is_stored: bool,
+) {
+    let field = &format!("{path}.completion_id");
+    let bytes = event.completion_id.len();
+    if bytes > COMPLETION_ID_BYTES_MAX {
+        violations.add(field, format!("has {bytes} bytes; the limit is {COMPLETION_ID_BYTES_MAX}"));
+    }
+    if let Some(kind) = kind.filter(|kind| !matches!(kind, EventKind::Search | EventKind::Click)) {
+        violations.add(field, format!("must be empty for `{}`; a search or click accepts a completion", kind.name()));
+    }
+    if event.attribution_token.is_empty() {
+        violations.add(field, "needs the attribution_token of its Suggest");
+    }
+    if !is_stored {
+        violations.add(field, "must be empty, because a context event is not counted");
+    }
+}
+
 /// Validates the fields that an event type requires or forbids.
 fn check_kind(violations: &mut Violations, path: impl Display, kind: EventKind, event: &proto::Event) {
-    if kind.needs_items() && event.lines.is_empty() {
+    let is_acceptance = kind == EventKind::Click && !event.completion_id.is_empty();
+    if kind.needs_items() && event.lines.is_empty() && !is_acceptance {
         violations.add(format_args!("{path}.lines"), format!("is empty; `{}` requires at least one item", kind.name()));
     }
     if kind == EventKind::Search && event.query.trim().is_empty() {
@@ -226,6 +256,16 @@ mod tests {
         let search = proto::Event { r#type: EventKind::Search as i32, lines: vec![], ..sent() };
         assert_eq!(check(search), ["events[0].query"]);
         assert_eq!(check(proto::Event { stars: 3, ..sent() }), ["events[0].stars"]);
+        let accepted = |kind: EventKind, attribution_token: &str| proto::Event {
+            r#type: kind as i32,
+            lines: vec![],
+            completion_id: "id".into(),
+            attribution_token: attribution_token.into(),
+            ..sent()
+        };
+        assert!(check(accepted(EventKind::Click, "token")).is_empty());
+        assert_eq!(check(accepted(EventKind::Click, "")), ["events[0].completion_id"]);
+        assert_eq!(check(accepted(EventKind::CategoryView, "token")), ["events[0].completion_id"]);
         assert_eq!(check(proto::Event { r#type: 0, ..sent() }), ["events[0].type"]);
     }
 }

@@ -2,17 +2,19 @@
 use super::{
     currency,
     events::{nanos, time},
-    requests::{filter, fingerprint},
+    filters::filter,
+    requests::fingerprint,
 };
 use crate::server::{proto, violations::Violations};
 use lodestone_catalog::{
     AttributeKind, AttributeKindCount, AttributeValue, Availability, Filter, GeoPoint, Item, ItemField, ItemWrite,
-    WriteTime, WrittenFields, category_levels, category_path, is_url, limits,
+    ReadMask, WriteTime, WrittenFields, category_levels, category_path, is_url, limits,
 };
 use lodestone_core::{
     ids::ItemId,
     units::{PriceMicros, UnixMillis},
 };
+use prost::Message;
 use prost_types::FieldMask;
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -67,7 +69,7 @@ pub(crate) fn item_update(
     if names.is_empty() {
         violations.add(format_args!("{path}.update_mask"), "is empty; name the fields to set");
     }
-    let fields = mask(violations, format_args!("{path}.update_mask"), names);
+    let fields = update_mask(violations, format_args!("{path}.update_mask"), names);
     let item =
         item(violations, format_args!("{path}.item"), &masked(sent, &fields), fields.contains(&ItemField::Title));
     let time = clock.write_time(violations, format_args!("{path}.update_time"), update.update_time.as_ref());
@@ -118,37 +120,57 @@ pub(crate) struct ItemsRequest {
     pub(crate) token: String,
     /// Of the filter.
     pub(crate) fingerprint: u64,
-    /// The fields to return; none for all.
-    pub(crate) fields: Option<BTreeSet<ItemField>>,
+    /// The fields to return.
+    pub(crate) read_mask: ReadMask,
 }
 
 pub(crate) fn list_items(violations: &mut Violations, request: proto::ListItemsRequest) -> ItemsRequest {
-    let names = mask_names(request.read_mask.as_ref());
+    let expression = request.filter_expression.as_ref();
+    let mut filters = request.filter.clone().into_bytes();
+    filters.push(0);
+    filters.extend(expression.map(Message::encode_to_vec).unwrap_or_default());
     ItemsRequest {
-        filter: filter(violations, "filter", &request.filter),
+        filter: filter(violations, "filter", &request.filter, expression),
         count: violations.size("page_size", request.page_size, LIST_SIZE_DEFAULT, LIST_SIZE_MAX),
         token: request.page_token,
-        fingerprint: fingerprint(request.filter.as_bytes()),
-        fields: (!names.is_empty()).then(|| {
-            // The id is returned in any case.
-            let names: Vec<String> = names.iter().filter(|name| *name != "item_id").cloned().collect();
-            mask(violations, "read_mask", &names)
-        }),
+        fingerprint: fingerprint(&filters),
+        read_mask: read_mask(violations, "read_mask", request.read_mask.as_ref()).unwrap_or(ReadMask::All),
     }
+}
+
+/// Parses the mask of the items of a response; none if it is absent or empty. `*` names all fields.
+pub(crate) fn read_mask(violations: &mut Violations, path: impl Display, sent: Option<&FieldMask>) -> Option<ReadMask> {
+    let names = mask_names(sent);
+    if names.is_empty() {
+        return None;
+    }
+    // The id is returned in any case.
+    let fields = mask(violations, path, names, |name| name == "item_id" || name == "*");
+    Some(if names.iter().any(|name| name == "*") { ReadMask::All } else { ReadMask::Some(fields) })
 }
 
 fn mask_names(mask: Option<&FieldMask>) -> &[String] {
     mask.map(|mask| &mask.paths[..]).unwrap_or_default()
 }
 
-/// Parses the names of a mask.
-pub(crate) fn mask(violations: &mut Violations, path: impl Display, names: &[String]) -> BTreeSet<ItemField> {
+/// Parses the names of the fields that a write sets.
+pub(crate) fn update_mask(violations: &mut Violations, path: impl Display, names: &[String]) -> BTreeSet<ItemField> {
+    mask(violations, path, names, |_| false)
+}
+
+/// Parses the names of a mask, without those that `is_skipped`.
+fn mask(
+    violations: &mut Violations,
+    path: impl Display,
+    names: &[String],
+    is_skipped: impl Fn(&str) -> bool,
+) -> BTreeSet<ItemField> {
     violations.count(&path, names.len(), MASK_MAX);
     let parse = |(index, name): (usize, &String)| {
         let parsed = ItemField::parse(name).map_err(|error| format!("`{}` {error}", super::shortened(name)));
         violations.keep(format_args!("{path}.paths[{index}]"), parsed)
     };
-    names.iter().take(MASK_MAX).enumerate().filter_map(parse).collect()
+    names.iter().take(MASK_MAX).enumerate().filter(|(_, name)| !is_skipped(name)).filter_map(parse).collect()
 }
 
 /// Returns an item with these fields of another one.

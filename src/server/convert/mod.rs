@@ -3,6 +3,7 @@
 mod answers;
 mod consistency;
 mod events;
+mod filters;
 mod items;
 mod models;
 mod requests;
@@ -15,9 +16,10 @@ pub(crate) use answers::{
 };
 pub(crate) use consistency::{LogPosition, consistency_token};
 pub(crate) use events::event;
-pub(crate) use items::{Clock, ItemsRequest, attribute_kinds, inventory, item, item_update, list_items, mask};
+pub(crate) use filters::filter;
+pub(crate) use items::{Clock, ItemsRequest, attribute_kinds, inventory, item, item_update, list_items, update_mask};
 pub(crate) use models::{bundle_name, bundle_share, bundle_to_proto, reason};
-pub(crate) use requests::{filter, rank, recommend, search, suggest};
+pub(crate) use requests::{check_features, rank, recommend, search, suggest};
 pub(crate) use rules::{
     add_problems, ranking_request, rule, rule_to_proto, serving_config, serving_config_to_proto, synonym_set,
     synonym_set_to_proto,

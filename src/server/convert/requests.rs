@@ -3,6 +3,8 @@ use super::{
     TEXT_CHARS_MAX,
     consistency::{LogPosition, log_position},
     events::event,
+    filters::filter,
+    items::{item, read_mask},
     shortened,
     viewer::viewer,
 };
@@ -10,12 +12,15 @@ use crate::server::{
     proto,
     violations::{Violation, Violations},
 };
-use lodestone_catalog::{Field, Filter, OrderBy, limits, path_normal};
+use lodestone_catalog::{Field, Filter, Item, OrderBy, limits, path_normal};
 use lodestone_core::{ids::ItemId, text::normalize, units::UnixMillis};
 use lodestone_pipeline::*;
 use prost::Message;
 use sha2::{Digest, Sha256};
-use std::collections::HashSet;
+use std::{
+    collections::{BTreeMap, HashSet},
+    sync::Arc,
+};
 
 const CONTEXT_EVENTS_MAX: usize = 100;
 const EXCLUDE_MAX: usize = 1000;
@@ -24,21 +29,16 @@ const PINS_MAX: usize = 50;
 const AUDIENCES_MAX: usize = 20;
 const ANCHORS_MAX: usize = 50;
 const CANDIDATES_MAX: usize = 1000;
+/// Candidates with an item of the request; their texts are encoded before they are ranked.
+const CANDIDATE_ITEMS_MAX: usize = 100;
+/// Values of features of a candidate.
+const CANDIDATE_FEATURES_MAX: usize = 64;
 const PREFIX_CHARS_MAX: usize = 200;
 const VALUE_QUERY_CHARS_MAX: usize = 200;
 const VARIANTS_MAX: usize = 100;
 const SUGGESTIONS_MAX: usize = 20;
 const SERVING_CONFIG_BYTES_MAX: usize = 64;
 const PAGE_NUMBER_MAX: i64 = i32::MAX as i64;
-
-pub(crate) fn filter(violations: &mut Violations, field: &str, text: &str) -> Option<Filter> {
-    if text.trim().is_empty() {
-        return None;
-    }
-    Filter::parse(text)
-        .map_err(|error| violations.add(field, format!("at character {}: {}", error.position, error.message)))
-        .ok()
-}
 
 fn ids(violations: &mut Violations, field: &str, texts: &[String], limit: usize) -> Vec<ItemId> {
     violations.count(field, texts.len(), limit);
@@ -70,7 +70,7 @@ fn once(
             path(index),
             shortened(id.as_str())
         );
-        violations.notices.push(Violation { field: field.to_owned(), description });
+        violations.notices.push(Violation::new(field, description));
     }
     distinct
 }
@@ -110,10 +110,10 @@ fn options(violations: &mut Violations, options: Option<&proto::RankingOptions>,
         boosts: boosts(violations, &options.boosts),
         pins: pins(violations, &options.pins),
         diversity,
-        include_items: options.include_items,
-        debug: debug(violations, options.debug_level),
+        read_mask: read_mask(violations, "options.read_mask", options.read_mask.as_ref()),
+        debug: debug(violations, "options.debug_level", options.debug_level),
         request_id: options.request_id.clone(),
-        serving_config: serving_config(violations, &options.serving_config),
+        serving_config: serving_config(violations, "options.serving_config", &options.serving_config),
         sold_out: sold_out(violations, options.sold_out),
         one_per_group: !options.all_variants,
         variant_list_size: violations.size("options.variant_list_size", options.variant_list_size, 0, VARIANTS_MAX),
@@ -133,10 +133,10 @@ fn audiences(violations: &mut Violations, audiences: &[String]) -> Vec<String> {
     audiences.to_vec()
 }
 
-fn serving_config(violations: &mut Violations, name: &str) -> String {
+fn serving_config(violations: &mut Violations, field: &str, name: &str) -> String {
     if name.len() > SERVING_CONFIG_BYTES_MAX {
         let description = format!("has {} bytes; the limit is {SERVING_CONFIG_BYTES_MAX}", name.len());
-        violations.add("options.serving_config", description);
+        violations.add(field, description);
         return String::new();
     }
     name.to_owned()
@@ -151,7 +151,7 @@ fn order_by(violations: &mut Violations, options: &proto::RankingOptions) -> Ord
     });
     if !order.is_empty() && options.diversity.is_some_and(|diversity| diversity > 0.0) {
         let description = "does not apply, because options.order_by orders the answer".to_owned();
-        violations.notices.push(Violation { field: "options.diversity".to_owned(), description });
+        violations.notices.push(Violation::new("options.diversity", description));
     }
     order
 }
@@ -184,9 +184,9 @@ fn boosts(violations: &mut Violations, sent: &[proto::Boost]) -> Vec<Boost> {
             let description = format!("is {}; it must be within 0.000001 and 100", boost.factor);
             violations.add(format!("options.boosts[{index}].factor"), description);
         }
-        match filter(violations, &field, &boost.filter) {
+        match filter(violations, &field, &boost.filter, boost.filter_expression.as_ref()) {
             Some(filter) => boosts.push(Boost { filter, factor: boost.factor as f32 }),
-            None if boost.filter.trim().is_empty() => {
+            None if boost.filter.trim().is_empty() && boost.filter_expression.is_none() => {
                 violations.add(field, "is empty; it must select the boosted items")
             }
             None => {}
@@ -231,7 +231,7 @@ fn sold_out(violations: &mut Violations, sold_out: i32) -> Option<SoldOut> {
     }
 }
 
-fn debug(violations: &mut Violations, level: i32) -> DebugLevel {
+fn debug(violations: &mut Violations, field: &str, level: i32) -> DebugLevel {
     use proto::DebugLevel as Wire;
     match Wire::try_from(level) {
         Ok(Wire::Unspecified) => DebugLevel::None,
@@ -239,7 +239,7 @@ fn debug(violations: &mut Violations, level: i32) -> DebugLevel {
         Ok(Wire::Scores) => DebugLevel::Scores,
         Ok(Wire::Features) => DebugLevel::Features,
         Err(_) => {
-            violations.add("options.debug_level", format!("{level} is not a DebugLevel"));
+            violations.add(field, format!("{level} is not a DebugLevel"));
             DebugLevel::None
         }
     }
@@ -266,7 +266,7 @@ pub(crate) fn search(violations: &mut Violations, mut request: proto::SearchRequ
         viewer: viewer(violations, "viewer", request.viewer.as_ref()),
         query: query(violations, &request.query),
         page,
-        filter: filter(violations, "filter", &request.filter),
+        filter: filter(violations, "filter", &request.filter, request.filter_expression.as_ref()),
         facets: facets(violations, &request.facet_specs),
         dynamic_facet_count: violations.size("dynamic_facet_count", request.dynamic_facet_count, 0, FACETS_MAX),
         options: options(violations, request.options.as_ref(), now),
@@ -275,7 +275,7 @@ pub(crate) fn search(violations: &mut Violations, mut request: proto::SearchRequ
     };
     if !parsed.options.order_by.is_empty() && !parsed.options.boosts.is_empty() {
         let description = "do not apply, because options.order_by orders all results".to_owned();
-        violations.notices.push(Violation { field: "options.boosts".to_owned(), description });
+        violations.notices.push(Violation::new("options.boosts", description));
     }
     // All fields of the fallback are fields of the search, whose violations are reported already. Its filter is that of
     // the search, so that it has no result if a search without a query has none.
@@ -295,6 +295,7 @@ fn recommendations(search: proto::SearchRequest, count: usize) -> proto::Recomme
         r#type: proto::RecommendType::ForYou.into(),
         page_size: count as i32,
         filter: search.filter,
+        filter_expression: search.filter_expression,
         options,
         ..Default::default()
     }
@@ -421,7 +422,7 @@ pub(crate) fn recommend(
         viewer: viewer(violations, "viewer", request.viewer.as_ref()),
         kind,
         page,
-        filter: match (filter(violations, "filter", &request.filter), kind) {
+        filter: match (filter(violations, "filter", &request.filter, request.filter_expression.as_ref()), kind) {
             (Some(filter), RecommendKind::OnSale) => Some(filter.and(Filter::on_sale())),
             (None, RecommendKind::OnSale) => Some(Filter::on_sale()),
             (filter, _) => filter,
@@ -433,33 +434,85 @@ pub(crate) fn recommend(
     }
 }
 
-pub(crate) fn rank(violations: &mut Violations, request: proto::RankRequest, now: UnixMillis) -> RankRequest {
+pub(crate) fn rank(violations: &mut Violations, request: &proto::RankRequest, now: UnixMillis) -> RankRequest {
     let (all, listed) =
         request.options.as_ref().map_or((false, 0), |options| (options.all_variants, options.variant_list_size));
     for (field, is_set) in [("options.all_variants", all), ("options.variant_list_size", listed > 0)] {
         if is_set {
             let description = "does not apply, because Rank returns all candidates".to_owned();
-            violations.notices.push(Violation { field: field.to_owned(), description });
+            violations.notices.push(Violation::new(field, description));
         }
     }
     violations.count("candidates", request.candidates.len(), CANDIDATES_MAX);
     if request.candidates.is_empty() {
         violations.add("candidates", format!("is empty; it must have 1 to {CANDIDATES_MAX} entries"));
     }
-    let path = |index: usize| format!("candidates[{index}].item_id");
-    let mut candidates = Vec::new();
-    for (index, candidate) in request.candidates.iter().take(CANDIDATES_MAX).enumerate() {
-        let id = violations.keep(path(index), ItemId::parse(&candidate.item_id));
-        candidates.extend(id.map(|id| (index, id)));
+    let with_item = request.candidates.iter().filter(|candidate| candidate.item.is_some()).count();
+    if with_item > CANDIDATE_ITEMS_MAX {
+        let description = format!("has {with_item} entries with an item; the limit is {CANDIDATE_ITEMS_MAX}");
+        violations.add_beyond("candidates", description, CANDIDATE_ITEMS_MAX);
     }
+    let mut candidates: BTreeMap<ItemId, RankCandidate> = BTreeMap::new();
+    let mut ids = Vec::new();
+    for (index, sent) in request.candidates.iter().take(CANDIDATES_MAX).enumerate() {
+        let Some(candidate) = candidate(violations, index, sent) else { continue };
+        ids.push((index, candidate.id.clone()));
+        candidates.entry(candidate.id.clone()).or_insert(candidate);
+    }
+    let ids = once(violations, "candidates", ids, |index| format!("candidates[{index}].item_id"));
     RankRequest {
         viewer: viewer(violations, "viewer", request.viewer.as_ref()),
-        candidates: once(violations, "candidates", candidates, path),
+        candidates: ids.iter().filter_map(|id| candidates.remove(id)).collect(),
         query: query(violations, &request.query),
         // The caller names the results.
         options: Options { one_per_group: false, ..options(violations, request.options.as_ref(), now) },
-        message: slate_key(&request, |request| &mut request.options),
+        message: slate_key(request, |request| &mut request.options),
     }
+}
+
+/// Adds a violation for each feature of a candidate that is not declared as one of requests.
+pub(crate) fn check_features(violations: &mut Violations, candidates: &[proto::RankCandidate], declared: &[String]) {
+    for (index, candidate) in candidates.iter().take(CANDIDATES_MAX).enumerate() {
+        let mut names: Vec<&String> = candidate.features.keys().filter(|name| !declared.contains(name)).collect();
+        names.sort_unstable();
+        for name in names.into_iter().take(CANDIDATE_FEATURES_MAX) {
+            let known = if declared.is_empty() { "none".to_owned() } else { declared.join(", ") };
+            let name = shortened(name);
+            let description = format!("is not a feature of kind `request`; the serving bundle declares {known}");
+            violations.add(format_args!("candidates[{index}].features[{name}]"), description);
+        }
+    }
+}
+
+/// Validates a candidate of a Rank. None if its id is invalid.
+fn candidate(violations: &mut Violations, index: usize, sent: &proto::RankCandidate) -> Option<RankCandidate> {
+    let path = |name: &str| format!("candidates[{index}].{name}");
+    let id = violations.keep(path("item_id"), ItemId::parse(&sent.item_id));
+    if let Some(score) = sent.retrieval_score.filter(|score| !score.is_finite()) {
+        violations.add(path("retrieval_score"), format!("is {score}; it must be finite"));
+    }
+    violations.count(path("features"), sent.features.len(), CANDIDATE_FEATURES_MAX);
+    for (name, value) in sent.features.iter().filter(|(_, value)| !value.is_finite()) {
+        violations.add(path(&format!("features[{}]", shortened(name))), format!("is {value}; it must be finite"));
+    }
+    Some(RankCandidate {
+        item: sent.item.as_ref().and_then(|item| candidate_item(violations, &path("item"), &sent.item_id, item)),
+        retrieval_score: sent.retrieval_score,
+        features: sent.features.iter().map(|(name, value)| (name.clone(), *value)).collect(),
+        id: id?,
+    })
+}
+
+/// Validates the item of a candidate, as one that is written.
+fn candidate_item(violations: &mut Violations, path: &str, id: &str, sent: &proto::Item) -> Option<Arc<Item>> {
+    if !sent.item_id.is_empty() && sent.item_id != id {
+        let (of_item, id) = (shortened(&sent.item_id), shortened(id));
+        violations.add(format_args!("{path}.item_id"), format!("is `{of_item}`; it must be `{id}`, or empty"));
+        return None;
+    }
+    // The id of the candidate is validated as such.
+    ItemId::parse(id).ok()?;
+    item(violations, path, &proto::Item { item_id: id.to_owned(), ..sent.clone() }, true).map(Arc::new)
 }
 
 pub(crate) fn suggest(violations: &mut Violations, request: proto::SuggestRequest) -> SuggestRequest {
@@ -470,10 +523,16 @@ pub(crate) fn suggest(violations: &mut Violations, request: proto::SuggestReques
         prefix: request.prefix,
         completion_count: violations.size("completion_count", request.completion_count, 8, SUGGESTIONS_MAX),
         product_count: violations.size("product_count", request.product_count, 4, SUGGESTIONS_MAX),
-        filter: filter(violations, "filter", &request.filter),
-        log_position: position,
-        log,
-        include_items: request.include_items,
+        filter: filter(violations, "filter", &request.filter, request.filter_expression.as_ref()),
+        options: Options {
+            log_position: position,
+            log,
+            read_mask: read_mask(violations, "read_mask", request.read_mask.as_ref()),
+            serving_config: serving_config(violations, "serving_config", &request.serving_config),
+            debug: debug(violations, "debug_level", request.debug_level),
+            one_per_group: true,
+            ..Options::default()
+        },
     }
 }
 
@@ -493,7 +552,11 @@ mod tests {
             filter: "price <=".to_owned(),
             options: Some(proto::RankingOptions {
                 diversity: Some(f64::NAN),
-                boosts: vec![proto::Boost { filter: "in_stock".to_owned(), factor: f64::INFINITY }],
+                boosts: vec![proto::Boost {
+                    filter: "in_stock".to_owned(),
+                    factor: f64::INFINITY,
+                    filter_expression: None,
+                }],
                 pins: vec![proto::Pin { item_id: String::new(), rank: 0 }],
                 debug_level: 99,
                 order_by: "colour".to_owned(),

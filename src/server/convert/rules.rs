@@ -1,10 +1,14 @@
 //! Converts rules, sets of synonyms and serving configurations, which are stored as they are sent, and validates them.
-use super::requests::{recommend, search};
+use super::{
+    filters::{filter, from_message},
+    requests::{recommend, search},
+};
 use crate::server::{
     explain::{LoggedRequest, logged_request},
-    proto,
+    proto::{self, rule_action::Action},
     violations::Violations,
 };
+use lodestone_catalog::Filter;
 use lodestone_core::units::UnixMillis;
 use lodestone_engine::ServingConfigSource;
 use lodestone_pipeline::{answers::AnswerRecord, run::RankingRequest};
@@ -43,8 +47,35 @@ pub(crate) fn rule(violations: &mut Violations, sent: Option<&proto::Rule>) -> O
         violations.add("rule", "is missing");
         return None;
     };
-    let rule = Rule { create_time: None, update_time: None, ..converted(sent) };
-    CompiledRule::new(rule).map_err(|problems| add_problems(violations, "rule", problems)).ok()
+    let before = violations.found.len();
+    let sent = with_texts(violations, sent);
+    let rule = Rule { create_time: None, update_time: None, ..converted(&sent) };
+    let compiled = CompiledRule::new(rule).map_err(|problems| add_problems(violations, "rule", problems)).ok();
+    compiled.filter(|_| violations.found.len() == before)
+}
+
+/// Returns the rule with its filters in the filter language, in which they are stored.
+fn with_texts(violations: &mut Violations, sent: &proto::Rule) -> proto::Rule {
+    // An invalid filter is replaced by a valid one, so that its problem is not reported twice.
+    let written = |filter: Option<Filter>| filter.map_or_else(|| "in_stock".to_owned(), |filter| filter.to_string());
+    let mut rule = sent.clone();
+    for (index, action) in rule.actions.iter_mut().enumerate() {
+        let path = |name: &str| format!("rule.actions[{index}].{name}");
+        let mut text =
+            |name: &str, sent: &proto::FilterExpression| written(from_message(violations, &path(name), sent));
+        let replaced = match &action.action {
+            Some(Action::BuryExpression(sent)) => Action::Bury(text("bury_expression", sent)),
+            Some(Action::HideExpression(sent)) => Action::Hide(text("hide_expression", sent)),
+            Some(Action::FilterExpression(sent)) => Action::Filter(text("filter_expression", sent)),
+            Some(Action::Boost(proto::Boost { filter: sent, filter_expression: Some(expression), factor })) => {
+                let filter = written(filter(violations, path("boost.filter"), sent, Some(expression)));
+                Action::Boost(proto::Boost { filter, filter_expression: None, factor: *factor })
+            }
+            _ => continue,
+        };
+        action.action = Some(replaced);
+    }
+    rule
 }
 
 /// Validates a set of synonyms. Its times are not read. Returns none if there are violations.
@@ -94,7 +125,7 @@ pub(crate) fn ranking_request(record: &AnswerRecord) -> Option<RankingRequest> {
 mod tests {
     use super::*;
     use prost_types::Timestamp;
-    use proto::{query_condition::Kind, rule_action::Action};
+    use proto::query_condition::Kind;
 
     /// A message with a value in every field that a rule has.
     fn full_rule() -> proto::Rule {
@@ -103,7 +134,7 @@ mod tests {
         let terms = proto::SynonymTerms { terms: vec!["a".into()], replacements: vec!["b".into()] };
         let actions = [
             Action::Pin(proto::Pin { item_id: "i".into(), rank: 3 }),
-            Action::Boost(proto::Boost { filter: "in_stock".into(), factor: 2.5 }),
+            Action::Boost(proto::Boost { filter: "in_stock".into(), factor: 2.5, filter_expression: None }),
             Action::Bury("price > 1".into()),
             Action::Hide("price > 2".into()),
             Action::Filter("price > 3".into()),
@@ -176,6 +207,46 @@ mod tests {
             source: 0,
         };
         assert_eq!(converted::<ServingConfig, proto::ServingConfig>(&converted(&config)), config);
+    }
+
+    #[test]
+    fn filters_that_are_messages_are_stored_as_texts() {
+        let comparison = |field: &str| proto::FilterExpression {
+            kind: Some(proto::filter_expression::Kind::Comparison(proto::FilterComparison {
+                field: field.into(),
+                operator: proto::FilterOperator::LessOrEqual.into(),
+                value: Some(proto::FilterValue { kind: Some(proto::filter_value::Kind::Number(5.0)) }),
+            })),
+        };
+        let rule_of = |field: &str| {
+            let boost = proto::Boost { filter_expression: Some(comparison(field)), factor: 2.0, ..Default::default() };
+            let actions = [
+                Action::Boost(boost),
+                Action::BuryExpression(comparison(field)),
+                Action::HideExpression(comparison(field)),
+                Action::FilterExpression(comparison(field)),
+            ];
+            let actions = actions.map(|action| proto::RuleAction { action: Some(action) }).to_vec();
+            proto::Rule { rule_id: "r".into(), actions, ..Default::default() }
+        };
+        let mut violations = Violations::default();
+        let returned = rule_to_proto(&rule(&mut violations, Some(&rule_of("price"))).unwrap());
+        let text = "price <= 5".to_owned();
+        let boost = proto::Boost { filter: text.clone(), factor: 2.0, filter_expression: None };
+        let texts =
+            [Action::Boost(boost), Action::Bury(text.clone()), Action::Hide(text.clone()), Action::Filter(text)];
+        assert_eq!(returned.actions, texts.map(|action| proto::RuleAction { action: Some(action) }));
+        assert!(rule(&mut violations, Some(&rule_of("colour"))).is_none());
+        let fields: Vec<&str> = violations.found.iter().map(|violation| violation.field.as_str()).collect();
+        assert_eq!(
+            fields,
+            [
+                "rule.actions[0].boost.filter_expression.comparison.field",
+                "rule.actions[1].bury_expression.comparison.field",
+                "rule.actions[2].hide_expression.comparison.field",
+                "rule.actions[3].filter_expression.comparison.field"
+            ]
+        );
     }
 
     #[test]

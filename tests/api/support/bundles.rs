@@ -75,7 +75,7 @@ impl Shop {
         std::fs::create_dir(&work).unwrap();
         write_items(&work.join("items.parquet"), &items).unwrap();
         write_events(&work.join("events.parquet"), events).unwrap();
-        shop.train_and_publish(TrainOptions { name: "a".to_owned(), features, ..TrainOptions::default() });
+        shop.publish_trained_with(TrainOptions { name: "a".to_owned(), features, ..TrainOptions::default() });
         shop
     }
 
@@ -106,10 +106,11 @@ impl Shop {
 
     /// Trains a bundle with a user encoder of this size, publishes it and makes it current.
     pub(crate) fn publish_trained(&self, name: &str, encoder: EncoderSettings) {
-        self.train_and_publish(TrainOptions { name: name.to_owned(), encoder, ..TrainOptions::default() });
+        self.publish_trained_with(TrainOptions { name: name.to_owned(), encoder, ..TrainOptions::default() });
     }
 
-    fn train_and_publish(&self, options: TrainOptions) {
+    /// Trains a bundle with these options, publishes it and makes it current.
+    pub(crate) fn publish_trained_with(&self, options: TrainOptions) {
         let work = self.directory.path().join("work");
         let out = work.join(&options.name);
         train(&work, &out, &runtime(), &options, &mut |_| {}).unwrap();

@@ -6,6 +6,11 @@ use lodestone_engine::{Engine, EngineError, WriteReport};
 use lodestone_events::Change;
 use rand::{Rng, rngs::StdRng, seq::IndexedRandom};
 
+/// Returns the read mask of all fields of an item.
+pub(crate) fn all_fields() -> prost_types::FieldMask {
+    prost_types::FieldMask { paths: vec!["*".to_owned()] }
+}
+
 /// Returns a write of all fields of an item, received now.
 pub(crate) fn write(item: Item) -> ItemWrite {
     ItemWrite::of_all(item, WriteTime::Received(UnixMillis::now()))

@@ -1,14 +1,15 @@
 //! The filter language. `docs/filters.md` is its reference for shops.
+mod build;
 mod columns;
 mod parse;
 
 use super::{AttributeValue, Availability, GeoPoint, Item, item::PATH_SEPARATOR};
+pub use build::FilterValue;
 pub(super) use columns::{BLOCK_ROWS, Column, Columns, Mask};
 use lodestone_core::{
     text::{self, normalize},
     units::UnixMillis,
 };
-use parse::FIELDS;
 use std::fmt;
 
 /// The length limit of a filter, in characters.
@@ -137,8 +138,9 @@ enum Predicate {
     Has(Text),
 }
 
+/// An operator of comparisons.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Operator {
+pub enum Operator {
     Equal,
     Unequal,
     Less,
@@ -436,7 +438,7 @@ impl TryFrom<String> for Field {
     type Error = String;
 
     fn try_from(name: String) -> Result<Self, String> {
-        Self::parse(&name).ok_or_else(|| format!("unknown field {name}; the fields are {FIELDS}"))
+        Self::named(&name)
     }
 }
 

@@ -1,9 +1,10 @@
 //! The recursive-descent parser of the filter language.
 use super::{
-    Distance, FILTER_CHARS_MAX, FILTER_DEPTH_MAX, Field, FilterError, Literal, Node, Operator, Predicate, Text,
-    ValueType, attribute_name, write_text,
+    Distance, FILTER_CHARS_MAX, FILTER_DEPTH_MAX, Field, FilterError, Literal, Node, Operator, Predicate, ValueType,
+    attribute_name,
+    build::{DISTANCE, FilterValue, node, wrong_type},
+    write_text,
 };
-use crate::Availability;
 use std::{fmt, iter::Peekable, vec::IntoIter};
 
 pub(super) const FIELDS: &str = "item_id, group_id, title, description, category, category_path, brand, price, original_price, \
@@ -211,18 +212,19 @@ impl Parser {
         let field = match Field::parse(name) {
             Some(field) => field,
             None if name == "distance" => self.distance(position)?,
-            None => return error(position, format!("unknown field {name}; the fields are {FIELDS}")),
+            None => return error(position, Field::unknown(name)),
         };
         let at = self.position();
         match self.tokens.peek().map(|(_, token)| token.clone()) {
             Some(Token::Operator(operator)) => {
                 self.tokens.next();
-                let predicate = self.comparison(&field, name, at, operator)?;
+                let literal = self.literal(&field)?;
+                let predicate = Predicate::comparison(operator, literal).or_else(|message| error(at, message))?;
                 Ok(node(field, predicate))
             }
             Some(Token::In) => {
                 self.tokens.next();
-                let literals = self.list(&field, name, at)?;
+                let literals = self.list(&field, at)?;
                 match node(field, Predicate::In(literals)) {
                     // Written, it has parentheses.
                     Node::Or(_) if depth == FILTER_DEPTH_MAX => {
@@ -233,18 +235,13 @@ impl Parser {
             }
             Some(Token::Has) => {
                 self.tokens.next();
-                if !matches!(field.value_type(), ValueType::Text | ValueType::Attribute) {
-                    return error(at, format!("HAS is for texts, and {name} is not a text"));
-                }
+                field.check_has_words().or_else(|message| error(at, message))?;
                 let at = self.position();
                 match self.next("a text")? {
-                    Token::Text(text) => match Text::new(&field, text) {
-                        text if text.normal.is_empty() => error(
-                            at,
-                            format!("HAS needs a text with a word; to find items without {name}, compare by ="),
-                        ),
-                        text => Ok(node(field, Predicate::Has(text))),
-                    },
+                    Token::Text(text) => {
+                        let predicate = Predicate::has_words(&field, text).or_else(|message| error(at, message))?;
+                        Ok(node(field, predicate))
+                    }
                     token => error(at, format!("expected a text in double quotes, found {token}")),
                 }
             }
@@ -280,84 +277,49 @@ impl Parser {
         }
     }
 
-    fn comparison(
-        &mut self,
-        field: &Field,
-        name: &str,
-        at: usize,
-        operator: Operator,
-    ) -> Result<Predicate, FilterError> {
-        let literal = self.literal(field, name)?;
-        let ordered = matches!(literal, Literal::Number(_) | Literal::Time(..));
-        if !ordered && !matches!(operator, Operator::Equal | Operator::Unequal) {
-            return error(at, format!("{} is for numbers and times", operator.sign()));
-        }
-        Ok(Predicate::Compare(operator, literal))
-    }
-
-    fn list(&mut self, field: &Field, name: &str, at: usize) -> Result<Vec<Literal>, FilterError> {
-        if matches!(field.value_type(), ValueType::Time | ValueType::Distance) {
-            return error(at, format!("IN is not for times and distances; compare {name} with < and >="));
-        }
+    fn list(&mut self, field: &Field, at: usize) -> Result<Vec<Literal>, FilterError> {
+        field.check_in_list().or_else(|message| error(at, message))?;
         self.expect(&Token::Open)?;
-        let mut literals = vec![self.literal(field, name)?];
+        let mut literals = vec![self.literal(field)?];
         while self.take(&Token::Comma) {
-            literals.push(self.literal(field, name)?);
+            literals.push(self.literal(field)?);
         }
         self.expect(&Token::Close)?;
         Ok(literals)
     }
 
-    fn literal(&mut self, field: &Field, name: &str) -> Result<Literal, FilterError> {
+    fn literal(&mut self, field: &Field) -> Result<Literal, FilterError> {
         let position = self.position();
-        let value_type = field.value_type();
-        let any = value_type == ValueType::Attribute;
-        match self.next("a value")? {
-            Token::Text(text) if value_type == ValueType::Time => time_literal(position, text),
-            Token::Name(word) if (any || value_type == ValueType::Time) && word == "timestamp" => {
+        let value = match self.next("a value")? {
+            Token::Text(text) => FilterValue::Text(text),
+            Token::Name(word) if word == "timestamp" && field.has_times() => {
                 self.expect(&Token::Open)?;
                 let position = self.position();
                 let literal = match self.next("a time in double quotes")? {
-                    Token::Text(text) => time_literal(position, text)?,
-                    token => return error(position, format!("expected a time in double quotes, found {token}")),
+                    Token::Text(text) => Literal::of(field, FilterValue::Time(text)),
+                    token => Err(format!("expected a time in double quotes, found {token}")),
                 };
+                let literal = literal.or_else(|message| error(position, message))?;
                 self.expect(&Token::Close)?;
-                Ok(literal)
+                return Ok(literal);
             }
-            Token::Number(number) if value_type == ValueType::Distance => {
+            Token::Number(number) if field.value_type() == ValueType::Distance => {
                 let position = self.position();
                 match self.next(DISTANCE)? {
-                    Token::Name(unit) if unit == "m" => Ok(Literal::Number(number)),
+                    Token::Name(unit) if unit == "m" => FilterValue::Number(number),
                     Token::Name(unit) if unit == "km" && (number * 1000.0).is_finite() => {
-                        Ok(Literal::Number(number * 1000.0))
+                        FilterValue::Number(number * 1000.0)
                     }
-                    token => error(position, format!("expected {DISTANCE}, found {token} behind the number")),
+                    token => {
+                        return error(position, format!("expected {DISTANCE}, found {token} behind the number"));
+                    }
                 }
             }
-            Token::Text(text) if value_type == ValueType::Availability => match Availability::parse(&text) {
-                Some(availability) => Ok(Literal::Text(Text::new(field, availability.name().to_owned()))),
-                None => error(position, format!("{text:?} is no availability; use {}", availability_names())),
-            },
-            Token::Text(text) if any || value_type == ValueType::Text => Ok(Literal::Text(Text::new(field, text))),
-            Token::Number(number) if any || value_type == ValueType::Number => Ok(Literal::Number(number)),
-            Token::Name(word) if (any || value_type == ValueType::Flag) && (word == "true" || word == "false") => {
-                Ok(Literal::Flag(word == "true"))
-            }
-            token => {
-                let expected = match value_type {
-                    ValueType::Text => "a text in double quotes",
-                    ValueType::Number => "a number",
-                    ValueType::Flag => "true or false",
-                    ValueType::Time => "a time in double quotes",
-                    ValueType::Availability => "an availability in double quotes",
-                    ValueType::Distance => DISTANCE,
-                    ValueType::Attribute => {
-                        "a text in double quotes, a number, true, false or timestamp(\"2026-01-31T12:00:00Z\")"
-                    }
-                };
-                error(position, format!("{name} is compared with {expected}, found {token}"))
-            }
-        }
+            Token::Number(number) => FilterValue::Number(number),
+            Token::Name(word) if word == "true" || word == "false" => FilterValue::Flag(word == "true"),
+            token => return error(position, wrong_type(field, &token)),
+        };
+        Literal::of(field, value).or_else(|message| error(position, message))
     }
 
     fn position(&mut self) -> usize {
@@ -383,55 +345,4 @@ impl Parser {
             None => error(position, format!("expected {expected}, found the end")),
         }
     }
-}
-
-/// What a distance is compared with, for errors.
-const DISTANCE: &str = "a distance such as 10 km or 500 m";
-
-fn time_literal(position: usize, text: String) -> Result<Literal, FilterError> {
-    match time(&text) {
-        Some(at) => Ok(Literal::Time(at, text)),
-        None => error(position, "is not a time such as \"2026-01-31\" or \"2026-01-31T12:00:00Z\""),
-    }
-}
-
-fn availability_names() -> String {
-    Availability::ALL.map(Availability::name).join(", ")
-}
-
-/// Returns a condition. Of the names and paths with which categories are compared, the paths become conditions on
-/// [`Field::CategoryPath`].
-fn node(field: Field, predicate: Predicate) -> Node {
-    let is_path = |literal: &Literal| matches!(literal, Literal::Text(text) if text.written.contains('>'));
-    let of_path = |literal: Literal| match literal {
-        Literal::Text(text) => Literal::Text(Text::new(&Field::CategoryPath, text.written)),
-        other => other,
-    };
-    match predicate {
-        Predicate::Compare(operator, literal) if field == Field::Category && is_path(&literal) => {
-            Node::Predicate(Field::CategoryPath, Predicate::Compare(operator, of_path(literal)))
-        }
-        Predicate::Has(text) if field == Field::Category && text.written.contains('>') => {
-            Node::Predicate(Field::CategoryPath, Predicate::Has(Text::new(&Field::CategoryPath, text.written)))
-        }
-        Predicate::In(literals) if field == Field::Category && literals.iter().any(is_path) => {
-            let (paths, names): (Vec<Literal>, Vec<Literal>) = literals.into_iter().partition(is_path);
-            let paths = paths.into_iter().map(of_path).collect();
-            let paths = Node::Predicate(Field::CategoryPath, Predicate::In(paths));
-            match names.is_empty() {
-                true => paths,
-                false => Node::Or(vec![Node::Predicate(field, Predicate::In(names)), paths]),
-            }
-        }
-        predicate => Node::Predicate(field, predicate),
-    }
-}
-
-/// Parses a time with an offset, or a date, which means midnight UTC. Returns milliseconds since 1970.
-fn time(text: &str) -> Option<i64> {
-    if let Ok(time) = text.parse::<jiff::Timestamp>() {
-        return Some(time.as_millisecond());
-    }
-    let day = text.parse::<jiff::civil::Date>().ok()?;
-    Some(day.to_zoned(jiff::tz::TimeZone::UTC).ok()?.timestamp().as_millisecond())
 }

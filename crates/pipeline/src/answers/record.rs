@@ -1,6 +1,7 @@
 //! The record of an answer: everything that decided it. `docs/answers.md` describes it. Field numbers are stable.
 use lodestone_core::viewer::{Locale, Platform, Region, ViewerContext};
 use prost::Message;
+use std::collections::BTreeMap;
 
 /// The id of an answer: a UUID of version 7, which begins with the time. Attribution tokens carry it.
 pub type AnswerId = [u8; 16];
@@ -156,12 +157,18 @@ impl AnswerKind {
 }
 
 /// The part of a request message that selects the candidates.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub enum RequestedList {
     /// A search, with its query as corrected.
     Query(String),
     /// A recommendation `FOR_YOU`.
     ForYou,
+    /// The caller's own candidates.
+    Candidates {
+        query: Option<String>,
+        /// By item id: the values that the request has for features, by name.
+        features: BTreeMap<String, BTreeMap<String, f64>>,
+    },
     /// Another request, such as one that starts from anchor items, or a search without a query.
     Other,
 }
@@ -178,6 +185,23 @@ struct SearchFields {
 struct RecommendFields {
     #[prost(int32, tag = "2")]
     r#type: i32,
+}
+
+/// The fields of `RankRequest` that [`AnswerRecord::requested_list`] reads.
+#[derive(Clone, PartialEq, Message)]
+struct RankFields {
+    #[prost(message, repeated, tag = "2")]
+    candidates: Vec<CandidateFields>,
+    #[prost(string, tag = "3")]
+    query: String,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct CandidateFields {
+    #[prost(string, tag = "1")]
+    item_id: String,
+    #[prost(btree_map = "string, double", tag = "4")]
+    features: BTreeMap<String, f64>,
 }
 
 /// The field `viewer`, which all ranking requests have.
@@ -229,7 +253,15 @@ impl AnswerRecord {
                 Ok(RecommendFields { r#type: FOR_YOU }) => RequestedList::ForYou,
                 _ => RequestedList::Other,
             },
-            AnswerKind::Rank | AnswerKind::Unknown => RequestedList::Other,
+            AnswerKind::Rank => match RankFields::decode(self.request.as_slice()) {
+                Ok(RankFields { candidates, query }) => RequestedList::Candidates {
+                    query: Some(query).filter(|query| !query.trim().is_empty()),
+                    // Of an item that occurs twice, the first candidate counts.
+                    features: candidates.into_iter().rev().map(|of| (of.item_id, of.features)).collect(),
+                },
+                Err(_) => RequestedList::Other,
+            },
+            AnswerKind::Unknown => RequestedList::Other,
         }
     }
 }

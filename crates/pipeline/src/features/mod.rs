@@ -7,6 +7,7 @@ mod schema;
 mod user;
 
 use crate::popularity::PopularityView;
+use ahash::AHashMap;
 pub use anchors::{AnchoredList, Anchors};
 pub use context_counts::{ContextCounts, KeyedContextCounts};
 use lodestone_catalog::{Catalog, ItemVectors};
@@ -117,7 +118,12 @@ pub struct FeatureContext<'a> {
     pub lexical_best: f32,
     /// None for a list that starts from no items.
     pub anchors: Option<&'a Anchors>,
+    /// None for a request without values of features.
+    pub of_request: Option<&'a RequestFeatures>,
 }
+
+/// By row: the values of the features of kind `request`, in the order of [`FeatureSchema::of_request`].
+pub type RequestFeatures = AHashMap<Row, Vec<Option<f32>>>;
 
 /// Appends the features of one candidate: [`FeatureSchema::column_count`] finite numbers. O(recent items × dimensions).
 pub fn append(out: &mut Vec<f32>, context: &FeatureContext, user: &UserContext, row: Row, evidence: SourceEvidence) {
@@ -177,7 +183,8 @@ pub fn append(out: &mut Vec<f32>, context: &FeatureContext, user: &UserContext, 
         log_of_weight(evidence.similar_histories),
     ]);
     append_anchored(out, context.anchors, &entry.vectors, &evidence.of_anchors);
-    context.schema.append_declared(out, context, &entry.prepared, &user.affinities, entry.key);
+    let of_request = context.of_request.and_then(|values| values.get(&row)).map_or(&[][..], |values| values);
+    context.schema.append_declared(out, context, &entry.prepared, &user.affinities, of_request, entry.key);
 }
 
 /// Appends the features that only lists with anchors have.

@@ -68,6 +68,16 @@ pub enum DeclaredFeature {
         #[serde(default)]
         values: Vec<String>,
     },
+    /// A number that the request has for a candidate.
+    Request {
+        name: String,
+        /// The value of candidates without one.
+        #[serde(default)]
+        missing: f32,
+        /// Replaces x by sign(x) × ln(1 + |x|).
+        #[serde(default)]
+        log: bool,
+    },
     /// How much more often the item was chosen by users with the viewer's value of a field than by others, as of the
     /// training.
     ContextAffinity { name: String, field: ContextField },
@@ -115,7 +125,8 @@ impl DeclaredFeature {
     pub fn name(&self) -> &str {
         match self {
             Self::Number { name, .. } | Self::Match { name, .. } => name,
-            Self::Affinity { name, .. } | Self::Context { name, .. } | Self::ContextAffinity { name, .. } => name,
+            Self::Affinity { name, .. } | Self::Context { name, .. } => name,
+            Self::ContextAffinity { name, .. } | Self::Request { name, .. } => name,
         }
     }
 
@@ -125,7 +136,7 @@ impl DeclaredFeature {
             Self::Number { field, .. } => Some(PreparedField::Number(field.clone())),
             Self::Match { filter, .. } => Some(PreparedField::Match(filter.clone())),
             Self::Affinity { field, .. } => Some(PreparedField::Labels(field.clone())),
-            Self::Context { .. } | Self::ContextAffinity { .. } => None,
+            Self::Context { .. } | Self::ContextAffinity { .. } | Self::Request { .. } => None,
         }
     }
 
@@ -213,6 +224,7 @@ impl DeclaredFeature {
                     field.name()
                 )),
             },
+            Self::Request { missing, .. } => within("missing", *missing, (-NUMBER_MAX, NUMBER_MAX)),
         }
     }
 }
@@ -337,10 +349,12 @@ impl FeatureSchema {
         catalog: &Catalog,
         now: UnixMillis,
     ) -> Vec<Affinity> {
-        let is_of_request = |feature: &DeclaredFeature| {
-            matches!(feature, DeclaredFeature::Context { .. } | DeclaredFeature::ContextAffinity { .. })
+        let is_prepared = |feature: &&DeclaredFeature| match feature {
+            DeclaredFeature::Number { .. } | DeclaredFeature::Match { .. } | DeclaredFeature::Affinity { .. } => true,
+            DeclaredFeature::Context { .. } | DeclaredFeature::ContextAffinity { .. } => false,
+            DeclaredFeature::Request { .. } => false,
         };
-        let prepared = self.declared.iter().filter(|feature| !is_of_request(feature)).enumerate();
+        let prepared = self.declared.iter().filter(is_prepared).enumerate();
         let of = |(prepared, feature): (usize, &DeclaredFeature)| match feature {
             DeclaredFeature::Affinity { half_life_days, .. } => {
                 Some(Affinity::new(history, refunds, catalog, (prepared, *half_life_days), now))
@@ -350,16 +364,28 @@ impl FeatureSchema {
         prepared.filter_map(of).collect()
     }
 
-    /// Appends the declared features of one candidate. `prepared` are the values of [`Self::prepared`].
+    /// Returns the names of the features of kind `request`, in their order.
+    pub fn of_request(&self) -> impl Iterator<Item = &str> {
+        self.declared.iter().filter(|feature| matches!(feature, DeclaredFeature::Request { .. })).map(|of| of.name())
+    }
+
+    /// Appends the declared features of one candidate. `prepared` are the values of [`Self::prepared`], `of_request`
+    /// those of [`Self::of_request`]; empty if the request has none for the candidate.
     pub(super) fn append_declared(
         &self,
         out: &mut Vec<f32>,
         context: &FeatureContext,
         prepared: &[PreparedValue],
         affinities: &[Affinity],
+        of_request: &[Option<f32>],
         key: ItemKey,
     ) {
         let (mut prepared, mut affinities) = (prepared.iter(), affinities.iter());
+        let mut of_request = of_request.iter().copied();
+        let scaled = |value: f32, log: bool| {
+            let value = value.clamp(-NUMBER_MAX, NUMBER_MAX);
+            if log { value.abs().ln_1p().copysign(value) } else { value }
+        };
         let number = |value: Option<&PreparedValue>| match value {
             Some(PreparedValue::Number(number)) => *number,
             _ => None,
@@ -367,8 +393,7 @@ impl FeatureSchema {
         for feature in &self.declared {
             out.push(match feature {
                 DeclaredFeature::Number { missing, log, .. } => {
-                    let value = number(prepared.next()).unwrap_or(*missing).clamp(-NUMBER_MAX, NUMBER_MAX);
-                    if *log { value.abs().ln_1p().copysign(value) } else { value }
+                    scaled(number(prepared.next()).unwrap_or(*missing), *log)
                 }
                 DeclaredFeature::Match { .. } => number(prepared.next()).unwrap_or(0.0),
                 DeclaredFeature::Affinity { .. } => {
@@ -384,6 +409,9 @@ impl FeatureSchema {
                 DeclaredFeature::ContextAffinity { field, .. } => {
                     let affinity = context.context_counts.affinity(*field, context.viewer);
                     affinity.map_or(0.0, |affinity| affinity.of(key))
+                }
+                DeclaredFeature::Request { missing, log, .. } => {
+                    scaled(of_request.next().flatten().unwrap_or(*missing), *log)
                 }
             });
         }

@@ -340,6 +340,14 @@ impl ServingSnapshot {
         problems
     }
 
+    /// Selects the configuration of suggestions: the one that the request names, else the default one. Suggestions are not
+    /// recorded, so they neither explore nor take part in experiments.
+    pub fn plan_of_suggestions(&self, named: &str) -> Result<Plan, UnknownConfig> {
+        let config = self.config(if named.is_empty() { DEFAULT } else { named })?;
+        let config = ServingConfig { exploration: None, ..ServingConfig::clone(config) };
+        Ok(Plan { configs: vec![Arc::new(config)], arm: None })
+    }
+
     /// Checks that a bundle has all heads for which configurations set weights.
     pub fn check_heads<'a>(&self, heads: impl Iterator<Item = &'a str> + Clone) -> Result<(), ServingError> {
         for config in self.configs.values() {

@@ -1,5 +1,8 @@
 //! Training lists of shown answers.
-use super::{PositionBias, ShownAnswer, log::ShownSlot};
+use super::{
+    PositionBias, ShownAnswer,
+    log::{ShownCandidate, ShownSlot},
+};
 use crate::{
     lists::{CART, CLICK, HEADS, Labels, Outcomes, PURCHASE, REFUND, RETURN_VISIT},
     ranker::RankingList,
@@ -29,7 +32,18 @@ pub(crate) fn shown_list(
     let viewer = Viewer { context: answer.context.clone(), ..Viewer::of_user(answer.user.clone()) };
     let (catalog, options) = (generation.catalog.load_full(), Options::default());
     let mut context = RequestContext::new(generation, &catalog, &viewer, &options, answer.at);
-    let request = answer.query.as_deref().map_or(ListRequest::ForYou, ListRequest::Search);
+    let query = answer.query.as_deref();
+    let rows: Vec<Row> = answer.candidates.iter().flatten().map(|candidate| candidate.row).collect();
+    let request = match (&answer.candidates, query) {
+        (Some(_), query) => ListRequest::Candidates { query, rows: &rows },
+        (None, Some(query)) => ListRequest::Search(query),
+        (None, None) => ListRequest::ForYou,
+    };
+    let values = |candidate: &ShownCandidate| {
+        let value = |name: &str| candidate.features.get(name).map(|value| *value as f32);
+        (candidate.row, generation.schema().of_request().map(value).collect())
+    };
+    context.request_features = answer.candidates.as_ref().map(|candidates| candidates.iter().map(values).collect());
     retrieve_candidates(&mut context, models, &request);
     let index_of: AHashMap<Row, usize> =
         context.candidates.list.iter().enumerate().map(|(index, candidate)| (candidate.row, index)).collect();

@@ -9,9 +9,12 @@ use lodestone_core::{
 };
 use lodestone_dataset::AnswerTokens;
 use lodestone_events::{Event, EventKind};
-use lodestone_pipeline::answers::{self, AnswerRecord, RequestedList};
+use lodestone_pipeline::{
+    PAGE_SIZE_MAX,
+    answers::{self, AnswerRecord, RequestedList},
+};
 use rayon::prelude::*;
-use std::path::Path;
+use std::{collections::BTreeMap, path::Path};
 
 /// Most answers that are kept, the latest ones.
 const ANSWERS_MAX: usize = 20_000;
@@ -30,10 +33,20 @@ pub(crate) struct ShownAnswer {
     pub context: ViewerContext,
     /// The time of the answer; that of its first event, if this is earlier because the clocks differ.
     pub at: UnixMillis,
-    /// None: a recommendation.
+    /// None without one.
     pub query: Option<String>,
+    /// Those of the caller, in the order of retrieval. None: retrieval found them.
+    pub candidates: Option<Vec<ShownCandidate>>,
     /// Without pins and unknown items.
     pub slots: Vec<ShownSlot>,
+}
+
+/// A candidate of the caller.
+#[derive(Debug, Clone)]
+pub(crate) struct ShownCandidate {
+    pub row: Row,
+    /// The values that the request has for features, by name.
+    pub features: BTreeMap<String, f64>,
 }
 
 #[derive(Debug, Clone)]
@@ -236,9 +249,20 @@ enum Unusable {
 }
 
 fn shown_answer(record: &AnswerRecord, row_of: &AHashMap<ItemId, u32>) -> Result<ShownAnswer, Unusable> {
-    let query = match record.requested_list() {
-        RequestedList::Query(query) => Some(query),
-        RequestedList::ForYou => None,
+    let row_of = |item: &String| ItemId::parse(item).ok().and_then(|item| row_of.get(&item).map(|row| Row(*row)));
+    let (query, candidates) = match record.requested_list() {
+        RequestedList::Query(query) => (Some(query), None),
+        RequestedList::ForYou => (None, None),
+        // The probabilities of a page take the square of its slots.
+        RequestedList::Candidates { .. } if record.slots.len() > PAGE_SIZE_MAX => return Err(Unusable::OtherRequest),
+        RequestedList::Candidates { query, mut features } => {
+            let ranked = record.items.iter().take(record.candidate_count as usize);
+            let candidate = |item: &String| {
+                let features = features.remove(item).unwrap_or_default();
+                Some(ShownCandidate { row: row_of(item)?, features })
+            };
+            (query, Some(ranked.filter_map(candidate).collect()))
+        }
         RequestedList::Other => return Err(Unusable::OtherRequest),
     };
     let id = AnswerId::try_from(record.id.as_slice()).map_err(|_| Unusable::Inconsistent)?;
@@ -247,16 +271,15 @@ fn shown_answer(record: &AnswerRecord, row_of: &AHashMap<ItemId, u32>) -> Result
     let mut slots = Vec::new();
     for (slot, (shown, probabilities)) in record.slots.iter().zip(probabilities).enumerate() {
         let item = record.items.get(shown.item as usize).ok_or(Unusable::Inconsistent)?;
-        let row = ItemId::parse(item).ok().and_then(|item| row_of.get(&item).copied());
-        if let Some(row) = row.filter(|_| !shown.is_pinned) {
-            slots.push(ShownSlot { row: Row(row), slot, probabilities, outcome: SlotOutcome::default() });
+        if let Some(row) = row_of(item).filter(|_| !shown.is_pinned) {
+            slots.push(ShownSlot { row, slot, probabilities, outcome: SlotOutcome::default() });
         }
     }
     match slots.is_empty() && !record.slots.iter().all(|slot| slot.is_pinned) {
         true => Err(Unusable::UnknownItems),
         false => {
             let (_, context) = record.viewer();
-            Ok(ShownAnswer { id, user, context, at: UnixMillis(record.at_ms), query, slots })
+            Ok(ShownAnswer { id, user, context, at: UnixMillis(record.at_ms), query, candidates, slots })
         }
     }
 }
@@ -264,7 +287,7 @@ fn shown_answer(record: &AnswerRecord, row_of: &AHashMap<ItemId, u32>) -> Result
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::answers::{EXPLORED_ANSWERS_MIN, MissingEvidence};
+    use crate::answers::{EXPLORED_ANSWERS_MIN, LeftOut, MissingEvidence};
     use lodestone_core::{ids::EventId, units::Quantity};
     use lodestone_events::EventLine;
     use lodestone_pipeline::{
@@ -338,6 +361,32 @@ mod tests {
     fn outcomes(answer: &ShownAnswer) -> Vec<(u32, bool, bool)> {
         let outcome = |slot: &ShownSlot| (slot.row.0, slot.outcome.has_click, slot.outcome.has_purchase);
         answer.slots.iter().map(outcome).collect()
+    }
+
+    #[test]
+    fn answers_of_the_callers_candidates_have_the_values_of_their_features() {
+        let directory = tempfile::tempdir().unwrap();
+        let candidate = |item: u8, value: f64| {
+            // The id, and an entry of the map of features: `margin`, and the value.
+            let entry = [&[0x0a, 6][..], b"margin", &[0x11], &value.to_le_bytes()].concat();
+            let fields = [&[0x0a, 1, item, 0x22, entry.len() as u8][..], &entry].concat();
+            [&[0x12, fields.len() as u8][..], &fields].concat()
+        };
+        let request = [candidate(b'a', 2.5), candidate(b'x', 9.0), candidate(b'b', 0.5)].concat();
+        let ranked = |number| AnswerRecord {
+            kind: AnswerKind::Rank as i32,
+            request: request.clone(),
+            ..record(number, START + number as i64 * HOUR)
+        };
+        write(directory.path(), (0..EXPLORED_ANSWERS_MIN).map(ranked).collect());
+        let events: Vec<Event> = (0..EXPLORED_ANSWERS_MIN)
+            .map(|number| event(&format!("e{number}"), EventKind::Click, "a", START + number as i64 * HOUR + 1))
+            .collect();
+        let logged = read(directory.path(), &events, &[]).unwrap();
+        assert_eq!(logged.report.left_out, LeftOut::default());
+        let candidates = logged.answers[0].candidates.as_ref().unwrap().iter();
+        let values: Vec<(u32, Option<&f64>)> = candidates.map(|of| (of.row.0, of.features.get("margin"))).collect();
+        assert_eq!(values, [(0, Some(&2.5)), (1, Some(&0.5))]);
     }
 
     #[test]

@@ -34,8 +34,8 @@ const EXPLORED_INTERACTIONS_MIN: usize = 200;
 /// What a training learned from the answer log.
 #[derive(Debug, Clone, Default, PartialEq, serde::Serialize)]
 pub struct AnswersReport {
-    /// Searches and recommendations `FOR_YOU` with known items before the end of the training data; at most the latest
-    /// 20,000.
+    /// Searches, recommendations `FOR_YOU` and rankings of the caller's candidates with known items before the end of the
+    /// training data; at most the latest 20,000.
     pub answer_count: usize,
     /// Slots with an interaction that followed from their answer.
     pub interaction_count: usize,
@@ -61,7 +61,7 @@ pub struct MissingEvidence {
 /// Records that were not used.
 #[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize)]
 pub struct LeftOut {
-    /// Answers to other requests: from anchor items, of other types, or of the caller's own candidates.
+    /// Answers to other requests: from anchor items, of other types, or of more than 200 candidates of the caller.
     pub other_request_count: usize,
     /// Answers without an item of the catalogue.
     pub unknown_item_answer_count: usize,
