@@ -92,6 +92,18 @@ def formats(work):
     found = report("import", "--mapping", "icecat", "--items", work / "icecat.jsonl", "--out", work / "icecat")
     check(found["item_count"] == 1, "products of Icecat", found)
 
+    (work / "own.toml").write_text('[events]\nitem = "@sku"\ntime = "@at"\nvisitor = "@user"\nevent_type = "@kind"\n'
+                                   '[file]\nrows = "event"\n')
+    event = '<event sku="R" at="2025-01-01T10:00:00Z" user="{}" kind="{}"/>'
+    (work / "events.xml").write_text(f"<events>{event.format('a', 'view')}{event.format('a', 'purchase')}{event.format('b', 'view')}</events>")
+    found = report("import", "--mapping", work / "own.toml", "--events", work / "events.xml", "--out", work / "own")
+    check((found["kept_by_type"], found["user_count"]) == ({"purchase": 1, "view": 2}, 2), "events in one line of XML", found)
+    entry = ('<entry><g:id>A</g:id><title type="html">Mug &amp;amp; cup</title><link href="https://shop.test/?a=1&amp;b=2"/>'
+             "<g:price>1 EUR</g:price></entry>")
+    (work / "atom.xml").write_text(f'<feed xmlns:g="http://base.google.com/ns/1.0">{entry}</feed>')
+    found = report(*google[:-1], work / "atom", "--items", work / "atom.xml")
+    check((found["item_count"], found["dropped_items"]) == (1, {}), "a Google feed as Atom", found)
+
 
 def refusals(work):
     google = ["import", "--mapping", "google-merchant-center", "--out", work / "refused"]
@@ -116,6 +128,12 @@ def refusals(work):
     refused(["no mapping has the table `events`"], *google, "--events", work / "feed.tsv")
     (work / "short.tsv").write_text("name\tcost\nMug\t5\n")
     refused(["`id`", "`title`", "found: name, cost"], *google, "--items", work / "short.tsv")
+    (work / "bytes.toml").write_text('[items]\nid = "id"\ntitle = "title"\n[file]\nencoding = "shift_jis"\n')
+    (work / "bytes.csv").write_bytes(b"id,title\n1,Mug\n2,Mug \xff\n")
+    refused(["bytes.csv", "line 3", "Shift_JIS", "file.encoding"], "import", "--mapping", work / "bytes.toml", "--items",
+            work / "bytes.csv", "--out", work / "refused")
+    (work / "rows.toml").write_text('extends = "google-merchant-center"\n[file]\nrows = "product"\n')
+    refused(["feed.tsv", "file.rows `product`"], "import", "--mapping", work / "rows.toml", *google[3:], "--items", work / "feed.tsv")
     check((work / "refused" / "items.parquet").read_bytes() == before, "a refused file changes nothing")
     check(report(*small, "--allow-shrink")["item_count"] == 70, "--allow-shrink imports the smaller feed")
 

@@ -312,14 +312,16 @@ impl ItemState {
                 if matches!(time, WriteTime::Stated(_)) && state.as_ref().and_then(Self::newest) > Some(*at) {
                     return WriteEffect::Stale;
                 }
-                // A deletion is later than everything before it, also than a stated time ahead of the clock.
-                let newest = match state {
+                // A deletion is later than everything before it, also than a stated time ahead of the clock. One of
+                // what is already deleted moves it to no earlier time.
+                let least = match state {
                     Some(Self::Written(written)) => {
                         written.newest().map(|newest| UnixMillis(newest.0.saturating_add(1)))
                     }
-                    _ => None,
+                    Some(Self::Deleted { at }) => Some(*at),
+                    None => None,
                 };
-                *state = Some(Self::Deleted { at: newest.map_or(*at, |newest| newest.max(*at)) });
+                *state = Some(Self::Deleted { at: least.map_or(*at, |least| least.max(*at)) });
                 WriteEffect::Applied { stale: Vec::new() }
             }
         }
@@ -615,6 +617,17 @@ mod tests {
     }
 
     #[test]
+    fn a_second_deletion_does_not_bring_an_older_write_back() {
+        let ahead = ItemWrite::of_all(item(1, &[]), stated(100));
+        let mut state = state_after([&ahead]);
+        let deletion = ItemChange::Delete { id: id(), time: WriteTime::Received(UnixMillis(50)) };
+        for _ in 0..2 {
+            ItemState::apply(&mut state, &deletion);
+            assert_eq!(ItemState::write(&mut state, &ahead), WriteEffect::Stale);
+        }
+    }
+
+    #[test]
     fn all_attributes_keep_the_later_ones() {
         let later = ItemWrite { item: item(9, &["x"]), fields: fields(&["attributes.x"]), time: stated(9) };
         let mut state = state_after([&ItemWrite::of_all(item(1, &["x", "y"]), stated(1)), &later]);
@@ -716,7 +729,42 @@ mod tests {
         })
     }
 
+    /// Writes and deletions in an order of arrival that is not that of their times.
+    fn changes() -> impl Strategy<Value = Vec<ItemChange>> {
+        let received = proptest::collection::vec((any::<proptest::sample::Index>(), 0..12_i64), 1..6);
+        (writes(), received, any::<u64>()).prop_map(|(mut writes, deletions, seed)| {
+            use rand::{SeedableRng, seq::SliceRandom};
+            writes.shuffle(&mut rand::rngs::StdRng::seed_from_u64(seed));
+            let mut changes: Vec<ItemChange> =
+                writes.into_iter().map(|write| ItemChange::Write(Box::new(write))).collect();
+            for (position, at) in deletions {
+                let deletion = ItemChange::Delete { id: id(), time: WriteTime::Received(UnixMillis(at)) };
+                changes.insert(position.index(changes.len() + 1), deletion);
+            }
+            changes
+        })
+    }
+
     proptest! {
+        /// A deletion is later than all that arrived before it, whatever the clocks say, and never moves back.
+        #[test]
+        fn a_deletion_is_later_than_everything_before_it(changes in changes()) {
+            let (mut state, mut newest) = (None, None);
+            for (index, change) in changes.iter().enumerate() {
+                ItemState::apply(&mut state, change);
+                let ItemChange::Delete { .. } = change else { continue };
+                let deleted = state.clone().unwrap();
+                prop_assert_eq!(deleted.content(Some(&item(0, &[]))), None);
+                prop_assert!(deleted.newest() >= newest, "{:?} after {:?}", deleted.newest(), newest);
+                newest = deleted.newest();
+                for earlier in &changes[..index] {
+                    if let ItemChange::Write(write) = earlier {
+                        prop_assert!(deleted.is_stale(write), "{write:?}");
+                    }
+                }
+            }
+        }
+
         /// Writes that arrive in any order have the effect of those in the order of their times.
         #[test]
         fn the_newest_value_of_each_field_remains(writes in writes(), seed in any::<u64>()) {
@@ -729,12 +777,9 @@ mod tests {
         }
 
         #[test]
-        fn the_changes_of_a_state_lead_to_it(writes in writes(), seed in any::<u64>()) {
-            use rand::{SeedableRng, seq::SliceRandom};
-            let mut shuffled = writes;
-            shuffled.shuffle(&mut rand::rngs::StdRng::seed_from_u64(seed));
-            let state = state_after(&shuffled);
-            let mut restored = None;
+        fn the_changes_of_a_state_lead_to_it(changes in changes()) {
+            let (mut state, mut restored) = (None, None);
+            changes.iter().for_each(|change| _ = ItemState::apply(&mut state, change));
             state.iter().flat_map(|state| state.changes(&id())).for_each(|change| {
                 ItemState::apply(&mut restored, &change);
             });

@@ -5,7 +5,7 @@ use lodestone_core::units::UnixMillis;
 use lodestone_dataset::{
     DatasetEvent,
     import::{ImportError, ImportOptions, ImportReport, Mapping, SHIPPED, ShopFiles, import},
-    read_events, read_items,
+    into_events, read_events, read_items,
 };
 use proptest::prelude::*;
 use std::{fs, io::Write, path::PathBuf};
@@ -218,6 +218,89 @@ fn several_product_types_costs_and_words_of_availability_are_read() {
 }
 
 #[test]
+fn words_in_any_script_are_compared() {
+    let mapping = "[items]\nid = \"id\"\ntitle = \"title\"\navailability = \"state\"\n\
+                   keep = [{ column = \"kind\", values = [\"ТОВАР\"] }]\n[items.availability_values]\n\
+                   \"нет в наличии\" = \"out_of_stock\"\n\"В наличии\" = \"in_stock\"\n\"缺货\" = \"discontinued\"\n";
+    let rows = "id,title,state,kind\n1,A,в наличии,товар\n2,B,Нет  в наличии,Товар\n3,C,,товар\n4,D,缺货,товар\n\
+                5,E,有货,товар\n6,F,в наличии,услуга\n";
+    let (items, report) = items_of(mapping, "feed.csv", rows);
+    let found: Vec<Option<Availability>> = items.iter().map(|item| item.stated_availability).collect();
+    let [in_stock, out, gone] = [Availability::InStock, Availability::OutOfStock, Availability::Discontinued].map(Some);
+    assert_eq!(found, [in_stock, out, None, gone]);
+    assert_eq!(dropped(&report), [("row that is no item", 1), ("unknown availability", 1)]);
+    let refused = |values: &str| Shop::new().mapping(&format!("{mapping}{values}")).unwrap_err().to_string();
+    assert_contains(&refused("\"--\" = \"in_stock\"\n"), &["items.availability_values", "`--`"]);
+    assert_contains(&refused("\"в-наличии\" = \"preorder\"\n"), &["items.availability_values", "`в-наличии`"]);
+}
+
+#[test]
+fn a_sale_whose_end_is_a_date_lasts_until_the_end_of_that_day() {
+    let mapping = "extends = \"google-merchant-center\"\n[clean]\ntime_zone = \"Europe/Berlin\"\n";
+    let rows = "id,title,price,sale_price,sale_price_effective_date\n1,Mug,9 EUR,5 EUR,2026-11-01/2026-11-30\n\
+                2,Mug,9 EUR,5 EUR,2026-10-25/2026-10-25\n3,Mug,9 EUR,5 EUR,2026-11-30T00:00/2026-11-30T12:00\n";
+    let (items, _) = items_of(mapping, "feed.csv", rows);
+    let period = |item: &Item| [item.sale_start, item.sale_end].map(|at| at.map(|at| at.0 / 3_600_000));
+    let hours = |from, to| [Some(from), Some(to)];
+    assert_eq!(period(&items[0]), hours(498_191, 498_911), "until 1 December, 00:00 in Berlin");
+    assert_eq!(period(&items[1]), hours(498_022, 498_047), "a day of 25 hours");
+    assert_eq!(period(&items[2]), hours(498_887, 498_899));
+}
+
+#[test]
+fn attributes_whose_names_are_lost_or_equal_are_counted() {
+    let mapping = "[items]\nid = \"id\"\ntitle = \"title\"\n[items.attributes]\n\"*\" = \"a_*\"\n";
+    let rows = "id,title,a_x y,a_x-y,a_颜色\n1,Mug,1,2,red\n2,Mug,,3,\n";
+    let (items, report) = items_of(mapping, "feed.csv", rows);
+    assert_eq!(items[0].attributes.iter().collect::<Vec<_>>(), [(&"x_y".to_owned(), &AttributeValue::Number(1.0))]);
+    assert!(items[1].attributes.is_empty(), "`x-y` is another attribute than `x y`");
+    let shown = report.to_string();
+    assert_contains(&shown, &["2 dropped, attribute name used twice", "line 2, column `a_x-y`: `x-y`", "x_y"]);
+    assert_contains(&shown, &["1 dropped, attribute without a name", "line 2, column `a_颜色`: `颜色`", "A-Z"]);
+    let pairs = "[items]\nid = \"id\"\ntitle = \"title\"\nattribute_pairs = [{ name = \"n1\", value = \"v1\" }, \
+                 { name = \"n2\", value = \"v2\" }, { name = \"n3\", value = \"v3\" }]\n[items.attributes]\ncolor = \"Color\"\n";
+    let rows = "id,title,n1,v1,n2,v2,n3,v3,Color\n1,Mug,Größe,L,Grüße,hi,尺寸,XL,red\n2,Mug,Color,blue,Größe,,,x,red\n\
+                3,Mug,Color,red,Fit,,,,red\n4,Mug,Color,green,color,blue,,,\n";
+    let (items, report) = items_of(pairs, "feed.csv", rows);
+    let shown = |item: &Item| item.attributes.keys().map(|name| text(item, name).unwrap()).collect::<Vec<_>>();
+    assert_eq!(
+        items.iter().map(shown).collect::<Vec<_>>(),
+        [vec!["red", "L"], vec!["red"], vec!["red"], vec!["green"]]
+    );
+    let counts: Vec<(&str, u64)> = report.dropped_attributes.iter().map(|(name, class)| (*name, class.count)).collect();
+    assert_eq!(counts, [("attribute name used twice", 3), ("attribute without a name", 2)]);
+    assert_contains(&report.to_string(), &["column `n2`: `grüße`", "column `n3`: `尺寸`"]);
+}
+
+#[test]
+fn a_pattern_without_a_column_leaves_attributes_to_the_api() {
+    let absent = |mapping: &str, name: &str, rows: &str| {
+        let (items, _) = items_of(mapping, name, rows);
+        items[0].absent_fields.iter().any(|field| field.name() == "attributes")
+    };
+    let pattern = format!("{MUGS}attributes = {{ \"*\" = \"attr_*\" }}\n");
+    assert!(absent(&pattern, "feed.csv", "id,title\n1,Mug\n"));
+    assert!(!absent(&pattern, "feed.csv", "id,title,attr_size\n1,Mug,\n"), "an empty cell is a value");
+    assert!(absent(&pattern, "feed.jsonl", "{\"id\": 1, \"title\": \"Mug\"}\n"));
+    assert!(!absent(&pattern, "feed.jsonl", "{\"id\": 1, \"title\": \"Mug\", \"attr_size\": null}\n"));
+    assert!(absent("icecat", "feed.jsonl", "{\"id\": 1, \"title\": \"Mug\"}\n"));
+    let members = format!("{MUGS}attributes = {{ \"*\" = \"specs.*\" }}\n");
+    assert!(absent(&members, "feed.jsonl", "{\"id\": 1, \"title\": \"Mug\"}\n"));
+    assert!(!absent(&members, "feed.jsonl", "{\"id\": 1, \"title\": \"Mug\", \"specs\": {}}\n"));
+}
+
+#[test]
+fn ids_that_a_spreadsheet_rounded_are_no_ids() {
+    let mapping = format!("{MUGS}group_id = \"group\"\nid_parts = [\"a\", \"b\"]\n");
+    let rows = "id,title,group,a,b\n5.01E+12,Mug,,,\n5.01E+12,Lamp,,,\n5E+12,Cup,,,\n\"5,01e+12\",Cup,,,\n1,Cup,5.01E+12,,\n\
+                ,Cup,,x,5.01E+12\n5E12,Cup,,,\nE+12,Cup,,,\n";
+    let (items, report) = items_of(&mapping, "feed.csv", rows);
+    assert_eq!(items.iter().map(|item| item.id.as_str()).collect::<Vec<_>>(), ["5E12", "E+12"]);
+    assert_eq!(dropped(&report), [("rounded id", 6)]);
+    assert_contains(&report.to_string(), &["line 2", "`5.01E+12`"]);
+}
+
+#[test]
 fn declared_kinds_of_attributes_are_read_and_other_values_are_dropped() {
     let mapping = "[items]\nid = \"id\"\ntitle = \"title\"\n[items.attributes]\nreleased = \"released\"\n\
                    branch = \"branch\"\ncode = \"code\"\n[items.attribute_kinds]\nreleased = \"time\"\n\
@@ -239,6 +322,43 @@ fn declared_kinds_of_attributes_are_read_and_other_values_are_dropped() {
     );
     let unknown = Shop::new().mapping(&mapping.replace("geo_point", "place")).unwrap_err().to_string();
     assert_contains(&unknown, &["`place`", "geo_point"]);
+}
+
+#[test]
+fn a_text_of_an_xml_element_may_have_attributes_and_a_value_may_be_an_attribute() {
+    let entries = "<entry><g:id>m1</g:id><title type=\"html\">Mug &amp;amp; cup</title><summary type=\"text\">Tea</summary>\
+                   <link rel=\"self\" href=\"https://shop.test/feed\"/>\
+                   <link rel=\"alternate\" href=\"https://shop.test/m1?a=1&amp;b=2&c=&#51;\"/>\
+                   <g:price currency=\"EUR\">9 EUR</g:price></entry>\n\
+                   <entry><g:id>m2</g:id><g:structured_title><g:digital_source_type>x</g:digital_source_type>\
+                   <g:content>Lamp</g:content></g:structured_title><link href=\"https://shop.test/m2\"/></entry>\n\
+                   <entry><g:id>m3</g:id><title>Cup</title><g:title>Red cup</g:title><link>https://shop.test/m3</link>\
+                   </entry>\n";
+    let feed = format!(
+        "<feed xmlns=\"http://www.w3.org/2005/Atom\" xmlns:g=\"http://base.google.com/ns/1.0\">{entries}</feed>"
+    );
+    let (items, _) = items_of("google-merchant-center", "feed.xml", feed);
+    let shown: Vec<(&str, &str)> = items.iter().map(|item| (item.title.as_str(), item.url.as_str())).collect();
+    let urls = ["https://shop.test/m1?a=1&b=2&c=3", "https://shop.test/m2", "https://shop.test/m3"];
+    assert_eq!(shown, [("Mug & cup", urls[0]), ("Lamp", urls[1]), ("Cup", urls[2])]);
+    assert_eq!((items[0].description.as_str(), micros(&items[0])), ("Tea", (Some(9_000_000), None, "EUR")));
+    let nested = "<rss><item><id>1</id><title><b>Mug</b></title></item></rss>";
+    assert_contains(
+        &refused("google-merchant-center", "feed.xml", nested),
+        &["line 1", "`title` is not a text", "`title.b`"],
+    );
+    let bytes = [&b"<rss><item><id>1</id><title a=\"\xff\">Mug</title></item></rss>"[..]].concat();
+    assert_contains(&refused("google-merchant-center", "feed.xml", bytes), &["line 1", "UTF-8", "file.encoding"]);
+}
+
+#[test]
+fn an_xml_row_may_be_an_empty_element() {
+    let mapping = "[items]\nid = \"@id\"\ntitle = \"@title\"\n";
+    let feed = "<items>\n<item id=\"a\" title=\"Mug\"/>\n<item id=\"b\" title=\"Lamp\"></item><item id=\"c\"/></items>";
+    let (items, report) = items_of(mapping, "feed.xml", feed);
+    let shown: Vec<(&str, &str)> = items.iter().map(|item| (item.id.as_str(), item.title.as_str())).collect();
+    assert_eq!(shown, [("a", "Mug"), ("b", "Lamp")]);
+    assert_eq!((report.item_row_count, dropped(&report)), (3, vec![("no title", 1)]));
 }
 
 #[test]
@@ -423,6 +543,55 @@ fn encodings_are_declared_or_have_a_byte_order_mark() {
     assert_eq!(items_of(MUGS, "feed.csv", &utf16).0[0].title, "杯");
     assert_eq!(items_of(MUGS, "feed.txt", "\u{feff}id\ttitle\n1\t杯\n").0[0].title, "杯");
     assert_eq!(items_of(MUGS, "feed.json", "\u{feff}{\"id\": 1, \"title\": \"杯\"}\n").0[0].title, "杯");
+    let big_endian: Vec<u8> = "\u{feff}id,title\n1,杯\n".encode_utf16().flat_map(u16::to_be_bytes).collect();
+    assert_eq!(items_of(&encoded("utf-16le"), "feed.csv", &big_endian).0[0].title, "杯", "the mark has precedence");
+    let shift_jis = [&b"id,title\n1,\x94\x74\n"[..]].concat();
+    assert_eq!(items_of(&encoded("shift_jis"), "feed.csv", &shift_jis).0[0].title, "杯");
+}
+
+#[test]
+fn bytes_that_are_not_of_the_declared_encoding_are_refused() {
+    let encoded = |label: &str| format!("{MUGS}[file]\nencoding = \"{label}\"\n");
+    let rows = [&b"id,title\n1,Mug\n2,Mug \xff\n3,Mug\n"[..]].concat();
+    for label in ["shift_jis", "gbk", "utf-8", "euc-kr"] {
+        assert_contains(&refused(&encoded(label), "feed.csv", &rows), &["feed.csv", "line 3", "file.encoding"]);
+    }
+    let json = [&b"{\"id\": \"1\", \"title\": \"Mug\"}\n{\"id\": \"1\", \"title\": \"Mug \xff\"}\n"[..]].concat();
+    for label in ["shift_jis", "utf-8"] {
+        assert_contains(&refused(&encoded(label), "feed.jsonl", &json), &["line 2", "file.encoding"]);
+    }
+    for (label, name) in [("UTF-8", "UTF-8"), ("shift_jis", "Shift_JIS")] {
+        let xml = [
+            format!("<?xml version=\"1.0\" encoding=\"{label}\"?>\n<rss><item><id>1</id>\n<title>Mug ").as_bytes(),
+            b"\xff</title></item></rss>",
+        ];
+        assert_contains(&refused("google-merchant-center", "feed.xml", xml.concat()), &["feed.xml", "line", name]);
+    }
+    let lone: Vec<u8> =
+        [0xfeff, 0x69, 0x64, 0x2c, 0xd800, 0x0a].iter().flat_map(|unit: &u16| unit.to_le_bytes()).collect();
+    assert_contains(&refused(MUGS, "feed.csv", lone), &["line 1", "UTF-16LE"]);
+    let cut = [&b"id,title\n1,Mug\n2,\x94"[..]].concat();
+    assert_contains(&refused(&encoded("shift_jis"), "feed.csv", cut), &["ends in the middle", "line 2, `1`"]);
+}
+
+#[test]
+fn a_key_of_the_mapping_that_a_format_does_not_have_is_refused() {
+    let rows = format!("{MUGS}[file]\nrows = \"items\"\n");
+    assert_contains(&refused(&rows, "feed.csv", "id,title\n1,Mug\n"), &["feed.csv", "file.rows `items`", ".csv"]);
+    assert_contains(&refused(&rows, "feed.parquet", "PAR1"), &["feed.parquet", "file.rows `items`"]);
+    let encoding = format!("{MUGS}[file]\nencoding = \"gbk\"\n");
+    assert_contains(&refused(&encoding, "feed.parquet", "PAR1"), &["feed.parquet", "file.encoding `gbk`"]);
+    let mapping = |text: &str| Shop::new().mapping(text).unwrap_err().to_string();
+    let filled = format!("{MUGS}fill_down = {{ key = \"id\", columns = [\"title\", \"Brand\"] }}\n");
+    assert_contains(&mapping(&filled), &["items.fill_down.columns", "`Brand`"]);
+    let own = "extends = \"shopify\"\n[items]\ndescription = \"Text\"\n[constants]\ncurrency = \"EUR\"\n";
+    assert!(Shop::new().mapping(own).is_ok(), "columns of the extended mapping may have other names");
+    let filled = format!("{own}[items.fill_down]\ncolumns = [\"Tekst\"]\n");
+    assert_contains(&mapping(&filled), &["items.fill_down.columns", "`Tekst`"]);
+    let empty = format!("{MUGS}keep = [{{ column = \"\", values = [\"x\"] }}]\n");
+    assert_contains(&mapping(&empty), &["items.keep", "column"]);
+    let valueless = format!("{MUGS}keep = [{{ column = \"a\", values = [] }}]\n");
+    assert_contains(&mapping(&valueless), &["items.keep", "values"]);
 }
 
 #[test]
@@ -447,7 +616,7 @@ fn nested_fields_lists_and_patterns_of_columns_are_read() {
     assert_eq!(mug.attributes["vegan"], AttributeValue::Flag(true));
     assert_eq!((text(mug, "first_tag").as_deref(), text(mug, "material")), (Some("x"), None));
     let objects = refused(mapping, "feed.jsonl", "{\"sku\": {\"a\": 1}, \"names\": []}\n");
-    assert_contains(&objects, &["line 1", "`sku` is not a text", "`sku.value`"]);
+    assert_contains(&objects, &["line 1", "`sku` is not a text", "`sku.a`"]);
     assert_contains(&refused(mapping, "feed.json", "[{\"sku\": 1}]\n"), &["line 1", "jq -c '.[]'"]);
 }
 
@@ -484,7 +653,7 @@ fn an_attribute_that_is_too_long_is_left_out() {
     let (items, report) = items_of(&mapping, "feed.csv", rows);
     assert_eq!(items[0].attributes.keys().collect::<Vec<_>>(), ["size"]);
     let parts =
-        ["1 dropped, attribute too long", "first at line 2, column `fits`", "1001 characters; the limit is 1000"];
+        ["1 dropped, attribute too long", "first at line 2, column `a_fits`", "1001 characters; the limit is 1000"];
     assert_contains(&report.to_string(), &parts);
     let list = |count: usize| format!("\"a_{count}\": [{}]", vec!["\"v\""; count].join(", "));
     let rows = format!("{{\"id\": 1, \"title\": \"Mug\", {}, {}, \"a_0\": [\"\", \"\"]}}\n", list(50), list(51));
@@ -579,6 +748,48 @@ fn a_ga4_export_has_a_row_for_each_item_of_an_event() {
 }
 
 #[test]
+fn events_of_one_line_are_different_events() {
+    let mapping = "[file]\nrows = \"events\"\n[events]\nitem = \"events.sku\"\ntime = \"events.at\"\nvisitor = \"v\"\n\
+                   event_type = \"events.kind\"\n";
+    let event =
+        |kind: &str, sku: &str, at: &str| format!("{{\"kind\": \"{kind}\", \"sku\": \"{sku}\", \"at\": \"{at}\"}}");
+    let (first, later) = ("2025-01-01T10:00:00Z", "2025-01-01T10:00:01Z");
+    let of_line = [
+        event("view", "a", first),
+        event("purchase", "b", first),
+        event("view", "c", first),
+        event("view", "d", later),
+    ];
+    let line = |visitor: &str| format!("{{\"v\": \"{visitor}\", \"events\": [{}]}}\n", of_line.join(", "));
+    let lines = [line("v1"), line("v2")].concat();
+    let (events, report) = Shop::new().import_events(mapping, &[("events.jsonl", &lines)]).unwrap();
+    let of = |visitor: &str| -> Vec<(&str, &str)> {
+        let of_visitor = events.iter().filter(|event| event.user.as_ref().is_some_and(|user| user.as_str() == visitor));
+        of_visitor.map(|event| (event.event_id.as_str(), event.kind.name())).collect()
+    };
+    let first = [("import-1", "view"), ("import-1", "view"), ("import-1.1", "purchase"), ("import-1.3", "view")];
+    let mut found = of("v:v1");
+    found.sort_unstable();
+    assert_eq!(found, first, "only rows of one type and time are one basket");
+    assert_eq!((of("v:v2").len(), report.kept_by_type["purchase"], report.kept_by_type["view"]), (4, 2, 6));
+    let ids: std::collections::BTreeSet<&str> = events.iter().map(|event| event.event_id.as_str()).collect();
+    assert_eq!(ids.len(), 6);
+
+    let mapping = "[events]\nitem = \"sku\"\ntime = \"at\"\nvisitor = \"v\"\nevent_type = \"kind\"\n";
+    let row = |kind: &str, visitor: &str| {
+        format!("<item><sku>a</sku><at>2025-01-01T10:00:00Z</at><v>{visitor}</v><kind>{kind}</kind></item>")
+    };
+    let feed = format!("<events>{}{}{}</events>", row("view", "v1"), row("purchase", "v1"), row("view", "v2"));
+    let (events, _) = Shop::new().import_events(mapping, &[("events.xml", &feed)]).unwrap();
+    let ids: Vec<&str> = events.iter().map(|event| event.event_id.as_str()).collect();
+    assert_eq!(ids, ["import-1", "import-1.1", "import-1.2"]);
+    assert_eq!(into_events(events).len(), 3, "no purchase is merged into a view");
+    let rows = "sku,at,v,kind\ra,2025-01-01,v1,view\rb,2025-01-01,v2,view\r";
+    let (events, _) = Shop::new().import_events(mapping, &[("events.csv", rows)]).unwrap();
+    assert_ne!(events[0].event_id, events[1].event_id, "lines that end with a carriage return");
+}
+
+#[test]
 fn ubi_events_have_the_query_of_their_query_id() {
     let queries =
         "{\"query_id\": \"q1\", \"client_id\": \"c1\", \"user_query\": \"red mug\", \"timestamp\": 1700000000000}\n";
@@ -608,12 +819,13 @@ fn a_clickstream_keeps_its_event_ids() {
                 2025-01-01 10:00:02 UTC,e2,view,m3,anna,s1,5.50,EUR,\n\
                 2025-01-01 10:00:02 UTC,e3,Products Searched,,anna,s1,,,mug\n\
                 2025-01-01 10:00:02 UTC,e4,view,m3,anna,s1,5.50 GBP,EUR,\n\
-                2025-01-01 10:00:02 UTC,e5,view,m3,anna,s1,5.50,Euros,\n";
+                2025-01-01 10:00:02 UTC,e5,view,m3,anna,s1,5.50,Euros,\n\
+                2025-01-01 10:00:02 UTC,e6,view,m3,anna,s1,,-,\n";
     let long = format!("2025-01-01 10:00:02 UTC,{},view,m3,anna,s1,5.50,EUR,\n", "e".repeat(200));
     let (events, report) =
         Shop::new().import_events("clickstream", &[("clicks.csv", &format!("{rows}{long}"))]).unwrap();
     let ids: Vec<(&str, i64)> = events.iter().map(|event| (event.event_id.as_str(), event.at.0 % 60_000)).collect();
-    assert_eq!(ids, [("e1", 0), ("e2", 0), ("e2", 0), ("e3", 2000)], "rows of one event have its time");
+    assert_eq!(ids, [("e1", 0), ("e2", 0), ("e2", 0), ("e3", 2000), ("e6", 2000)], "rows of one event have its time");
     let reasons: Vec<(&str, u64)> = report.dropped.iter().map(|(name, class)| (*name, class.count)).collect();
     assert_eq!(reasons, [("bad currency", 2), ("bad event id", 1), ("duplicate row", 1), ("event id used twice", 1)]);
 }

@@ -1,8 +1,9 @@
 //! Imports of small files: what is kept, what is dropped with which reason, and errors with file, line and column.
 use arrow_array::{
-    ArrayRef, BinaryArray, Float64Array, Int64Array, RecordBatch, TimestampMicrosecondArray, TimestampMillisecondArray,
+    ArrayRef, BinaryArray, Date32Array, Float64Array, Int64Array, RecordBatch, StringArray, TimestampMicrosecondArray,
+    TimestampMillisecondArray,
 };
-use lodestone_catalog::AttributeValue;
+use lodestone_catalog::{AttributeValue, Item};
 use lodestone_core::units::{Quantity, UnixMillis};
 use lodestone_dataset::{
     DatasetEvent,
@@ -148,7 +149,7 @@ fn the_error_of_a_wrong_type_has_line_and_column() {
     assert_contains(&text, &["line 2", "set clean.time_format", "`iso8601`", "`%d/%m/%Y %H:%M`"]);
     let jsonl =
         br#"{"sku": "a1", "when": "2010-01-01 10:00:00", "customer": "c1", "name": "mug", "pieces": {"count": 1}, "price": 1}"#;
-    assert_contains(&import_error("shop.jsonl", jsonl), &["line 1", "`pieces`", "`pieces.value`"]);
+    assert_contains(&import_error("shop.jsonl", jsonl), &["line 1", "`pieces`", "`pieces.count`"]);
     let latin1 = [HEADER.as_bytes(), b"a1,2010-01-01,c1,caf\xe9,1,1\n"].concat();
     assert_contains(&import_error("shop.csv", &latin1), &["line 2", "file.encoding"]);
 }
@@ -264,7 +265,7 @@ fn the_error_of_corrupt_compression_has_the_line() {
 
 #[test]
 fn the_error_of_an_unknown_extension_lists_the_supported_ones() {
-    assert_contains(&import_error("shop.xlsx", b"PK"), &["xlsx", ".csv", ".parquet"]);
+    assert_contains(&import_error("shop.xlsx", b"PK"), &["xlsx", ".csv", ".ndjson", ".parquet"]);
     assert_contains(&import_error("shop.parquet", b"PAR0 no parquet"), &["shop.parquet"]);
 }
 
@@ -313,7 +314,11 @@ fn rows_of_impossible_times_are_dropped_with_the_reason() {
 
 /// Writes a Parquet file with the columns of `MAPPING`: ids as binary data, users as floats.
 fn parquet(times: ArrayRef) -> Vec<u8> {
-    let columns: Vec<(&str, ArrayRef)> = vec![
+    parquet_of(columns(times))
+}
+
+fn columns(times: ArrayRef) -> Vec<(&'static str, ArrayRef)> {
+    vec![
         ("sku", Arc::new(BinaryArray::from(vec![&b"a1"[..], &b"a2"[..]]))),
         ("when", times),
         ("customer", Arc::new(Float64Array::from(vec![Some(17850.0), None]))),
@@ -321,7 +326,10 @@ fn parquet(times: ArrayRef) -> Vec<u8> {
         ("pieces", Arc::new(Int64Array::from(vec![1, 2]))),
         ("price", Arc::new(Float64Array::from(vec![1.5, 2.0]))),
         ("unused", Arc::new(arrow_array::Time32SecondArray::from(vec![1, 2]))),
-    ];
+    ]
+}
+
+fn parquet_of(columns: Vec<(&str, ArrayRef)>) -> Vec<u8> {
     let batch = RecordBatch::try_from_iter(columns).unwrap();
     let mut bytes = Vec::new();
     let mut writer = parquet::arrow::ArrowWriter::try_new(&mut bytes, batch.schema(), None).unwrap();
@@ -352,6 +360,36 @@ fn parquet_columns_of_times_binary_texts_and_floats_are_read() {
         assert_eq!((items(&events), users(&events)), (vec![Some("a1"), Some("a2")], vec![Some("u:17850"), None]));
         assert_eq!(read_items(&shop.path("out").join("items.parquet")).unwrap()[0].title, "tasse à café");
     }
+}
+
+#[test]
+fn a_time_that_the_calendar_does_not_have_drops_its_row() {
+    // 9999-12-31 23:59 and the greatest number of each type.
+    let last = 253_402_300_740_000;
+    let times: [ArrayRef; 5] = [
+        Arc::new(TimestampMillisecondArray::from(vec![1_721_097_000_000, last])),
+        Arc::new(TimestampMillisecondArray::from(vec![1_721_097_000_000, last]).with_timezone("UTC")),
+        Arc::new(TimestampMillisecondArray::from(vec![1_721_097_000_000, i64::MAX])),
+        Arc::new(Date32Array::from(vec![19_920, 2_932_896])),
+        Arc::new(Date32Array::from(vec![19_920, i32::MIN])),
+    ];
+    for times in times {
+        let kind = format!("{times:?}");
+        let shop = Shop::new();
+        let report =
+            shop.import(MAPPING, "shop.parquet", &parquet(times)).unwrap_or_else(|error| panic!("{kind}: {error}"));
+        assert_eq!((items(&shop.events()), dropped(&report)), (vec![Some("a1")], vec![("bad time", 1)]), "{kind}");
+    }
+}
+
+#[test]
+fn a_parquet_time_may_be_of_any_alternative_column() {
+    let mapping = MAPPING.replace("time = \"when\"", "time = [\"date\", \"when\"]");
+    let mapping = format!("{mapping}[clean]\ntime_format = \"%d/%m/%Y\"\n");
+    let mut columns = columns(Arc::new(TimestampMillisecondArray::from(vec![Some(1_721_097_000_000), None])));
+    columns.push(("date", Arc::new(StringArray::from(vec![None, Some("16/07/2024")]))));
+    let (events, _) = imported(&mapping, "shop.parquet", &parquet_of(columns));
+    assert_eq!([events[0].at, events[1].at], [UnixMillis(1_721_088_000_000), UnixMillis(1_721_097_000_000)]);
 }
 
 const ORDERS: &str = r#"
@@ -614,8 +652,56 @@ fn products_keep_their_fields_and_events_add_the_others() {
     let items = read_items(&shop.path("out").join("items.parquet")).unwrap();
     assert_eq!((items.len(), report.item_count, shop.events().len()), (2, 2, 2));
     assert_eq!((items[0].title.as_str(), &items[0].categories[..]), ("Mug", &["Home > A > B".to_owned()][..]));
-    assert_eq!(items[0].price.map(|price| price.micros()), Some(5_000_000), "the median price of its purchases");
-    assert_eq!(items[1].title, "old", "an item that only events name");
+    assert_eq!(items[0].price, None, "an empty cell is a value of the file");
+    assert_eq!((items[1].title.as_str(), items[1].price.map(|price| price.micros())), ("old", Some(2_000_000)));
+    assert_eq!(items[0].created_at, Some(UnixMillis(1_714_521_600_000)), "of its first event");
+
+    let without = PRODUCTS.replace("price = \"price\"\n", "original_price = \"before\"\ncurrency = \"in\"\n");
+    let mapping = shop.mapping(&format!("{ORDERS}price = \"paid\"\n{without}")).unwrap();
+    fs::write(
+        shop.path("orders.csv"),
+        "order,customer,sku,when,pieces,paid\n1,a,m1,2024-05-01,1,5\n1,a,m2,2024-05-01,1,5\n",
+    )
+    .unwrap();
+    let rows = "m1,Mug,,,,,1,,1,,,\nm2,Mug,,,,9,1,,1,,,USD\n";
+    fs::write(
+        shop.path("products.csv"),
+        format!("id,name,text,path,labels,before,stock,since,Size (EU),vegan,code,in\n{rows}"),
+    )
+    .unwrap();
+    let (orders, products) = ([shop.path("orders.csv")], shop.path("products.csv"));
+    let files = ShopFiles { events: &orders, items: Some(&products) };
+    import(&[mapping], files, &shop.path("out"), OPTIONS, |_, _| {}).unwrap();
+    let items = read_items(&shop.path("out").join("items.parquet")).unwrap();
+    let price = |item: &Item| (item.price.map(|price| price.micros()), item.currency.clone());
+    assert_eq!(price(&items[0]), (Some(5_000_000), "EUR".to_owned()), "the median price if the file has no prices");
+    assert_eq!(price(&items[1]), (None, "USD".to_owned()), "another currency than that of the item's other prices");
+}
+
+#[test]
+fn an_item_of_events_has_the_median_price_of_its_most_frequent_currency_and_a_title() {
+    let mapping = format!("{ORDERS}title = \"name\"\nprice = \"paid\"\n");
+    let rows = "order,customer,sku,when,pieces,name,paid\n1,a,m1,2024-05-01,1,<br>,1000 JPY\n2,a,m1,2024-05-01,1,&nbsp;,1100 JPY\n\
+                3,a,m1,2024-05-01,1,<b></b>,8 EUR\n4,a,m2,2024-05-01,1,Mug<br>red,9 CZK\n5,a,m3,2024-05-01,1,,7 Kč\n\
+                6,a,m2,2024-05-01,1,Mug <i>red</i>,8 CZK\n7,a,m2,2024-05-01,1,Cup,8 CZK\n";
+    let shop = Shop::new();
+    shop.import(&mapping, "orders.csv", rows.as_bytes()).unwrap();
+    let items = read_items(&shop.path("out").join("items.parquet")).unwrap();
+    let shown: Vec<_> = items
+        .iter()
+        .map(|item| (item.title.as_str(), item.price.map(|price| price.micros() / 1_000_000), item.currency.as_str()))
+        .collect();
+    assert_eq!(shown, [("m1", Some(1100), "JPY"), ("Mug red", Some(8), "CZK"), ("m3", Some(7), "CZK")]);
+}
+
+#[test]
+fn a_rounded_id_of_any_column_of_events_drops_its_row() {
+    let mapping = format!("{ORDERS}event_id = \"id\"\nsession = \"visit\"\nquery_id = \"search\"\n");
+    let rows = "id,order,customer,sku,when,pieces,visit,search\ne1,1,a,tea,2024-05-01,1,,\n5.01E+12,1,a,tea,2024-05-01,1,,\n\
+                e2,5E+12,a,tea,2024-05-01,1,,\ne3,1,5.01e+12,tea,2024-05-01,1,,\ne4,1,u:5.01E+12,tea,2024-05-01,1,,\n\
+                e5,1,a,5E+12,2024-05-01,1,,\ne6,1,a,tea,2024-05-01,1,5.01E+12,\ne7,1,a,tea,2024-05-01,1,,5.01E+12\n";
+    let (events, report) = imported(&mapping, "orders.csv", rows.as_bytes());
+    assert_eq!((events.len(), dropped(&report)), (1, vec![("rounded id", 7)]));
 }
 
 #[test]

@@ -41,6 +41,8 @@ pub struct BacktestReport {
     /// Days with a purchase within the horizon, over all customers.
     pub purchases: f64,
     pub models: Vec<ModelReport>,
+    /// The reason why the values have no Gamma–Gamma model; `null` if they have one or there are no values.
+    pub gamma_gamma_error: Option<String>,
     /// Metrics of the learned model minus those of each other model.
     pub differences: Vec<Difference>,
     pub resamples: usize,
@@ -135,8 +137,13 @@ pub fn backtest(
     let summaries: Vec<PurchaseSummary> =
         known.iter().filter_map(|history| PurchaseSummary::at(history, end)).collect();
     let values: Vec<ValueSummary> = known.iter().map(|history| value_summary(history, end)).collect();
-    // Without repeat purchases with a value there is no Gamma–Gamma model, and the mean value is used.
-    let spend = if has_values { GammaGamma::fit(&values).ok() } else { None };
+    // Without a Gamma–Gamma model, BG/NBD and MBG/NBD predict no values.
+    let (spend, gamma_gamma_error) = match has_values.then(|| GammaGamma::fit(&values)) {
+        None => (None, None),
+        Some(Ok(spend)) => (Some(spend), None),
+        Some(Err(LoyaltyError::NoCustomers)) => (None, Some("no repeat purchase has a value".to_owned())),
+        Some(Err(error)) => (None, Some(error.to_string())),
+    };
     for dropout in [Dropout::AfterRepeatPurchases, Dropout::AfterEveryPurchase] {
         progress("fit", forecasts.len(), STAGES);
         forecasts.push(beta_geometric(&summaries, &values, spend, dropout, options.horizon_days)?);
@@ -155,6 +162,7 @@ pub fn backtest(
         buyers,
         purchases,
         models,
+        gamma_gamma_error,
         differences,
         resamples: options.resamples,
     })
@@ -378,6 +386,9 @@ impl fmt::Display for BacktestReport {
                 None => writeln!(f)?,
             }
         }
+        if let Some(error) = &self.gamma_gamma_error {
+            writeln!(f, "no Gamma–Gamma model: {error}")?;
+        }
         writeln!(f, "\nDifferences with 95 % intervals over {} resamples of the customers", self.resamples)?;
         for of in &self.differences {
             let interval = |of: &Interval| format!("{:+.4} [{:+.4}, {:+.4}]", of.difference, of.low, of.high);
@@ -439,6 +450,25 @@ mod tests {
             assert!(of.auc.low <= of.auc.difference && of.auc.difference <= of.auc.high);
         }
         assert_eq!(report.differences.len(), 3);
+    }
+
+    #[test]
+    fn a_report_without_a_gamma_gamma_model_says_why() {
+        // Equal values do not determine its parameters.
+        let equal = run(&customers(1500), 240, 90).unwrap();
+        let parameters = equal.models[0].parameters.unwrap();
+        assert_eq!(parameters.gamma_gamma.is_none(), equal.gamma_gamma_error.is_some(), "{equal}");
+        let free = |of: &Purchase| Purchase { value: 0.0, ..*of };
+        let customers: Vec<PurchaseHistory> = customers(1500)
+            .iter()
+            .map(|history| PurchaseHistory::new(history.purchases().iter().map(free).collect()))
+            .collect();
+        let report = run(&customers, 240, 90).unwrap();
+        assert_eq!(report.gamma_gamma_error.as_deref(), Some("no repeat purchase has a value"));
+        assert!(report.to_string().contains("no Gamma–Gamma model: no repeat purchase has a value"), "{report}");
+        let options = BacktestOptions { calibration_end: 240, horizon_days: 90, resamples: 60, seed: 1 };
+        let without = backtest(&customers, false, &options, &mut |_, _, _| {}).unwrap();
+        assert_eq!(without.gamma_gamma_error, None);
     }
 
     #[test]

@@ -8,7 +8,7 @@ use crate::{
     error::LoyaltyError,
     history::PurchaseSummary,
     optimize::{Minimum, Stop, minimize},
-    special::{digamma, hypergeometric},
+    special::{digamma, scaled_hypergeometric},
 };
 use lodestone_core::statistics::ln_gamma;
 use rayon::prelude::*;
@@ -226,8 +226,7 @@ impl BetaGeometric {
         let c = away_from(a + self.b + y - 1.0, 0.0);
         let age = self.alpha + of.age;
         let (shape, z) = (self.r + x, time / (age + time));
-        let series = hypergeometric(shape, self.b + y, c, z);
-        let inner = 1.0 - (shape * (age / (age + time)).ln()).exp() * series;
+        let inner = 1.0 - scaled_hypergeometric(shape, self.b + y, c, z, shape);
         (c / (a - 1.0) * inner * self.active_probability(of)).max(0.0)
     }
 }
@@ -388,6 +387,14 @@ mod tests {
         assert_eq!(fit(&[]), Err(LoyaltyError::NoCustomers));
         assert_eq!(fit(&[summary(0, 0.0, 4.0)]), Err(LoyaltyError::NoRepeatPurchases { model: "mbg-nbd" }));
         assert!(matches!(fit(&[summary(2, 5.0, 4.0)]), Err(LoyaltyError::Summary { field: "recency", .. })));
+    }
+
+    #[test]
+    fn many_purchases_in_a_short_time_have_a_finite_forecast() {
+        let dropout = Dropout::AfterRepeatPurchases;
+        let model = BetaGeometric { dropout, r: 0.01, alpha: 2.4, a: 0.01, b: 0.01, log_likelihood: 0.0 };
+        let count = model.expected_purchases(&summary(181, 0.0, 0.1), 136.0);
+        assert!(count.is_finite() && count >= 0.0, "{count}");
     }
 
     proptest! {

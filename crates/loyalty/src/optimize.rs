@@ -34,8 +34,12 @@ fn largest(values: &[f64]) -> f64 {
 }
 
 /// Minimises a function from `start`. `evaluate` writes the gradient at its first argument to its second and returns
-/// the value; a value that is not finite rejects the step.
+/// the value; a value or a gradient that is not finite rejects the step.
 pub(crate) fn minimize(start: Vec<f64>, stop: Stop, mut evaluate: impl FnMut(&[f64], &mut [f64]) -> f64) -> Minimum {
+    let mut evaluate = |at: &[f64], gradient: &mut [f64]| {
+        let value = evaluate(at, gradient);
+        if gradient.iter().all(|component| component.is_finite()) { value } else { f64::NAN }
+    };
     let count = start.len();
     let (mut at, mut gradient) = (start, vec![0.0; count]);
     let mut value = evaluate(&at, &mut gradient);
@@ -75,8 +79,9 @@ pub(crate) fn minimize(start: Vec<f64>, stop: Stop, mut evaluate: impl FnMut(&[f
         }
         if !trial_value.is_finite() || trial_value >= value {
             if memory.is_empty() {
-                // Not even a step down the gradient improves the value: the limit of the arithmetic.
-                return Minimum { at, value, iterations, converged: true };
+                // Not even a step down the gradient improves the value: the limit of the arithmetic, unless there is
+                // no value.
+                return Minimum { at, value, iterations, converged: trial_value.is_finite() };
             }
             memory.clear();
             continue;
@@ -142,5 +147,22 @@ mod tests {
             -x[0]
         });
         assert!(!unbounded.converged);
+    }
+
+    #[test]
+    fn a_gradient_that_is_not_finite_does_not_converge() {
+        for slope in [f64::NAN, f64::INFINITY] {
+            let start = minimize(vec![1.0, 2.0], STOP, |x, gradient| {
+                gradient.copy_from_slice(&[slope, 0.0]);
+                x[0] * x[0]
+            });
+            assert!(!start.converged, "{start:?}");
+            // The gradient exists at the start only.
+            let later = minimize(vec![1.0], STOP, |x, gradient| {
+                gradient[0] = if x[0] == 1.0 { 2.0 } else { slope };
+                x[0] * x[0]
+            });
+            assert!(!later.converged, "{later:?}");
+        }
     }
 }

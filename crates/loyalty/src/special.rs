@@ -23,14 +23,18 @@ pub(crate) fn digamma(mut x: f64) -> f64 {
 /// The largest number of terms of the hypergeometric series; enough for z = 0.9999.
 const TERMS_MAX: usize = 400_000;
 
-/// Returns ₂F₁(a, b; c; z) for c above 0 and z in [0, 1). Sums the series after Euler's transformation
-/// (NIST DLMF 15.8.1), whose terms do not grow if c is less than a + b, as in BG/NBD.
-pub(crate) fn hypergeometric(a: f64, b: f64, c: f64, z: f64) -> f64 {
+/// Returns (1 - z)^exponent · ₂F₁(a, b; c; z) for c above -1 except 0, where it has a pole, and z in [0, 1). One of the
+/// factors may overflow where the product does not. BG/NBD has a c below 0 without a repeat purchase if its a + b is below
+/// 1. Sums the series after Euler's transformation (NIST DLMF 15.8.1), whose terms do not grow if c is less than a + b, as
+/// in BG/NBD.
+pub(crate) fn scaled_hypergeometric(a: f64, b: f64, c: f64, z: f64, exponent: f64) -> f64 {
     let power = c - a - b;
+    let scale = |power: f64| ((1.0 - z).ln() * power).exp();
     if power < 0.0 {
-        return ((1.0 - z).ln() * power).exp() * series(c - a, c - b, c, z);
+        scale(exponent + power) * series(c - a, c - b, c, z)
+    } else {
+        scale(exponent) * series(a, b, c, z)
     }
-    series(a, b, c, z)
 }
 
 fn series(a: f64, b: f64, c: f64, z: f64) -> f64 {
@@ -52,6 +56,10 @@ mod tests {
     use lodestone_core::statistics::ln_gamma;
     use proptest::prelude::*;
 
+    fn hypergeometric(a: f64, b: f64, c: f64, z: f64) -> f64 {
+        scaled_hypergeometric(a, b, c, z, 0.0)
+    }
+
     fn assert_close(actual: f64, expected: f64) {
         assert!((actual - expected).abs() <= 1e-11 * expected.abs().max(1.0), "{actual} is not {expected}");
     }
@@ -66,6 +74,9 @@ mod tests {
         assert_close(hypergeometric(1.0, 1.0, 2.0, 0.99), -(0.01f64.ln()) / 0.99);
         assert_close(hypergeometric(3.5, 2.0, 2.0, 0.9), 0.1f64.powf(-3.5));
         assert_close(hypergeometric(1.0, 1.0, 2.0, 0.0), 1.0);
+        // ₂F₁(a, b; c; z) for c below 0, as in BG/NBD without a repeat purchase and with a + b below 1.
+        assert_close(hypergeometric(3.5, -0.25, -0.25, 0.9), 0.1f64.powf(-3.5));
+        assert_close(hypergeometric(1.0, 0.5, -0.5, 0.5), -2.0);
     }
 
     proptest! {

@@ -1,8 +1,9 @@
 //! The items of an import: those of the file of items, and those that only events name, with their most frequent
-//! title. Events also provide the median price and the first time of an item without them.
+//! title. Events also provide the median price of items that have no column of prices, and the first time of those
+//! without one.
 use super::text::visible_text;
 use ahash::AHashMap;
-use lodestone_catalog::{Item, limits};
+use lodestone_catalog::{Item, ItemField, limits};
 use lodestone_core::{
     ids::ItemId,
     units::{PriceMicros, UnixMillis},
@@ -18,9 +19,8 @@ pub(super) struct Catalogue {
 #[derive(Default)]
 struct Occurrences {
     titles: AHashMap<String, u32>,
-    prices: Vec<i64>,
-    /// Of the last price.
-    currency: String,
+    /// By currency.
+    prices: BTreeMap<String, Vec<i64>>,
     first: Option<UnixMillis>,
 }
 
@@ -34,13 +34,12 @@ impl Catalogue {
         kind: EventKind,
     ) {
         let occurrences = self.items.entry(id.clone()).or_default();
-        let title = title.split_whitespace().collect::<Vec<_>>().join(" ");
+        let title = visible_text(title).split_whitespace().collect::<Vec<_>>().join(" ");
         if !title.is_empty() {
             *occurrences.titles.entry(title).or_insert(0) += 1;
         }
         if let (Some((price, currency)), EventKind::Purchase) = (price, kind) {
-            occurrences.prices.push(price.micros());
-            currency.clone_into(&mut occurrences.currency);
+            occurrences.prices.entry(currency.to_owned()).or_default().push(price.micros());
         }
         occurrences.first = Some(occurrences.first.map_or(at, |first| first.min(at)));
     }
@@ -49,20 +48,20 @@ impl Catalogue {
     /// title gets its id as the title.
     pub(super) fn items(self, feed: Vec<Item>, currency: &str) -> Vec<Item> {
         let mut items: BTreeMap<ItemId, Item> = feed.into_iter().map(|item| (item.id.clone(), item)).collect();
-        for (id, mut occurrences) in self.items {
-            let title = occurrences.title();
+        for (id, occurrences) in self.items {
+            let (is_of_file, first) = (items.contains_key(&id), occurrences.first);
             let item = items.entry(id).or_insert_with_key(|id| {
-                let title = title.unwrap_or_else(|| id.to_string());
+                let title = occurrences.title().unwrap_or_else(|| id.to_string());
                 Item::titled(id.clone(), &title)
             });
-            if item.price.is_none() {
-                item.price = occurrences.median_price();
-                item.currency = occurrences.currency;
+            // A file with a column of prices has the price of each of its items, also that there is none.
+            if !is_of_file || item.absent_fields.contains(&ItemField::Price) {
+                occurrences.set_price(item);
             }
             if item.currency.is_empty() {
                 currency.clone_into(&mut item.currency);
             }
-            item.created_at = item.created_at.or(occurrences.first);
+            item.created_at = item.created_at.or(first);
         }
         items.into_values().collect()
     }
@@ -72,11 +71,19 @@ impl Occurrences {
     /// Returns the most frequent title.
     fn title(&self) -> Option<String> {
         let most_frequent = self.titles.iter().max_by(|a, b| a.1.cmp(b.1).then_with(|| b.0.cmp(a.0)));
-        most_frequent.map(|(title, _)| visible_text(title).chars().take(limits::TITLE_CHARS).collect())
+        most_frequent.map(|(title, _)| title.chars().take(limits::TITLE_CHARS).collect())
     }
 
-    fn median_price(&mut self) -> Option<PriceMicros> {
-        self.prices.sort_unstable();
-        self.prices.get(self.prices.len() / 2).copied().and_then(PriceMicros::new)
+    /// Sets the median price of the most frequent currency, or of the one that the item's other prices have.
+    fn set_price(mut self, item: &mut Item) {
+        if !item.currency.is_empty() {
+            self.prices.retain(|currency, _| *currency == item.currency);
+        }
+        // The first of equal ones.
+        let most_frequent = self.prices.into_iter().rev().max_by_key(|(_, prices)| prices.len());
+        let Some((currency, mut prices)) = most_frequent else { return };
+        prices.sort_unstable();
+        item.price = prices.get(prices.len() / 2).copied().and_then(PriceMicros::new);
+        item.currency = currency;
     }
 }

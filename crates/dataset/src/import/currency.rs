@@ -1,9 +1,17 @@
 //! Currencies in the text of a price.
 
 /// Signs that belong to one currency. `$`, `¥` and `kr` belong to several.
-const SIGNS: [(&str, &str); 7] =
-    [("€", "EUR"), ("£", "GBP"), ("zł", "PLN"), ("₹", "INR"), ("₩", "KRW"), ("US$", "USD"), ("CA$", "CAD")];
-const SHARED_SIGNS: [&str; 5] = ["$", "¥", "kr", "kr.", "Kč"];
+const SIGNS: [(&str, &str); 8] = [
+    ("€", "EUR"),
+    ("£", "GBP"),
+    ("zł", "PLN"),
+    ("Kč", "CZK"),
+    ("₹", "INR"),
+    ("₩", "KRW"),
+    ("US$", "USD"),
+    ("CA$", "CAD"),
+];
+const SHARED_SIGNS: [&str; 4] = ["$", "¥", "kr", "kr."];
 
 /// The text of a price without its currency.
 #[derive(Debug, PartialEq, Eq)]
@@ -58,7 +66,9 @@ mod tests {
             ("€12.99", "12.99", Some("EUR")),
             ("12,99 €", "12,99", Some("EUR")),
             ("£-3", "-3", Some("GBP")),
+            ("129 Kč", "129", Some("CZK")),
             ("$5", "5", None),
+            ("129 kr", "129", None),
             ("12.99", "12.99", None),
             ("1e3", "1e3", None),
             ("free", "free", None),

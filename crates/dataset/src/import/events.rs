@@ -7,7 +7,7 @@ use super::{
     mapping::{EventColumns, MappedType, Mapping, Names},
     numbers::{self, Cell},
     report::{ImportReport, Reason, RowError},
-    rows::{Row, Rows, Selection},
+    rows::{Row, Rows, Selection, ValueKind},
 };
 use crate::DatasetEvent;
 use ahash::{AHashMap, AHashSet};
@@ -42,6 +42,9 @@ enum Field {
     QueryId,
 }
 
+/// Begin the keys of users and visitors.
+const USER_PREFIXES: [&str; 2] = ["u:", "v:"];
+
 /// Times outside this range are no times of a shop's events: placeholders, or a wrong unit.
 const EARLIEST: UnixMillis = UnixMillis(631_152_000_000);
 const AHEAD_MAX: i64 = UnixMillis::DAY;
@@ -49,8 +52,8 @@ const AHEAD_MAX: i64 = UnixMillis::DAY;
 /// The identity of an event without an id: rows that agree in it are one basket.
 type EventKey = (EventKind, String, Option<UserId>, UnixMillis);
 
-/// The position of a row: the index of its file, and its line.
-type Position = (usize, u64);
+/// The position of a row: the index of its file, its line, and its index among the rows of the line.
+type Position = (usize, u64, u64);
 
 /// An event that a row began.
 struct FirstRow {
@@ -73,8 +76,6 @@ pub(super) struct EventCleaning<'a> {
     formats: Formats,
     /// Index of the current file.
     file: usize,
-    /// Whether the file has Parquet times.
-    has_typed_times: bool,
     now: UnixMillis,
     /// The event types by their names so far; `None` for an unknown one.
     types: AHashMap<String, Option<MappedType>>,
@@ -84,6 +85,8 @@ pub(super) struct EventCleaning<'a> {
     hasher: ahash::RandomState,
     /// The first row of each event with an order.
     first_of_order: AHashMap<EventKey, Position>,
+    /// The first row of each event of the last JSON object with several rows; orders are empty.
+    first_of_object: AHashMap<EventKey, Position>,
     /// The first row of each event with an id.
     first_of_id: AHashMap<String, FirstRow>,
     /// Queries by their ids.
@@ -101,13 +104,13 @@ impl<'a> EventCleaning<'a> {
             columns,
             formats: Formats::new(mapping)?,
             file: 0,
-            has_typed_times: false,
             now,
             types: AHashMap::new(),
             locales: AHashMap::new(),
             seen: AHashSet::new(),
             hasher: ahash::RandomState::with_seeds(1, 2, 3, 4),
             first_of_order: AHashMap::new(),
+            first_of_object: AHashMap::new(),
             first_of_id: AHashMap::new(),
             queries: AHashMap::new(),
             rows: Vec::new(),
@@ -124,7 +127,6 @@ impl<'a> EventCleaning<'a> {
     ) -> Result<(), ImportError> {
         let selection = Selection { columns: self.columns.all(), wildcards: Vec::new(), format: &self.mapping.file };
         let mut rows = Rows::open(path, selection)?;
-        self.has_typed_times = rows.is_time(Field::Time as usize);
         let rows_before = report.row_count;
         while let Some(row) = rows.next()? {
             report.row_count += 1;
@@ -162,17 +164,15 @@ impl<'a> EventCleaning<'a> {
 
     /// Keeps a row or returns the reason for not importing it.
     fn take(&mut self, row: &Row, catalogue: &mut Catalogue, report: &mut ImportReport) -> Result<(), RowError> {
+        if row.index_in_line == 0 {
+            self.first_of_object.clear();
+        }
         if self.mapping.clean.drop_duplicates && !self.seen.insert(self.hasher.hash_one(row.values)) {
             return Err(Reason::Duplicate.into());
         }
         let order = self.id(row, Field::Order);
         let (kind, named_refund) = self.kind(row, order, report)?;
-        if [Field::Item, Field::Order, Field::User, Field::Visitor]
-            .iter()
-            .any(|field| is_rounded(self.text(row, *field)))
-        {
-            return Err(Reason::RoundedId.into());
-        }
+        self.check_ids(row)?;
         let (query, query_id) = (self.text(row, Field::Query), self.text(row, Field::QueryId));
         if !query.is_empty() && !query_id.is_empty() && !self.queries.contains_key(query_id) {
             self.queries.insert(query_id.to_owned(), query.to_owned());
@@ -183,8 +183,11 @@ impl<'a> EventCleaning<'a> {
         let quantity = self.quantity(row, kind, named_refund)?;
         let user = self.user(row)?;
         let id = self.id(row, Field::EventId);
-        let here = (self.file, row.line);
+        let here = (self.file, row.line, row.index_in_line);
         let position = match (id, order) {
+            ("", "") if row.is_entry => {
+                *self.first_of_object.entry((kind, String::new(), user.clone(), at)).or_insert(here)
+            }
             ("", "") => here,
             ("", _) => *self.first_of_order.entry((kind, order.to_owned(), user.clone(), at)).or_insert(here),
             (id, _) => {
@@ -198,8 +201,10 @@ impl<'a> EventCleaning<'a> {
             catalogue.add(item, self.text(row, Field::Title), price, at, kind);
         }
         let event_id = match (id, position) {
-            ("", (0, line)) => format!("import-{line}"),
-            ("", (file, line)) => format!("import-{file}-{line}"),
+            ("", (0, line, 0)) => format!("import-{line}"),
+            ("", (0, line, index)) => format!("import-{line}.{index}"),
+            ("", (file, line, 0)) => format!("import-{file}-{line}"),
+            ("", (file, line, index)) => format!("import-{file}-{line}.{index}"),
             (id, _) => id.to_owned(),
         };
         let event = DatasetEvent {
@@ -238,6 +243,25 @@ impl<'a> EventCleaning<'a> {
             true => Ok(first),
             false => Err(Reason::EventIdReused.into()),
         }
+    }
+
+    fn check_ids(&self, row: &Row) -> Result<(), RowError> {
+        let EventColumns { item, event_id, order, user, visitor, session, query_id, .. } = self.columns;
+        for (field, column) in [
+            (Field::Item, item),
+            (Field::EventId, event_id),
+            (Field::Order, order),
+            (Field::User, user),
+            (Field::Visitor, visitor),
+            (Field::Session, session),
+            (Field::QueryId, query_id),
+        ] {
+            let text = self.text(row, field);
+            let key = matches!(field, Field::User | Field::Visitor).then(|| text.split_at_checked(2)).flatten();
+            let id = key.filter(|(prefix, _)| USER_PREFIXES.contains(prefix)).map_or(text, |(_, id)| id);
+            super::check_id(column, id)?;
+        }
+        Ok(())
     }
 
     fn text<'r>(&self, row: &Row<'r>, field: Field) -> &'r str {
@@ -326,7 +350,7 @@ impl<'a> EventCleaning<'a> {
         if text.is_empty() {
             return Err(Reason::NoTime.into());
         }
-        let at = self.formats.times.read(column, text, self.has_typed_times)?;
+        let at = self.formats.times.read(column, text, row.kinds[Field::Time as usize])?;
         match at {
             _ if at < EARLIEST => Err(RowError::dropped(Reason::Time, column, text, "before 1990")),
             _ if at.0 > self.now.0.saturating_add(AHEAD_MAX) => {
@@ -336,14 +360,19 @@ impl<'a> EventCleaning<'a> {
         }
     }
 
-    /// Returns the price and its currency.
+    /// Returns the price and its currency, which may be empty without a price.
     fn price(&mut self, row: &Row) -> Result<(Option<PriceMicros>, String), RowError> {
         let (column, text) = (self.columns.price.text(), self.text(row, Field::Price));
         let currency::PriceText { number, currency } = currency::split(text);
+        let is_number = row.kinds[Field::Price as usize] == ValueKind::Number;
+        let cell = Cell { column: &column, text: number, line: row.line, is_number };
+        let price = self.formats.numbers.parse(cell)?;
         let code = match (self.text(row, Field::Currency), currency) {
             (code, None) if currency::is_code(code) => code.to_ascii_uppercase(),
             ("", Some(code)) => code,
             ("", None) => self.mapping.constants.currency.clone(),
+            // Without a price, nothing depends on the currency.
+            (_, None) if price.is_none() => self.mapping.constants.currency.clone(),
             (stated, Some(code)) if code.eq_ignore_ascii_case(stated) => code,
             (stated, Some(code)) => {
                 let problem = format!("in {code}, and the row's currency is {stated}");
@@ -354,10 +383,8 @@ impl<'a> EventCleaning<'a> {
                 return Err(RowError::dropped(Reason::Currency, &self.columns.currency.text(), stated, problem));
             }
         };
-        let is_number = row.numbers[Field::Price as usize];
-        let cell = Cell { column: &column, text: number, line: row.line, is_number };
-        let Some(price) = self.formats.numbers.parse(cell)? else { return Ok((None, code)) };
-        Ok((Some(numbers::price(price, &column, text, &self.mapping.clean)?), code))
+        let price = price.map(|price| numbers::price(price, &column, text, &self.mapping.clean)).transpose()?;
+        Ok((price, code))
     }
 
     /// A refund that the column of the types names may have either sign; one that only its order's prefix names has a
@@ -365,7 +392,8 @@ impl<'a> EventCleaning<'a> {
     fn quantity(&mut self, row: &Row, kind: EventKind, named_refund: bool) -> Result<Quantity, RowError> {
         let (column, text) = (&self.columns.quantity.text(), self.text(row, Field::Quantity));
         let is_prefixed_refund = kind == EventKind::Refund && !named_refund;
-        let cell = Cell { column, text, line: row.line, is_number: row.numbers[Field::Quantity as usize] };
+        let cell =
+            Cell { column, text, line: row.line, is_number: row.kinds[Field::Quantity as usize] == ValueKind::Number };
         let Some(quantity) = self.formats.numbers.parse(cell)? else {
             return if is_prefixed_refund { Err(Reason::Quantity.into()) } else { Ok(Quantity::ONE) };
         };
@@ -403,11 +431,4 @@ impl<'a> EventCleaning<'a> {
             None => parse(Field::Visitor, &self.columns.visitor),
         }
     }
-}
-
-/// Returns whether a spreadsheet wrote a long number in scientific notation, which loses its last digits: `5.01E+12`.
-fn is_rounded(id: &str) -> bool {
-    let Some((mantissa, exponent)) = id.split_once("E+") else { return false };
-    let digits = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
-    mantissa.split_once('.').is_some_and(|(whole, fraction)| digits(whole) && digits(fraction)) && digits(exponent)
 }

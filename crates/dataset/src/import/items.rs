@@ -4,7 +4,7 @@ use super::{
     mapping::{CategoryLists, Condition, ItemColumns, Mapping, attribute_name_of},
     numbers::{self, Cell},
     report::{ImportReport, Reason, RowError},
-    rows::{LIST_SEPARATOR, Row, Rows, Selection},
+    rows::{LIST_SEPARATOR, NamedValue, Row, Rows, Selection, ValueKind},
     text::visible_text,
 };
 use ahash::{AHashMap, AHashSet};
@@ -16,7 +16,7 @@ use lodestone_core::{
     ids::ItemId,
     units::{PriceMicros, UnixMillis},
 };
-use std::{ops::Range, path::Path};
+use std::{borrow::Cow, ops::Range, path::Path};
 
 /// The columns in the order of [`ItemColumns::fields`]; the attributes and the auxiliary columns follow.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -54,6 +54,8 @@ struct Layout {
     keep: Range<usize>,
     stock_not_counted: Range<usize>,
     backorder: Range<usize>,
+    /// The positions of the patterns of attributes in [`Rows::found`].
+    patterns: Range<usize>,
     /// The column by which rows of one product are recognised, and the columns that are filled down.
     fill: Option<(usize, Vec<usize>)>,
 }
@@ -77,7 +79,9 @@ impl Layout {
             let filled = selection.columns.iter().enumerate().filter(is_filled).map(|(index, _)| index).collect();
             (next(1).start, filled)
         });
-        Self { pairs, id_parts, keep, stock_not_counted, backorder, fill }
+        let columns = selection.columns.len();
+        let patterns = columns..columns + selection.wildcards.len();
+        Self { pairs, id_parts, keep, stock_not_counted, backorder, patterns, fill }
     }
 }
 
@@ -98,21 +102,40 @@ struct ReadItem {
     attributes: Vec<AttributeCell>,
 }
 
-/// The names of all attributes, in the order of their first occurrence.
+/// The names of all attributes: those that the mapping names, and then others in the order of their first occurrence.
 #[derive(Default)]
 struct Attributes {
     names: Vec<String>,
-    indices: AHashMap<String, usize>,
+    /// The same.
+    taken: AHashSet<String>,
+    /// By the names in the file.
+    indices: AHashMap<String, Result<usize, Reason>>,
 }
 
 impl Attributes {
-    fn index(&mut self, name: &str) -> usize {
-        if let Some(index) = self.indices.get(name) {
+    fn new<'a>(names: impl Iterator<Item = &'a String>) -> Self {
+        let mut attributes = Self::default();
+        names.for_each(|name| _ = attributes.index(name));
+        attributes
+    }
+
+    /// Returns the index of the attribute with a name of the file. An error if the name has no character of a name, or
+    /// if another name of the file is already the same.
+    fn index(&mut self, of_file: &str) -> Result<usize, Reason> {
+        let of_file = of_file.trim();
+        if let Some(index) = self.indices.get(of_file) {
             return *index;
         }
-        self.names.push(name.to_owned());
-        self.indices.insert(name.to_owned(), self.names.len() - 1);
-        self.names.len() - 1
+        let index = match attribute_name_of(of_file) {
+            None => Err(Reason::AttributeName),
+            Some(name) if !self.taken.insert(name.clone()) => Err(Reason::AttributeNameTwice),
+            Some(name) => {
+                self.names.push(name);
+                Ok(self.names.len() - 1)
+            }
+        };
+        self.indices.insert(of_file.to_owned(), index);
+        index
     }
 }
 
@@ -124,7 +147,6 @@ struct ItemReader<'a> {
     /// The time of the values.
     time: UnixMillis,
     formats: Formats,
-    has_typed_times: bool,
     attributes: Attributes,
     seen: AHashSet<ItemId>,
     items: Vec<ReadItem>,
@@ -157,8 +179,7 @@ pub(super) fn read(
         layout,
         time,
         formats: Formats::new(mapping)?,
-        has_typed_times: rows.is_time(Field::Created as usize),
-        attributes: Attributes::default(),
+        attributes: Attributes::new(columns.named_attributes().map(|(name, _)| name)),
         seen: AHashSet::new(),
         items: Vec::new(),
         above: Vec::new(),
@@ -193,8 +214,8 @@ fn absent_fields(columns: &ItemColumns, layout: &Layout, found: &[bool]) -> Fiel
     let has = |fields: &[Field]| fields.iter().any(|field| found[*field as usize]);
     let first = Field::FirstAttribute as usize;
     let named = first..first + columns.named_attributes().count();
-    let has_attributes = !columns.wildcards().is_empty()
-        || found[named].iter().chain(&found[layout.pairs.clone()]).any(|is_found| *is_found);
+    let has_attributes =
+        [named, layout.pairs.clone(), layout.patterns.clone()].into_iter().any(|of| found[of].contains(&true));
     let mut absent = FieldSet::default();
     for (field, is_found) in [
         (ItemField::GroupId, has(&[Field::GroupId])),
@@ -243,7 +264,7 @@ impl ItemReader<'_> {
 
     /// Keeps a row or returns the reason for not importing it.
     fn take_row(&mut self, row: &Row, report: &mut ImportReport) -> Result<(), RowError> {
-        let text = |field: Field| row.values[field as usize].as_str();
+        let text = |field: Field| text(row, field);
         let columns = self.columns;
         let mut keep = columns.keep.iter().zip(&row.values[self.layout.keep.clone()]);
         if keep.any(|(condition, value)| !holds(condition, value)) {
@@ -264,14 +285,14 @@ impl ItemReader<'_> {
             group_id: self.group_id(text(Field::GroupId))?,
             description: shown(&columns.description.text(), text(Field::Description), limits::DESCRIPTION_CHARS)?,
             brand: words(&columns.brand.text(), text(Field::Brand), limits::NAME_CHARS)?,
-            categories: self.categories(text(Field::Categories))?,
+            categories: self.categories(&row.values[Field::Categories as usize])?,
             tags: List {
                 column: &columns.tags.text(),
                 separator: if tag_separator.is_empty() { "," } else { tag_separator },
                 count_max: limits::TAGS,
                 chars_max: limits::TAG_CHARS,
             }
-            .parse(text(Field::Tags))?,
+            .parse(&row.values[Field::Tags as usize])?,
             price,
             original_price,
             sale_price: sale.map(|(sale, _)| sale),
@@ -281,11 +302,11 @@ impl ItemReader<'_> {
             rating: self.rating(row)?,
             rating_count: self.number(row, Field::RatingCount, &columns.rating_count.text())?.map(rating_count),
             url: url(&columns.url.text(), text(Field::Url))?,
-            image_url: url(&columns.image_url.text(), first_of_list(text(Field::ImageUrl)))?,
+            image_url: url(&columns.image_url.text(), text(Field::ImageUrl))?,
             currency,
             stock_quantity,
             stated_availability: self.availability(row)?,
-            created_at: self.created(text(Field::Created))?,
+            created_at: self.created(row)?,
             values_at: Some(self.time),
             ..Item::titled(id, &title)
         };
@@ -296,20 +317,25 @@ impl ItemReader<'_> {
     }
 
     fn id(&self, row: &Row) -> Result<ItemId, RowError> {
-        let text = super::id_text(&row.values[Field::Id as usize], &self.mapping.clean);
+        let whole = text(row, Field::Id);
+        super::check_id(&self.columns.id, whole)?;
         let parts = &row.values[self.layout.id_parts.clone()];
-        let id = match (text, parts.first()) {
+        let id = match (whole, parts.first()) {
             ("", Some(first)) if !first.is_empty() => {
+                for (column, part) in self.columns.id_parts.iter().zip(parts) {
+                    super::check_id(column, part)?;
+                }
                 let parts: Vec<&str> = parts.iter().map(String::as_str).filter(|part| !part.is_empty()).collect();
                 ItemId::parse(&parts.join("/"))
             }
-            _ => ItemId::parse(text),
+            _ => ItemId::parse(super::id_text(whole, &self.mapping.clean)),
         };
         id.map_err(|_| Reason::NoItem.into())
     }
 
     /// Returns the product of a variant.
     fn group_id(&self, text: &str) -> Result<String, RowError> {
+        super::check_id(&self.columns.group_id, text)?;
         let text = super::id_text(text, &self.mapping.clean);
         match ItemId::parse(text) {
             _ if text.is_empty() => Ok(String::new()),
@@ -322,7 +348,7 @@ impl ItemReader<'_> {
     }
 
     fn number(&mut self, row: &Row, field: Field, column: &str) -> Result<Option<f64>, RowError> {
-        let (text, is_number) = (row.values[field as usize].as_str(), row.numbers[field as usize]);
+        let (text, is_number) = (text(row, field), row.kinds[field as usize] == ValueKind::Number);
         self.formats.numbers.parse(Cell { column, text, line: row.line, is_number })
     }
 
@@ -333,9 +359,9 @@ impl ItemReader<'_> {
         field: Field,
         column: &str,
     ) -> Result<(Option<PriceMicros>, Option<String>), RowError> {
-        let text = row.values[field as usize].as_str();
+        let text = text(row, field);
         let currency::PriceText { number, currency } = currency::split(text);
-        let is_number = row.numbers[field as usize];
+        let is_number = row.kinds[field as usize] == ValueKind::Number;
         let cell = Cell { column, text: number, line: row.line, is_number };
         let Some(number) = self.formats.numbers.parse(cell)? else { return Ok((None, None)) };
         Ok((Some(numbers::price(number, column, text, &self.mapping.clean)?), currency))
@@ -370,7 +396,7 @@ impl ItemReader<'_> {
 
     fn prices(&mut self, row: &Row) -> Result<Prices, RowError> {
         let columns = self.columns;
-        let (price_column, text) = (columns.price.text(), |field: Field| row.values[field as usize].as_str());
+        let (price_column, text) = (columns.price.text(), |field: Field| text(row, field));
         let (regular, of_regular) = self.price(row, Field::Price, &price_column)?;
         let (sale, of_sale) = self.price(row, Field::SalePrice, &columns.sale_price.text())?;
         let (original, of_original) = self.price(row, Field::OriginalPrice, &columns.original_price.text())?;
@@ -382,6 +408,8 @@ impl ItemReader<'_> {
         let stated = match text(Field::Currency) {
             "" => None,
             code if currency::is_code(code) => Some(code.to_ascii_uppercase()),
+            // Without a price, nothing depends on the currency.
+            _ if regular.or(sale).or(original).or(cost).is_none() => None,
             code => {
                 let problem = "not an ISO 4217 code of three letters";
                 return Err(RowError::dropped(Reason::Currency, &column, code, problem));
@@ -443,7 +471,7 @@ impl ItemReader<'_> {
 
     fn availability(&self, row: &Row) -> Result<Option<Availability>, RowError> {
         let columns = self.columns;
-        let text = row.values[Field::Availability as usize].as_str();
+        let text = text(row, Field::Availability);
         if !text.is_empty() {
             let unknown = || {
                 let problem = "not an availability that is known";
@@ -471,16 +499,17 @@ impl ItemReader<'_> {
         match self.number(row, Field::Rating, &column)? {
             Some(rating) if !(0.0..=limits::RATING).contains(&rating) => {
                 let problem = format!("not within 0 and {}", limits::RATING);
-                Err(RowError::dropped(Reason::Rating, &column, &row.values[Field::Rating as usize], &problem))
+                Err(RowError::dropped(Reason::Rating, &column, text(row, Field::Rating), &problem))
             }
             rating => Ok(rating),
         }
     }
 
-    fn created(&mut self, text: &str) -> Result<Option<UnixMillis>, RowError> {
+    fn created(&mut self, row: &Row) -> Result<Option<UnixMillis>, RowError> {
+        let (text, kind) = (text(row, Field::Created), row.kinds[Field::Created as usize]);
         match text.is_empty() {
             true => Ok(None),
-            false => self.formats.times.read(&self.columns.created.text(), text, self.has_typed_times).map(Some),
+            false => self.formats.times.read(&self.columns.created.text(), text, kind).map(Some),
         }
     }
 
@@ -489,25 +518,29 @@ impl ItemReader<'_> {
     fn attributes(&mut self, row: &Row, report: &mut ImportReport) -> Result<Vec<AttributeCell>, RowError> {
         let columns = self.columns;
         let first = Field::FirstAttribute as usize;
-        // Column, name, value, and whether the file has it as a number.
-        let mut found: Vec<(String, String, &str, bool)> = Vec::new();
+        let mut found: Vec<FoundAttribute<'_>> = Vec::new();
         for (index, (name, column)) in columns.named_attributes().enumerate() {
-            let (text, is_number) = (&row.values[first + index], row.numbers[first + index]);
-            found.push((column.names.join("` or `"), name.clone(), text, is_number));
+            let (text, kind) = (&row.values[first + index], row.kinds[first + index]);
+            let column = column.names.join("` or `");
+            found.push(FoundAttribute { column, name_column: None, name: name.into(), text, kind });
         }
         for (pair, values) in columns.attribute_pairs.iter().zip(row.values[self.layout.pairs.clone()].chunks(2)) {
-            if let Some(name) = attribute_name_of(&values[0].to_lowercase()) {
-                found.push((pair.value.text(), name, &values[1], false));
-            }
+            let (column, name_column) = (pair.value.text(), Some(pair.name.text()));
+            let (name, text) = (values[0].to_lowercase().into(), values[1].as_str());
+            found.push(FoundAttribute { column, name_column, name, text, kind: ValueKind::Text });
         }
-        for value in row.attributes {
-            found.push((value.attribute.clone(), value.attribute.clone(), &value.text, value.is_number));
+        for NamedValue { column, name, text, kind } in row.attributes {
+            let (column, name) = (column.clone(), name.into());
+            found.push(FoundAttribute { column, name_column: None, name, text, kind: *kind });
         }
-        let mut cells = Vec::with_capacity(found.len());
-        for (column, name, text, is_number) in found {
+        let mut cells: Vec<AttributeCell> = Vec::with_capacity(found.len());
+        // The cells of the row by their attributes.
+        let mut of_row: AHashMap<usize, usize> = AHashMap::with_capacity(found.len());
+        for FoundAttribute { column, name_column, name, text, kind } in found {
             if text.is_empty() {
                 continue;
             }
+            let is_number = kind == ValueKind::Number;
             let number = self.formats.numbers.attribute(text, is_number);
             let list = List {
                 column: &column,
@@ -529,7 +562,27 @@ impl ItemReader<'_> {
                 }
                 Err(error) => return Err(error),
             };
-            let declared = match columns.attribute_kinds.get(&name) {
+            let named = match self.attributes.index(&name) {
+                Ok(attribute) => match of_row.get(&attribute) {
+                    Some(cell) if cells[*cell].text == text => continue,
+                    Some(_) => Err(Reason::AttributeNameTwice),
+                    None => Ok(attribute),
+                },
+                Err(reason) => Err(reason),
+            };
+            let attribute = match named {
+                Ok(attribute) => attribute,
+                Err(reason) => {
+                    let problem = match attribute_name_of(&name) {
+                        Some(name) => format!("the attribute `{name}`, which another one of the file already is"),
+                        None => "no name of an attribute: it has none of A-Z a-z 0-9".to_owned(),
+                    };
+                    let error = RowError::dropped(reason, name_column.as_ref().unwrap_or(&column), &name, &problem);
+                    report.drop_attribute(error, row).map_err(RowError::Mapping)?;
+                    continue;
+                }
+            };
+            let declared = match columns.attribute_kinds.get(&self.attributes.names[attribute]) {
                 None => None,
                 Some(kind) => match self.declared(*kind, &text, number) {
                     Some(value) => Some(value),
@@ -541,11 +594,28 @@ impl ItemReader<'_> {
                     }
                 },
             };
-            let attribute = self.attributes.index(&name);
+            of_row.insert(attribute, cells.len());
             cells.push(AttributeCell { attribute, text, number, declared });
         }
         Ok(cells)
     }
+}
+
+/// An attribute of a row.
+struct FoundAttribute<'r> {
+    /// Of its value.
+    column: String,
+    /// Of its name, if that is a value of the file.
+    name_column: Option<String>,
+    /// As in the file.
+    name: Cow<'r, str>,
+    text: &'r str,
+    kind: ValueKind,
+}
+
+/// Returns the value of a column; of a list, the first one.
+fn text<'r>(row: &Row<'r>, field: Field) -> &'r str {
+    first_of_list(&row.values[field as usize])
 }
 
 /// The prices of a row.
@@ -574,7 +644,7 @@ fn geo_point(text: &str) -> Option<AttributeValue> {
 fn holds(condition: &Condition, value: &str) -> bool {
     condition.values.iter().any(|wanted| match wanted.as_str() {
         ANY => !value.is_empty(),
-        wanted => wanted.eq_ignore_ascii_case(value),
+        wanted => wanted.to_lowercase() == value.to_lowercase(),
     })
 }
 

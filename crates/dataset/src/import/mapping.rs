@@ -272,18 +272,19 @@ pub(super) struct Wildcard<'a> {
 }
 
 impl Wildcard<'_> {
-    /// Returns the name of the attribute of a column; none for a column that is not of the pattern. Characters that
-    /// names of attributes cannot have become `_`.
-    pub(super) fn attribute_of(&self, column: &str) -> Option<String> {
+    /// Returns the name of the attribute of a column, with the characters of the column's name; none for a column that
+    /// is not of the pattern.
+    pub(super) fn name_of(&self, column: &str) -> Option<String> {
         let part = column.strip_prefix(self.prefix)?.strip_suffix(self.suffix)?;
-        attribute_name_of(&self.attribute.replacen('*', part, 1))
+        Some(self.attribute.replacen('*', part, 1))
     }
 }
 
 /// Characters of an attribute's name.
 const ATTRIBUTE_NAME_CHARS: usize = 64;
 
-/// Returns the text as the name of an attribute; none if no character of it can be part of a name.
+/// Returns the text as the name of an attribute, with `_` for characters that names cannot have; none if it has no
+/// letter or digit of a name.
 pub(super) fn attribute_name_of(text: &str) -> Option<String> {
     let is_allowed = |c: char| c.is_ascii_alphanumeric() || c == '_';
     let name: String =
@@ -395,6 +396,65 @@ impl ItemColumns {
             .collect()
     }
 
+    /// Returns the first column of `fill_down` that no other key of the mapping names, so that nothing is filled.
+    fn unmapped_fill_down(&self) -> Option<&String> {
+        let mapped: Vec<Column<'_>> = self
+            .fields()
+            .into_iter()
+            .chain(self.named_attributes().map(|(_, column)| column))
+            .chain(self.auxiliary())
+            .collect();
+        let is_mapped = |name: &&String| mapped.iter().any(|column| column.names.contains(name));
+        self.fill_down.iter().flat_map(|fill| &fill.columns).find(|name| !is_mapped(name))
+    }
+
+    fn check_conditions(&self) -> Result<(), String> {
+        let conditions = [
+            ("items.keep", &self.keep),
+            ("items.stock_not_counted", &self.stock_not_counted),
+            ("items.backorder", &self.backorder),
+        ];
+        for (key, condition) in
+            conditions.iter().flat_map(|(key, conditions)| conditions.iter().map(move |of| (key, of)))
+        {
+            if condition.column.is_empty() {
+                return Err(format!("{key}: a condition has no column"));
+            }
+            if condition.values.is_empty() {
+                return Err(format!("{key}: the condition on `{}` has no values", condition.column.text()));
+            }
+        }
+        if self.attribute_pairs.iter().any(|pair| pair.name.is_empty() || pair.value.is_empty()) {
+            return Err("items.attribute_pairs: a pair needs the columns `name` and `value`".to_owned());
+        }
+        if self.id_parts.iter().any(Names::is_empty) {
+            return Err("items.id_parts: a part has no column".to_owned());
+        }
+        match &self.fill_down {
+            Some(fill) if fill.key.is_empty() => Err("items.fill_down: key has no column".to_owned()),
+            _ => Ok(()),
+        }
+    }
+
+    fn check_availability_values(&self) -> Result<(), String> {
+        let mut words: BTreeMap<String, MappedAvailability> = BTreeMap::new();
+        for (value, mapped) in &self.availability_values {
+            let word = plain_name(value);
+            if word.is_empty() {
+                return Err(format!(
+                    "items.availability_values: `{value}` has neither letters nor digits, so no value of the file is it"
+                ));
+            }
+            if words.insert(word, *mapped).is_some_and(|other| other != *mapped) {
+                return Err(format!(
+                    "items.availability_values: `{value}` is another entry with another availability, regardless of \
+                     case, spaces and punctuation"
+                ));
+            }
+        }
+        Ok(())
+    }
+
     fn check(&self) -> Result<(), String> {
         if self.id.is_empty() && self.id_parts.is_empty() {
             return Err("items.id is missing".to_owned());
@@ -437,7 +497,8 @@ impl ItemColumns {
         if !self.stock_not_counted.is_empty() && self.stock.is_empty() {
             return Err("items.stock_not_counted is set without items.stock, to which it belongs".to_owned());
         }
-        Ok(())
+        self.check_conditions()?;
+        self.check_availability_values()
     }
 }
 
@@ -564,7 +625,7 @@ const COMMON_TYPES: [(&str, EventKind); 39] = [
 
 /// Returns a text in lower case without spaces and punctuation.
 pub(super) fn plain_name(text: &str) -> String {
-    text.chars().filter(char::is_ascii_alphanumeric).map(|c| c.to_ascii_lowercase()).collect()
+    text.chars().filter(|c| c.is_alphanumeric()).flat_map(char::to_lowercase).collect()
 }
 
 /// Rules for dropping rows and parsing numbers and times.
@@ -624,6 +685,7 @@ impl Mapping {
     fn parse(path: &Path, text: &str) -> Result<Self, ImportError> {
         let bad = |message: String| ImportError::Mapping { path: path.to_owned(), message };
         let own: toml::Table = toml::from_str(text).map_err(|error| bad(error.to_string()))?;
+        let states_fill_down = own.get("items").and_then(|items| items.get("fill_down")).is_some();
         let mapping: Result<Self, toml::de::Error> = match own.get(EXTENDS) {
             // The error of a file's own text names its line.
             None => toml::from_str(text),
@@ -641,6 +703,13 @@ impl Mapping {
         };
         let mapping = Self { path: path.to_owned(), ..mapping.map_err(|error| bad(error.to_string()))? };
         mapping.check().map_err(bad)?;
+        // A mapping that extends another one may have given its columns other names.
+        let unmapped = mapping.items.as_ref().filter(|_| states_fill_down).and_then(ItemColumns::unmapped_fill_down);
+        if let Some(name) = unmapped {
+            return Err(bad(format!(
+                "items.fill_down.columns: `{name}` is the column of no other key of the table items"
+            )));
+        }
         Ok(mapping)
     }
 
@@ -761,8 +830,9 @@ mod tests {
     #[test]
     fn names_of_columns_become_names_of_attributes() {
         let wildcard = Wildcard { attribute: "has_*", prefix: "attr_b_", suffix: "" };
-        assert_eq!(wildcard.attribute_of("attr_b_usb 2.0 (front)").as_deref(), Some("has_usb_2_0__front_"));
-        assert_eq!(wildcard.attribute_of("attr_t_colour"), None);
+        let name = wildcard.name_of("attr_b_usb 2.0 (front)");
+        assert_eq!(name.as_deref().and_then(attribute_name_of).as_deref(), Some("has_usb_2_0__front_"));
+        assert_eq!(wildcard.name_of("attr_t_colour"), None);
         assert_eq!(attribute_name_of("Größe").as_deref(), Some("Gr__e"));
         assert_eq!(attribute_name_of("尺寸"), None);
         assert_eq!(attribute_name_of(&"x".repeat(90)).map(|name| name.len()), Some(64));

@@ -43,11 +43,13 @@ pub enum ImportError {
     #[error("the mappings {first} and {second} both have the table `{table}`; name one of them")]
     TwoTables { first: PathBuf, second: PathBuf, table: &'static str },
     #[error(
-        "{path}: `{extension}` is not a format that can be read; use .csv, .tsv, .txt, .jsonl, .json or .xml (also .gz, .zst), or .parquet"
+        "{path}: `{extension}` is not a format that can be read; use .csv, .tsv, .txt, .jsonl, .ndjson, .json or .xml (also .gz, .zst), or .parquet"
     )]
     Format { path: PathBuf, extension: String },
     #[error("{path}: {message}")]
     Encoding { path: PathBuf, message: String },
+    #[error("{path}: {key} `{value}` is set in the mapping, and a .{extension} file has none; remove it")]
+    FileKey { path: PathBuf, key: &'static str, value: String, extension: String },
     #[error("{path}: line {line} cannot be read: {message}")]
     Broken { path: PathBuf, line: u64, message: String },
     #[error(
@@ -283,6 +285,22 @@ impl Formats {
             Some((line, error)) => Err(error.at(path, line)),
             None => Ok(()),
         }
+    }
+}
+
+/// Checks that an id is not a long number that a spreadsheet wrote in scientific notation, which loses its last digits:
+/// `5.01E+12`.
+fn check_id(column: &mapping::Names, text: &str) -> Result<(), report::RowError> {
+    let are_digits = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+    let is_rounded = text.split_once("E+").or_else(|| text.split_once("e+")).is_some_and(|(mantissa, exponent)| {
+        let (whole, fraction) = mantissa.split_once(['.', ',']).unwrap_or((mantissa, "0"));
+        are_digits(whole) && are_digits(fraction) && are_digits(exponent)
+    });
+    match is_rounded {
+        true => {
+            Err(report::RowError::dropped(report::Reason::RoundedId, &column.text(), text, "without its last digits"))
+        }
+        false => Ok(()),
     }
 }
 

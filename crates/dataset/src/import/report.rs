@@ -103,6 +103,8 @@ pub(super) enum Reason {
     TooLong,
     AttributeTooLong,
     AttributeKind,
+    AttributeName,
+    AttributeNameTwice,
     TooManyAttributes,
 }
 
@@ -156,6 +158,14 @@ impl Reason {
             Self::AttributeKind => {
                 ("attribute of another kind", "items.attribute_kinds declares the kind of its values")
             }
+            Self::AttributeName => {
+                ("attribute without a name", "its name has none of A-Z a-z 0-9; name its column in items.attributes")
+            }
+            Self::AttributeNameTwice => (
+                "attribute name used twice",
+                "names of attributes have A-Z a-z 0-9 _; others become _, so two of the file are one: name their columns \
+                 in items.attributes",
+            ),
             Self::AttributeTooLong => ("attribute too long", "the item is imported without it"),
             Self::TooManyAttributes => {
                 ("too many attributes", "the item is imported with 100, those that the most items have")

@@ -3,10 +3,11 @@ use super::{
     ValueError,
     mapping::Clean,
     report::{Reason, RowError},
+    rows::ValueKind,
 };
 use jiff::{
     Timestamp,
-    civil::{DateTime, Time},
+    civil::{Date, DateTime, Time},
     fmt::{strtime::BrokenDownTime, temporal::Pieces},
     tz::{Offset, TimeZone},
 };
@@ -67,10 +68,15 @@ impl Times {
         Ok(Self { formats, name: clean.time_format.text(), zone, read_count: 0 })
     }
 
-    /// Parses the time of a row. `is_typed`: the file's format has times. A time in another format ends the import: to
-    /// drop the row would keep the others of a file whose days and months are mixed up.
-    pub(super) fn read(&mut self, column: &str, text: &str, is_typed: bool) -> Result<UnixMillis, RowError> {
-        match if is_typed { self.parse_iso(text) } else { self.parse(text) } {
+    /// Parses the time of a row. A time in another format ends the import: to drop the row would keep the others of a
+    /// file whose days and months are mixed up.
+    pub(super) fn read(&mut self, column: &str, text: &str, kind: ValueKind) -> Result<UnixMillis, RowError> {
+        let parsed = match kind {
+            // A time of another form is none that the calendar has.
+            ValueKind::Time => self.parse_iso(text).map_err(|_| TimeError::Range),
+            ValueKind::Text | ValueKind::Number => self.parse(text),
+        };
+        match parsed {
             Ok(at) => {
                 self.read_count += 1;
                 Ok(at)
@@ -114,10 +120,12 @@ impl Times {
         self.formats.iter().find_map(parsed).unwrap_or(Err(TimeError::Format))
     }
 
-    /// Parses two ISO 8601 times with a slash between them; none if the text has another form.
+    /// Parses two ISO 8601 times with a slash between them; none if the text has another form. Returns the first moment
+    /// of the period and the first one after it: a second date without a time is the last day.
     pub(super) fn parse_period(&self, text: &str) -> Option<(UnixMillis, UnixMillis)> {
         let (from, to) = text.split_once('/')?;
-        Some((self.parse_iso(from.trim()).ok()?, self.parse_iso(to.trim()).ok()?))
+        let next_day = |date: Date| date.tomorrow().map_err(|_| TimeError::Range);
+        Some((self.parse_iso(from.trim()).ok()?, self.parse_iso_with(to.trim(), next_day).ok()?))
     }
 
     /// Returns the time of an ISO 8601 text, whatever the mapping's format; none for other texts.
@@ -125,11 +133,24 @@ impl Times {
         self.parse_iso(text).ok()
     }
 
-    /// Parses an ISO 8601 time, whatever the mapping's format; Parquet's own times are written like this.
+    /// Parses an ISO 8601 time, whatever the mapping's format; Parquet's own times are written like this. A date is its
+    /// first moment.
     fn parse_iso(&self, text: &str) -> Result<UnixMillis, TimeError> {
+        self.parse_iso_with(text, Ok)
+    }
+
+    /// The same; a date without a time is the first moment of the day that `of_date` returns.
+    fn parse_iso_with(
+        &self,
+        text: &str,
+        of_date: impl Fn(Date) -> Result<Date, TimeError>,
+    ) -> Result<UnixMillis, TimeError> {
         let text = joined_offset(text);
         let pieces = Pieces::parse(text.as_bytes()).map_err(|_| TimeError::Format)?;
-        let local = pieces.date().to_datetime(pieces.time().unwrap_or(Time::midnight()));
+        let local = match pieces.time() {
+            Some(time) => pieces.date().to_datetime(time),
+            None => of_date(pieces.date())?.to_datetime(Time::midnight()),
+        };
         self.moment(local, pieces.to_numeric_offset())
     }
 

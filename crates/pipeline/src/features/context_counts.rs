@@ -182,7 +182,7 @@ mod tests {
         let keyed = read.by_key(&[7, 3, 5].map(ItemKey));
         let viewer = |platform| ViewerContext { platform: Some(platform), ..ViewerContext::default() };
         let ios = keyed.affinity(ContextField::Platform, &viewer(Platform::Ios)).unwrap();
-        let expected = [22.0f32 / 12.0, 2.0 / 12.0, 1.0, 1.0].map(f32::ln);
+        let expected = [22.0f64 / 12.0, 2.0 / 12.0, 1.0, 1.0].map(|ratio| ratio.ln() as f32);
         assert_eq!([7, 3, 5, 99].map(|key| ios.of(ItemKey(key))), expected);
         assert!(keyed.affinity(ContextField::Platform, &viewer(Platform::Store)).is_none(), "no user had it");
         assert!(keyed.affinity(ContextField::Platform, &ViewerContext::default()).is_none());

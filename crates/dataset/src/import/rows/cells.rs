@@ -1,4 +1,5 @@
 //! Cells of a shop's Parquet file as text, as if the file were CSV.
+use super::ValueKind;
 use arrow_array::{
     Array, ArrowPrimitiveType,
     cast::AsArray,
@@ -9,19 +10,28 @@ use arrow_array::{
     },
 };
 use arrow_schema::{DataType, TimeUnit};
-use jiff::{Timestamp, civil::Date};
+use jiff::{
+    SignedDuration,
+    civil::{Date, DateTime},
+};
 use std::fmt::{Display, Write};
 
 /// Separates the entries of a JSON or Parquet list in its text.
 pub(in crate::import) const LIST_SEPARATOR: char = '\u{1f}';
 
-/// Returns whether the type is one of dates or times.
-pub(super) fn is_time(data_type: &DataType) -> bool {
-    matches!(data_type, DataType::Timestamp(..) | DataType::Date32 | DataType::Date64)
+/// Returns the kind of the values of a type.
+pub(super) fn kind_of(data_type: &DataType) -> ValueKind {
+    match data_type {
+        DataType::Timestamp(..) | DataType::Date32 | DataType::Date64 => ValueKind::Time,
+        DataType::Dictionary(_, values) => kind_of(values),
+        numeric if numeric.is_numeric() => ValueKind::Number,
+        _ => ValueKind::Text,
+    }
 }
 
 /// Appends the value of a cell: numbers in decimal notation, dates as `2026-11-28`, times as `2026-11-28T09:30:00`,
-/// with `Z` if the column has a time zone, lists of text with [`LIST_SEPARATOR`]. A missing value appends nothing.
+/// with `Z` if the column has a time zone, lists of text with [`LIST_SEPARATOR`]. A missing value appends nothing, and a
+/// time that the calendar does not have its number.
 /// Binary data must be UTF-8, because some programs write texts without marking them as such. Other nested types are
 /// errors.
 pub(super) fn write_cell(out: &mut String, array: &dyn Array, row: usize) -> Result<(), String> {
@@ -47,12 +57,12 @@ pub(super) fn write_cell(out: &mut String, array: &dyn Array, row: usize) -> Res
         DataType::Float32 => write_number::<Float32Type>(out, array, row),
         DataType::Float64 => write_number::<Float64Type>(out, array, row),
         DataType::Decimal128(_, _) => out.push_str(&array.as_primitive::<Decimal128Type>().value_as_string(row)),
-        DataType::Date32 => write_date(out, array.as_primitive::<Date32Type>().value(row))?,
+        DataType::Date32 => write_date(out, array.as_primitive::<Date32Type>().value(row)),
         DataType::Date64 => {
             let ms = array.as_primitive::<Date64Type>().value(row);
-            write_time(out, i128::from(ms) * 1_000_000, false)?;
+            write_time(out, i128::from(ms) * 1_000_000, false);
         }
-        DataType::Timestamp(unit, zone) => write_time(out, nanoseconds(array, *unit, row), zone.is_some())?,
+        DataType::Timestamp(unit, zone) => write_time(out, nanoseconds(array, *unit, row), zone.is_some()),
         DataType::List(_) => write_list(out, array.as_list::<i32>().value(row).as_ref())?,
         DataType::LargeList(_) => write_list(out, array.as_list::<i64>().value(row).as_ref())?,
         DataType::Dictionary(key, _) => return write_dictionary(out, array, key, row),
@@ -88,10 +98,12 @@ fn write_list(out: &mut String, entries: &dyn Array) -> Result<(), String> {
     Ok(())
 }
 
-fn write_date(out: &mut String, days: i32) -> Result<(), String> {
-    let date = Date::constant(1970, 1, 1).checked_add(jiff::Span::new().try_days(days).map_err(|e| e.to_string())?);
-    write_value(out, date.map_err(|error| error.to_string())?);
-    Ok(())
+fn write_date(out: &mut String, days: i32) {
+    let since = SignedDuration::from_hours(i64::from(days) * 24);
+    match Date::constant(1970, 1, 1).checked_add(since) {
+        Ok(date) => write_value(out, date),
+        Err(_) => write_value(out, days),
+    }
 }
 
 /// Nanoseconds since 1970 of a timestamp.
@@ -105,13 +117,15 @@ fn nanoseconds(array: &dyn Array, unit: TimeUnit, row: usize) -> i128 {
 }
 
 /// A column without a time zone has local times, which the mapping's time zone turns into moments.
-fn write_time(out: &mut String, nanoseconds: i128, has_zone: bool) -> Result<(), String> {
-    let time = Timestamp::from_nanosecond(nanoseconds).map_err(|error| error.to_string())?;
-    match has_zone {
-        true => write_value(out, time),
-        false => write_value(out, time.to_zoned(jiff::tz::TimeZone::UTC).datetime()),
+fn write_time(out: &mut String, nanoseconds: i128, has_zone: bool) {
+    let (seconds, rest) = (nanoseconds.div_euclid(1_000_000_000), nanoseconds.rem_euclid(1_000_000_000));
+    // Milliseconds fit in 64 bits in every unit, so seconds do.
+    let since = SignedDuration::new(seconds as i64, rest as i32);
+    match DateTime::constant(1970, 1, 1, 0, 0, 0, 0).checked_add(since) {
+        Ok(time) if has_zone => write_value(out, format_args!("{time}Z")),
+        Ok(time) => write_value(out, time),
+        Err(_) => write_value(out, nanoseconds),
     }
-    Ok(())
 }
 
 fn write_dictionary(out: &mut String, array: &dyn Array, key: &DataType, row: usize) -> Result<(), String> {

@@ -1,5 +1,5 @@
 //! Rows of separated values.
-use super::{Buffers, Header, RowProblem, Selection};
+use super::{Buffers, Header, RowProblem, Selection, ValueKind};
 use crate::import::ImportError;
 use csv::StringRecord;
 use std::{
@@ -63,11 +63,12 @@ impl Csv {
         }
         for (column, indices) in self.header.indices.iter().enumerate() {
             for index in indices {
-                buffers.set(column, self.record.get(*index).unwrap_or_default(), false);
+                buffers.set(column, self.record.get(*index).unwrap_or_default(), ValueKind::Text);
             }
         }
-        for (index, attribute) in &self.header.attributes {
-            buffers.push_attribute(attribute, self.record.get(*index).unwrap_or_default(), false);
+        for (index, name) in &self.header.attributes {
+            let text = self.record.get(*index).unwrap_or_default();
+            buffers.push_attribute(&self.header.names[*index], name, text, ValueKind::Text);
         }
         Ok(true)
     }

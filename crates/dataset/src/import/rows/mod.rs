@@ -1,6 +1,7 @@
 //! The rows of a shop's file, whichever format it has.
 mod cells;
 mod csv;
+mod encoding;
 mod json;
 mod parquet;
 mod tree;
@@ -12,7 +13,7 @@ use super::{
 };
 use crate::decompress;
 pub(super) use cells::LIST_SEPARATOR;
-use encoding_rs_io::DecodeReaderBytesBuilder;
+pub(super) use encoding::Encoding;
 use std::{
     fs::File,
     io::{self, Read},
@@ -30,21 +31,37 @@ const ROW_BYTES_MAX: u64 = 64 << 20;
 pub(super) struct Row<'a> {
     /// The line in the file, counted from 1 with the header, or the row of a Parquet file.
     pub line: u64,
+    /// Number of rows before it that begin in the same line.
+    pub index_in_line: u64,
+    /// Whether the rows of its line are entries of one JSON object.
+    pub is_entry: bool,
     /// The columns in the order of the mapping, without white space around them; empty for columns that the file does
     /// not have.
     pub values: &'a [String],
-    /// Whether the file's format has the value as a number, with a decimal point, and not as a text.
-    pub numbers: &'a [bool],
+    pub kinds: &'a [ValueKind],
     /// The attributes of the mapping's patterns of columns, without empty ones.
     pub attributes: &'a [NamedValue],
+}
+
+/// What a value is in the file's format.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) enum ValueKind {
+    #[default]
+    Text,
+    /// With a decimal point.
+    Number,
+    /// Parquet's type of times and dates. Its text is in ISO 8601, or a number if the calendar does not have the time.
+    Time,
 }
 
 /// A column that a pattern of the mapping makes an attribute.
 #[derive(Debug, Clone)]
 pub(super) struct NamedValue {
-    pub attribute: String,
+    pub column: String,
+    /// The name of the attribute before [`attribute_name_of`](super::mapping::attribute_name_of).
+    pub name: String,
     pub text: String,
-    pub is_number: bool,
+    pub kind: ValueKind,
 }
 
 /// What is read of a file.
@@ -61,6 +78,7 @@ pub(super) struct Rows<'a> {
     source: Source,
     buffers: Buffers,
     line: u64,
+    index_in_line: u64,
     /// The last row that was read: its line and the value of its first column.
     last: Option<(u64, String)>,
     read: Arc<AtomicU64>,
@@ -71,7 +89,7 @@ pub(super) struct Rows<'a> {
 /// The values of the current row.
 struct Buffers {
     values: Vec<String>,
-    numbers: Vec<bool>,
+    kinds: Vec<ValueKind>,
     attributes: Vec<NamedValue>,
     empty_values: Vec<String>,
 }
@@ -97,21 +115,6 @@ impl RowProblem {
             io::ErrorKind::UnexpectedEof => Self::Truncated(error.to_string()),
             _ => Self::Broken(error.to_string()),
         }
-    }
-}
-
-/// The encoding of a file's text.
-pub(super) struct Encoding(Option<&'static encoding_rs::Encoding>);
-
-impl Encoding {
-    /// Parses a label of the Encoding Standard. Empty: UTF-8, or UTF-16 with a byte order mark.
-    pub(super) fn parse(label: &str) -> Result<Self, String> {
-        if label.is_empty() {
-            return Ok(Self(None));
-        }
-        encoding_rs::Encoding::for_label(label.as_bytes()).map(|encoding| Self(Some(encoding))).ok_or_else(|| {
-            format!("file.encoding `{label}` is not known; use a label such as `utf-8`, `windows-1252` or `utf-16le`")
-        })
     }
 }
 
@@ -148,11 +151,18 @@ impl<'a> Rows<'a> {
                 label => (label.to_owned(), reader),
             };
             let bad = |message| ImportError::Encoding { path: path.to_owned(), message };
-            let Encoding(encoding) = Encoding::parse(&encoding).map_err(bad)?;
-            let decoded =
-                DecodeReaderBytesBuilder::new().encoding(encoding).utf8_passthru(true).strip_bom(true).build(reader);
+            let decoded = Encoding::parse(&encoding).map_err(bad)?.decode(reader);
             Ok(Box::new(Counted { inner: decoded, count: of_row.clone(), max: ROW_BYTES_MAX }))
         };
+        let FileFormat { rows, encoding, .. } = selection.format;
+        for (key, value, extensions) in
+            [("file.rows", rows, &["csv", "tsv", "txt", "parquet"][..]), ("file.encoding", encoding, &["parquet"][..])]
+        {
+            if !value.is_empty() && extensions.contains(&extension) {
+                let (path, extension) = (path.to_owned(), extension.to_owned());
+                return Err(ImportError::FileKey { path, key, value: value.clone(), extension });
+            }
+        }
         let source = match extension {
             "csv" | "tsv" | "txt" => Source::Csv(Box::new(csv::Csv::open(path, text(reader)?, &selection)?)),
             "jsonl" | "ndjson" | "json" => Source::JsonLines(Box::new(json::JsonLines::new(text(reader)?, &selection))),
@@ -165,21 +175,17 @@ impl<'a> Rows<'a> {
         let count = selection.columns.len();
         let buffers = Buffers {
             values: vec![String::new(); count],
-            numbers: vec![false; count],
+            kinds: vec![ValueKind::Text; count],
             attributes: Vec::new(),
             empty_values: selection.format.empty_values.clone(),
         };
-        Ok(Self { path: path.to_owned(), selection, source, buffers, line: 0, last: None, read, of_row, bytes })
+        let path = path.to_owned();
+        Ok(Self { path, selection, source, buffers, line: 0, index_in_line: 0, last: None, read, of_row, bytes })
     }
 
     /// Returns the number of bytes read and the total number of bytes.
     pub(super) fn position(&self) -> (u64, u64) {
         (self.read.load(Ordering::Relaxed), self.bytes)
-    }
-
-    /// Returns whether a column has Parquet's type of times. Their text is in ISO 8601.
-    pub(super) fn is_time(&self, column: usize) -> bool {
-        matches!(&self.source, Source::Parquet(rows) if rows.is_time(column))
     }
 
     pub(super) fn next(&mut self) -> Result<Option<Row<'_>>, ImportError> {
@@ -196,6 +202,10 @@ impl<'a> Rows<'a> {
             Ok(false) => Ok(None),
             Ok(true) => {
                 let id = self.buffers.values.first().map_or("", String::as_str);
+                self.index_in_line = match &self.last {
+                    Some((last_line, _)) if *last_line == line => self.index_in_line + 1,
+                    _ => 0,
+                };
                 match &mut self.last {
                     Some((last_line, last_id)) => {
                         *last_line = line;
@@ -203,8 +213,9 @@ impl<'a> Rows<'a> {
                     }
                     None => self.last = Some((line, id.to_owned())),
                 }
-                let Buffers { values, numbers, attributes, .. } = &self.buffers;
-                Ok(Some(Row { line, values, numbers, attributes }))
+                let is_entry = matches!(self.source, Source::JsonLines(_)) && !self.selection.format.rows.is_empty();
+                let Buffers { values, kinds, attributes, .. } = &self.buffers;
+                Ok(Some(Row { line, index_in_line: self.index_in_line, is_entry, values, kinds, attributes }))
             }
             Err(RowProblem::Broken(message)) => Err(ImportError::Broken { path, line, message }),
             Err(RowProblem::Truncated(message)) => {
@@ -217,7 +228,7 @@ impl<'a> Rows<'a> {
         }
     }
 
-    /// Returns whether the file has a mapped column, after all rows.
+    /// Returns whether the file has each mapped column, and then whether it has one of each pattern, after all rows.
     pub(super) fn found(&self) -> &[bool] {
         self.columns().0
     }
@@ -270,7 +281,7 @@ fn shortened(names: &[String]) -> String {
 impl Buffers {
     fn clear(&mut self) {
         self.values.iter_mut().for_each(String::clear);
-        self.numbers.fill(false);
+        self.kinds.fill(ValueKind::Text);
         self.attributes.clear();
     }
 
@@ -281,18 +292,18 @@ impl Buffers {
     }
 
     /// Sets a column, unless one of its earlier names has a value.
-    fn set(&mut self, column: usize, text: &str, is_number: bool) {
+    fn set(&mut self, column: usize, text: &str, kind: ValueKind) {
         if self.values[column].is_empty()
             && let Some(value) = self.value_of(text)
         {
             value.clone_into(&mut self.values[column]);
-            self.numbers[column] = is_number;
+            self.kinds[column] = kind;
         }
     }
 
-    fn push_attribute(&mut self, attribute: &str, text: &str, is_number: bool) {
+    fn push_attribute(&mut self, column: &str, name: &str, text: &str, kind: ValueKind) {
         if let Some(text) = self.value_of(text).map(str::to_owned) {
-            self.attributes.push(NamedValue { attribute: attribute.to_owned(), text, is_number });
+            self.attributes.push(NamedValue { column: column.to_owned(), name: name.to_owned(), text, kind });
         }
     }
 }
@@ -302,9 +313,9 @@ struct Header {
     names: Vec<String>,
     /// The indices in the file of each mapped column's names, in their order.
     indices: Vec<Vec<usize>>,
-    /// Indices with the names of the attributes that they become.
+    /// Indices of columns of patterns, with the names of their attributes.
     attributes: Vec<(usize, String)>,
-    /// Whether the file has a mapped column.
+    /// Whether the file has each mapped column, and then whether it has one of each pattern.
     found: Vec<bool>,
 }
 
@@ -329,12 +340,14 @@ impl Header {
             }
             indices.push(of_column);
         }
-        let attribute = |(index, name): (usize, &String)| {
-            let attribute = selection.wildcards.iter().find_map(|wildcard| wildcard.attribute_of(name))?;
-            Some((index, attribute))
-        };
-        let attributes = names.iter().enumerate().filter_map(attribute).collect();
-        let found = indices.iter().map(|indices| !indices.is_empty()).collect();
+        let mut found: Vec<bool> = indices.iter().map(|indices| !indices.is_empty()).collect();
+        let mut attributes = Vec::new();
+        for wildcard in &selection.wildcards {
+            let of_pattern = |(index, name): (usize, &String)| Some((index, wildcard.name_of(name)?));
+            let before = attributes.len();
+            attributes.extend(names.iter().enumerate().filter_map(of_pattern));
+            found.push(attributes.len() > before);
+        }
         Ok(Self { names, indices, attributes, found })
     }
 

@@ -1,10 +1,9 @@
 //! Rows of a Parquet file.
 use super::{
-    Buffers, Header, RowProblem, Selection,
-    cells::{is_time, write_cell},
+    Buffers, Header, RowProblem, Selection, ValueKind,
+    cells::{kind_of, write_cell},
 };
 use crate::import::ImportError;
-use arrow_schema::DataType;
 use std::{fs::File, path::Path};
 
 pub(super) struct ParquetRows {
@@ -12,7 +11,7 @@ pub(super) struct ParquetRows {
     header: Header,
     /// The index in the batches, which have the mapped columns only, of each column of the file.
     in_batch: Vec<Option<usize>>,
-    types: Vec<DataType>,
+    kinds: Vec<ValueKind>,
     batch: Option<arrow_array::RecordBatch>,
     row: usize,
 }
@@ -26,20 +25,16 @@ impl ParquetRows {
             .map_err(|error| broken(error.to_string()))?;
         let fields = builder.schema().fields();
         let names: Vec<String> = fields.iter().map(|field| field.name().clone()).collect();
-        let types: Vec<DataType> = fields.iter().map(|field| field.data_type().clone()).collect();
+        let kinds: Vec<ValueKind> = fields.iter().map(|field| kind_of(field.data_type())).collect();
         let header = Header::new(path, names, selection)?;
         let attributes = header.attributes.iter().map(|(index, _)| *index);
         let mut read: Vec<usize> = header.indices.iter().flatten().copied().chain(attributes).collect();
         read.sort_unstable();
         read.dedup();
-        let in_batch = (0..types.len()).map(|index| read.binary_search(&index).ok()).collect();
+        let in_batch = (0..kinds.len()).map(|index| read.binary_search(&index).ok()).collect();
         let mask = ProjectionMask::roots(builder.parquet_schema(), read);
         let reader = builder.with_projection(mask).build().map_err(|error| broken(error.to_string()))?;
-        Ok(Self { reader, header, in_batch, types, batch: None, row: 0 })
-    }
-
-    pub(super) fn is_time(&self, column: usize) -> bool {
-        self.header.indices[column].first().is_some_and(|index| is_time(&self.types[*index]))
+        Ok(Self { reader, header, in_batch, kinds, batch: None, row: 0 })
     }
 
     pub(super) fn next(&mut self, line: &mut u64, buffers: &mut Buffers) -> Result<bool, RowProblem> {
@@ -59,17 +54,17 @@ impl ParquetRows {
                 write_cell(&mut text, batch.column(column), self.row)
                     .map_err(|problem| RowProblem::Broken(format!("column `{name}`: {problem}")))?;
             }
-            Ok((text, self.types[index].is_numeric()))
+            Ok((text, self.kinds[index]))
         };
         for (column, indices) in self.header.indices.iter().enumerate() {
             for index in indices {
-                let (text, is_number) = text(*index)?;
-                buffers.set(column, &text, is_number);
+                let (text, kind) = text(*index)?;
+                buffers.set(column, &text, kind);
             }
         }
-        for (index, attribute) in &self.header.attributes {
-            let (text, is_number) = text(*index)?;
-            buffers.push_attribute(attribute, &text, is_number);
+        for (index, name) in &self.header.attributes {
+            let (text, kind) = text(*index)?;
+            buffers.push_attribute(&self.header.names[*index], name, &text, kind);
         }
         self.row += 1;
         Ok(true)

@@ -1,16 +1,18 @@
 //! Columns of rows that are trees: JSON objects and XML elements. A path names a value within the row: `a.b`, and in
 //! lists `a[0]`, `a[key=name]` or all entries, `a[]`.
-use super::{Buffers, Selection, cells::LIST_SEPARATOR};
+use super::{Buffers, Selection, ValueKind, cells::LIST_SEPARATOR};
 use serde_json::{Map, Value};
 
 /// Names of a row that an error lists.
 const EXISTING_MAX: usize = 200;
+/// The member with the text of an XML element that also has attributes.
+pub(super) const TEXT: &str = "#text";
 
 /// The paths of the mapped columns, and which of them were found.
 pub(super) struct Paths {
     /// Of each mapped column, in the order of its names.
     paths: Vec<Vec<String>>,
-    /// Whether a row so far has the column.
+    /// Whether a row so far has each column, and then whether one has a value of each pattern.
     found: Vec<bool>,
     /// The names of the first row, for the error of a missing column.
     existing: Vec<String>,
@@ -25,7 +27,7 @@ impl Paths {
     pub(super) fn new(selection: &Selection<'_>, rows: &str) -> Self {
         Self {
             paths: selection.columns.iter().map(|column| column.names.to_vec()).collect(),
-            found: vec![false; selection.columns.len()],
+            found: vec![false; selection.columns.len() + selection.wildcards.len()],
             existing: Vec::new(),
             rows: rows.to_owned(),
             pending: None,
@@ -91,16 +93,18 @@ impl Paths {
                     continue;
                 }
                 self.found[column] = true;
-                let is_number = values.len() == 1 && values[0].is_number();
-                out.set(column, &text_of(path, &values)?, is_number);
+                let kind = if let [value] = values[..] { kind_of(value) } else { ValueKind::Text };
+                out.set(column, &text_of(path, &values)?, kind);
             }
         }
-        for wildcard in &selection.wildcards {
+        for (index, wildcard) in selection.wildcards.iter().enumerate() {
+            let found = &mut self.found[selection.columns.len() + index];
             match wildcard.prefix.rsplit_once('.') {
                 None => {
-                    for (name, value) in row {
-                        if let Some(attribute) = wildcard.attribute_of(name) {
-                            out.push_attribute(&attribute, &text_of(name, &[value])?, value.is_number());
+                    for (column, value) in row {
+                        if let Some(name) = wildcard.name_of(column) {
+                            *found = true;
+                            out.push_attribute(column, &name, &text_of(column, &[value])?, kind_of(value));
                         }
                     }
                 }
@@ -109,9 +113,15 @@ impl Paths {
                     values.clear();
                     select(row, parent, &mut values);
                     let wildcard = super::Wildcard { prefix, ..*wildcard };
-                    for (name, value) in values.iter().filter_map(|value| value.as_object()).flatten() {
-                        if let Some(attribute) = wildcard.attribute_of(name) {
-                            out.push_attribute(&attribute, &text_of(name, &[value])?, value.is_number());
+                    for object in values.iter().filter_map(|value| value.as_object()) {
+                        // An object without members has lost its values.
+                        *found |= prefix.is_empty();
+                        for (member, value) in object {
+                            if let Some(name) = wildcard.name_of(member) {
+                                *found = true;
+                                let column = format!("{parent}.{member}");
+                                out.push_attribute(&column, &name, &text_of(&column, &[value])?, kind_of(value));
+                            }
                         }
                     }
                 }
@@ -135,13 +145,19 @@ fn select<'v>(object: &'v Map<String, Value>, path: &str, out: &mut Vec<&'v Valu
     }
 }
 
-/// Adds the values at the rest of a path, which is empty or begins with `.` or `[`.
+fn kind_of(value: &Value) -> ValueKind {
+    if value.is_number() { ValueKind::Number } else { ValueKind::Text }
+}
+
+/// Adds the values at the rest of a path, which is empty or begins with `.` or `[`. A value that is no list is one of
+/// itself, because an XML element that occurs once is no list.
 fn select_in<'v>(value: &'v Value, rest: &str, out: &mut Vec<&'v Value>) {
     match (value, rest.strip_prefix('[')) {
         (_, None) if rest.is_empty() => out.push(value),
         (Value::Object(object), None) => select(object, &rest[1..], out),
         (Value::Array(entries), None) => entries.iter().for_each(|entry| select_in(entry, rest, out)),
-        (Value::Array(entries), Some(selector)) => {
+        (value, Some(selector)) => {
+            let entries = value.as_array().map_or(std::slice::from_ref(value), Vec::as_slice);
             let Some((selector, rest)) = selector.split_once(']') else { return };
             match (selector.split_once('='), selector.parse::<usize>()) {
                 (Some((key, wanted)), _) => {
@@ -162,7 +178,7 @@ fn select_in<'v>(value: &'v Value, rest: &str, out: &mut Vec<&'v Value>) {
     }
 }
 
-/// Returns the text of values: several of them, and those of lists, with [`LIST_SEPARATOR`].
+/// Returns the text of values: several of them, and those of lists, with [`LIST_SEPARATOR`] and without empty ones.
 fn text_of(name: &str, values: &[&Value]) -> Result<String, String> {
     let mut texts = Vec::with_capacity(values.len());
     for value in values {
@@ -175,6 +191,7 @@ fn text_of(name: &str, values: &[&Value]) -> Result<String, String> {
             value => texts.push(scalar(name, value)?),
         }
     }
+    texts.retain(|text| !text.is_empty());
     Ok(match texts.len() {
         1 => texts.remove(0),
         _ => texts.join(&LIST_SEPARATOR.to_string()),
@@ -186,10 +203,17 @@ fn scalar(name: &str, value: &Value) -> Result<String, String> {
         Value::String(text) => Ok(text.clone()),
         Value::Null => Ok(String::new()),
         Value::Number(_) | Value::Bool(_) => Ok(value.to_string()),
-        Value::Array(_) | Value::Object(_) => Err(format!(
-            "`{name}` is not a text, a number, a flag or a list of these; name a value within it, such as `{name}.value`"
-        )),
+        Value::Object(members) => match (members.get(TEXT), members.keys().next()) {
+            (Some(Value::String(text)), _) => Ok(text.clone()),
+            (_, Some(member)) => Err(not_a_text(name, &format!("; name a value within it, such as `{name}.{member}`"))),
+            (_, None) => Ok(String::new()),
+        },
+        Value::Array(_) => Err(not_a_text(name, "")),
     }
+}
+
+fn not_a_text(name: &str, advice: &str) -> String {
+    format!("`{name}` is not a text, a number, a flag or a list of these{advice}")
 }
 
 #[cfg(test)]

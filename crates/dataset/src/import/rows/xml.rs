@@ -1,6 +1,9 @@
 //! Rows of an XML file: its elements `item` and `entry`, as in RSS and Atom feeds, or those that the mapping names.
 //! Elements are read one after the other, and entities are not expanded, so that a small file stays small.
-use super::{Buffers, RowProblem, Selection, tree::Paths};
+use super::{
+    Buffers, RowProblem, Selection,
+    tree::{Paths, TEXT},
+};
 use quick_xml::{
     Reader,
     events::{BytesRef, BytesStart, Event},
@@ -9,6 +12,8 @@ use serde_json::{Map, Value};
 use std::io::{self, BufReader, Read};
 
 const ROWS: &str = "item|entry";
+/// Begins the name of an attribute in a path. No element can have such a name.
+const ATTRIBUTE: char = '@';
 /// Greatest depth of the elements of a row.
 const DEPTH_MAX: usize = 32;
 /// Bytes at the beginning of a file within which it declares its encoding.
@@ -34,10 +39,16 @@ struct Element {
 
 impl Element {
     /// Adds the element to its parent. Several of one name are a list.
-    fn add_to(self, members: &mut Map<String, Value>) {
+    fn add_to(mut self, members: &mut Map<String, Value>) {
+        let has_elements = self.members.keys().any(|name| !name.starts_with(ATTRIBUTE));
         let value = match self.members.is_empty() {
             true => Value::String(self.text),
-            false => Value::Object(self.members),
+            false => {
+                if !has_elements {
+                    self.members.insert(TEXT.to_owned(), Value::String(self.text));
+                }
+                Value::Object(self.members)
+            }
         };
         match members.get_mut(&self.name) {
             None => _ = members.insert(self.name, value),
@@ -101,10 +112,14 @@ impl Xml {
                     open.push(element(&start)?);
                 }
                 Event::Start(_) => self.depth += 1,
-                Event::Empty(empty) if !open.is_empty() => {
+                Event::Empty(empty) if !open.is_empty() || is_row(&self.rows, &empty) => {
                     let element = element(&empty)?;
-                    if let Some(parent) = open.last_mut() {
-                        element.add_to(&mut parent.members);
+                    match open.last_mut() {
+                        Some(parent) => element.add_to(&mut parent.members),
+                        None => {
+                            *line = self.lines + 1;
+                            return Ok(Some(element.members));
+                        }
                     }
                 }
                 Event::End(_) => match open.pop() {
@@ -114,8 +129,8 @@ impl Xml {
                         None => return Ok(Some(element.members)),
                     },
                 },
-                Event::Text(text) => push_text(&mut open, &text.decode().map_err(|error| broken(&error))?),
-                Event::CData(text) => push_text(&mut open, &text.decode().map_err(|error| broken(&error))?),
+                Event::Text(text) => push_text(&mut open, &text.decode().map_err(|_| not_utf8())?),
+                Event::CData(text) => push_text(&mut open, &text.decode().map_err(|_| not_utf8())?),
                 Event::GeneralRef(entity) => push_text(&mut open, &entity_text(&entity)?),
                 Event::Eof if open.is_empty() && self.depth == 0 => return Ok(None),
                 Event::Eof => return Err(RowProblem::Truncated("an element does not end".to_owned())),
@@ -127,6 +142,17 @@ impl Xml {
 
 fn broken(error: &impl std::fmt::Display) -> RowProblem {
     RowProblem::Broken(error.to_string())
+}
+
+fn not_utf8() -> RowProblem {
+    RowProblem::Broken(
+        "its bytes are not UTF-8; set file.encoding in the mapping to the encoding of the file, such as `windows-1252`"
+            .to_owned(),
+    )
+}
+
+fn utf8(bytes: &[u8]) -> Result<&str, RowProblem> {
+    str::from_utf8(bytes).map_err(|_| not_utf8())
 }
 
 fn problem_of(error: &quick_xml::Error) -> RowProblem {
@@ -143,12 +169,12 @@ fn is_row(rows: &[String], start: &BytesStart<'_>) -> bool {
 }
 
 fn element(start: &BytesStart<'_>) -> Result<Element, RowProblem> {
-    let name = String::from_utf8_lossy(start.local_name().as_ref()).into_owned();
+    let name = utf8(start.local_name().as_ref())?.to_owned();
     let mut members = Map::new();
     for attribute in start.attributes() {
         let attribute = attribute.map_err(|error| broken(&error))?;
-        let key = String::from_utf8_lossy(attribute.key.local_name().as_ref()).into_owned();
-        members.insert(format!("@{key}"), Value::String(String::from_utf8_lossy(&attribute.value).into_owned()));
+        let key = format!("{ATTRIBUTE}{}", utf8(attribute.key.local_name().as_ref())?);
+        members.insert(key, Value::String(unescaped(utf8(&attribute.value)?)?));
     }
     Ok(Element { name, members, text: String::new() })
 }
@@ -159,12 +185,32 @@ fn push_text(open: &mut [Element], text: &str) {
     }
 }
 
+/// Returns the text of an attribute, whose references are those of [`entity_text`]. An ampersand that begins none stays.
+fn unescaped(value: &str) -> Result<String, RowProblem> {
+    let mut out = String::with_capacity(value.len());
+    let mut rest = value;
+    while let Some(at) = rest.find('&') {
+        out.push_str(&rest[..at]);
+        rest = &rest[at + 1..];
+        let end = rest.find(|c: char| !(c.is_ascii_alphanumeric() || c == '#'));
+        match end.filter(|end| *end > 0 && rest[*end..].starts_with(';')) {
+            Some(end) => {
+                out.push_str(&entity_text(&BytesRef::new(&rest[..end]))?);
+                rest = &rest[end + 1..];
+            }
+            None => out.push('&'),
+        }
+    }
+    out.push_str(rest);
+    Ok(out)
+}
+
 /// Returns the character of a reference. Entities of HTML and of a DTD stay as they are written.
 fn entity_text(entity: &BytesRef<'_>) -> Result<String, RowProblem> {
     if let Some(c) = entity.resolve_char_ref().map_err(|error| broken(&error))? {
         return Ok(c.to_string());
     }
-    let name = entity.decode().map_err(|error| broken(&error))?;
+    let name = entity.decode().map_err(|_| not_utf8())?;
     Ok(match quick_xml::escape::resolve_xml_entity(&name) {
         Some(text) => text.to_owned(),
         None => format!("&{name};"),
