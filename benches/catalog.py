@@ -3,8 +3,9 @@
 Writes BENCH_ITEMS=200000 generated items, 100,000 of them in the category Shelves, to a server with the example shop's
 bundle, and to a tantivy index in this process. Each query is sent BENCH_QUERIES=200 times, one after the other. The times
 of Lodestone include gRPC; those of tantivy do not, and its index takes no writes meanwhile. Then 1,000 prices and stocks
-per message are set over 4 connections for BENCH_SECONDS=5, and again while category pages are requested. All results are
-also written to target/bench/catalog.json.
+per message are set over 4 connections for BENCH_SECONDS=5, and again while category pages are requested. Last, every item
+gets a price and a stock at one place, and pages are requested with and without the place. All results are also written to
+target/bench/catalog.json.
 """
 import json
 import os
@@ -127,12 +128,12 @@ def percentiles(call):
     return statistics.median(times), times[min(len(times) - 1, int(len(times) * 0.99))]
 
 
-def search(server, query="", order_by="", page=None, facets=(), follow=False):
-    """Returns a call of a page; with `follow` of the page after it, by its token."""
+def search(server, query="", order_by="", page=None, facets=(), follow=False, place=""):
+    """Returns a call of a page at a place; with `follow` of the page after it, by its token."""
     # Each facet counts without its own condition, so there is one for two of them.
     filters = 'category = "Shelves"' + (' AND attributes.color IN ("red", "blue", "green") AND price < 100' if facets else "")
     request = ranking.SearchRequest(
-        viewer={"visitor_id": "v"}, query=query, filter=filters, page_size=PAGE, page_number=page,
+        viewer={"visitor_id": "v", "place_id": place}, query=query, filter=filters, page_size=PAGE, page_number=page,
         options={"order_by": order_by},
         facet_specs=[{"field": name if name in ("brand", "price") else f"attributes.{name}", "multi_select": True}
                      for name in facets])
@@ -220,6 +221,55 @@ def set_inventory(server, seconds):
     return sum(counts) * BATCH / (time.monotonic() - begun)
 
 
+def set_offers(server, place):
+    """Sets a price and a stock of every item at a place. Returns the number of offers per second."""
+    draw = random.Random(2)
+    requests = [catalog.SetInventoryRequest(inventories=[
+        {"item_id": f"item-{number}", "offer_key": {"place_id": place}, "price_micros": draw.randrange(10**8),
+         "stock_quantity": draw.randrange(9)} for number in range(first, min(first + BATCH, ITEMS))])
+        for first in range(0, ITEMS, BATCH)]
+    stub = catalog_grpc.CatalogServiceStub(server.channel)
+
+    def send(request):
+        assert all(result.status == catalog.ITEM_STATUS_UPDATED for result in stub.SetInventory(request).results)
+    begun = time.monotonic()
+    with ThreadPoolExecutor(CONNECTIONS) as pool:
+        list(pool.map(send, requests))
+    return ITEMS / (time.monotonic() - begun)
+
+
+def places(server):
+    """Measures pages with and without a place, and the first page at a place after writes. Returns rows of times in ms."""
+    stub = catalog_grpc.CatalogServiceStub(server.channel)
+
+    def after(count, place):
+        """Times of the first page at a place after a write of so many offers of random items."""
+        draw, call, times = random.Random(3), search(server, order_by="price", place=place), []
+        for _ in range(QUERIES // 10):
+            stub.SetInventory(catalog.SetInventoryRequest(inventories=[
+                {"item_id": f"item-{draw.randrange(ITEMS)}", "offer_key": {"place_id": "zurich"},
+                 "price_micros": draw.randrange(10**8)} for _ in range(count)]))
+            begun = time.perf_counter()
+            call()
+            times.append((time.perf_counter() - begun) * 1000)
+        times.sort()
+        return statistics.median(times), times[-1]
+    yield "by price", percentiles(search(server, order_by="price"))
+    yield "by price, at a place without offers", percentiles(search(server, order_by="price", place="nowhere"))
+    begun = time.perf_counter()
+    call = search(server, order_by="price", place="zurich")
+    first = (time.perf_counter() - begun) * 1000
+    yield "by price, at the place, the first time", (first, first)
+    yield "by price, at the place", percentiles(call)
+    yield "by price, at the place, page by token", percentiles(
+        search(server, order_by="price", place="zurich", page=DEEP // 2, follow=True))
+    yield "ranked", percentiles(search(server))
+    yield "ranked, at the place", percentiles(search(server, place="zurich"))
+    for count in (1, 1000):
+        yield f"by price, after {count} writes", after(count, "")
+        yield f"by price, at the place, after {count} writes", after(count, "zurich")
+
+
 def main():
     OUT.mkdir(parents=True, exist_ok=True)
     report = {"items": ITEMS}
@@ -293,6 +343,17 @@ def main():
         during = statistics.median(times), times[int(len(times) * 0.99)]
         report["first_page_during_updates_ms"] = during
         print(f"category page during updates: p50 {during[0]:.2f} ms, p99 {during[1]:.2f} ms")
+        server.wait_until_idle()
+        before = server.resident_mb()
+        rate = set_offers(server, "zurich")
+        grown = server.resident_mb() - before
+        report["offers_per_s"], report["offers_grown_mb"] = rate, grown
+        print(f"\n{ITEMS:,} offers at a place: {rate:,.0f} per second; memory {grown:+.0f} MB\n"
+              f"{'ms':<44} {'p50':>7} {'p99':>7}")
+        report["places"] = []
+        for name, (median, p99) in places(server):
+            report["places"].append({"name": name, "p50_ms": median, "p99_ms": p99})
+            print(f"{name:<44} {median:>7.2f} {p99:>7.2f}", flush=True)
     (OUT / "catalog.json").write_text(json.dumps(report, indent=2))
 
 

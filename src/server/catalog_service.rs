@@ -9,12 +9,17 @@ use super::{
     violations::Violations,
 };
 use futures_util::stream::BoxStream;
-use lodestone_catalog::{Item, ItemField, ItemList, ItemWrite, WriteTime, WrittenFields, limits};
+use lodestone_catalog::{Item, ItemField, ItemList, ItemWrite, OfferKey, WriteTime, WrittenFields, limits};
 use lodestone_core::{ids::ItemId, units::UnixMillis};
 use lodestone_engine::{Engine, EngineError, ItemsToken, WriteOutcome, WriteReport};
 use lodestone_pipeline::RESULTS_BYTES_MAX;
 use prost::Message;
-use std::{cell::RefCell, collections::HashMap, fmt::Display, sync::Arc};
+use std::{
+    cell::RefCell,
+    collections::{BTreeSet, HashMap},
+    fmt::Display,
+    sync::Arc,
+};
 use tonic::{Request, Response, Status, Streaming};
 
 const ITEMS_MAX: usize = 1000;
@@ -79,6 +84,28 @@ impl<T> Validated<T> {
             self.results[*index].status = status(entry).into();
         }
         self.results
+    }
+}
+
+/// The keys of the offers of items after the writes of a request, which may set them one by one.
+#[derive(Default)]
+struct OfferKeys(HashMap<ItemId, BTreeSet<OfferKey>>);
+
+impl OfferKeys {
+    /// Adds a violation, and returns false, if the item would have too many offers.
+    fn check(&mut self, violations: &mut Violations, path: &dyn Display, write: &ItemWrite, engine: &Engine) -> bool {
+        let Some(offer) = write.item.offers.first() else { return true };
+        let known = self.0.entry(write.item.id.clone()).or_insert_with(|| engine.offer_keys(&write.item.id));
+        if known.contains(&offer.key) {
+            return true;
+        }
+        if known.len() >= limits::OFFERS {
+            let (count, limit) = (known.len() + 1, limits::OFFERS);
+            let problem = format!("is new, and the item would have {count} offers; the limit is {limit}");
+            violations.add(format_args!("{path}.offer_key"), problem);
+            return false;
+        }
+        known.insert(offer.key.clone())
     }
 }
 
@@ -248,10 +275,13 @@ impl CatalogService for Services {
     ) -> Result<Response<proto::SetInventoryResponse>, Status> {
         let response = async {
             let (inventories, clock) = (request.into_inner().inventories, self.clock());
+            let offers = RefCell::new(OfferKeys::default());
             let convert = |violations: &mut Violations, path: &dyn Display, inventory: &proto::Inventory| {
-                convert::inventory(violations, path, inventory, clock)
+                let write = convert::inventory(violations, path, inventory, clock)?;
+                offers.borrow_mut().check(violations, path, &write, &self.engine).then_some(write)
             };
             let validated = Validated::of("inventories", &inventories, |entry| &entry.item_id, convert)?;
+            drop(offers);
             let (results, log_position) = self.write_valid_items(validated).await?;
             Ok(Response::new(proto::SetInventoryResponse {
                 results,

@@ -498,6 +498,7 @@ pub(crate) fn of(error: EngineError) -> Status {
             status_about(Reason::PageTokenInvalid, format!("page_token {message}"), details, [(FIELD, field)])
         }
         EngineError::ServingConfig(unknown) => unknown_serving_config("options.serving_config", unknown),
+        EngineError::MixedCurrencies { field, .. } => invalid(vec![Violation::new(field, message)]),
         EngineError::AttributionToken => {
             let details = ErrorDetails::with_bad_request_violation("attribution_token", &message);
             let message = format!("attribution_token {message}");

@@ -18,6 +18,7 @@ mod item_prices;
 mod log;
 mod models;
 mod pages;
+mod places;
 mod popularity;
 mod power_loss;
 mod rank;

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Runs every fenced block of the guides docs/clients.md, docs/shop-pages.md, docs/rules.md and docs/serving.md, unchanged
-# and in order, against the server at $LODESTONE_ADDRESS (default 127.0.0.1:50051), and checks the output.
+# Runs every fenced block of the guides docs/clients.md, docs/shop-pages.md, docs/rules.md, docs/serving.md and
+# docs/places.md, unchanged and in order, against the server at $LODESTONE_ADDRESS (default 127.0.0.1:50051), and checks
+# the output.
 #
 #   tests/clients/run.sh [--stubs-only]
 #
@@ -77,5 +78,11 @@ guide docs/serving.md set_weight.py
 prints "an answer names its serving configuration" '"servingConfig": "margin"'
 prints "a configuration has its source" '"source": "SERVING_CONFIG_SOURCE_API"'
 prints "the Python client sets a weight" '^purchases has the weights .*1\.25'
+
+guide docs/places.md store_pages.py
+prints "a store has a price of its own" '"priceMicros": "24000000"'
+prints "a region has a currency of its own" '"currencyCode": "CHF"'
+prints "the Python client sets the stock of a store" '^lamp-2 ITEM_STATUS_UPDATED'
+prints "the Python client shows the stock of a store" '^leeds: Brass floor lamp, 75.00 GBP, 3 in stock'
 
 echo "clients: $passed passed, 0 failed"

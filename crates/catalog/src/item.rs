@@ -1,5 +1,5 @@
 //! An item as the shop describes it.
-use crate::FieldSet;
+use crate::{FieldSet, Offer};
 use lodestone_core::{
     ids::ItemId,
     units::{PriceMicros, UnixMillis},
@@ -49,6 +49,8 @@ pub struct Item {
     pub image_url: String,
     pub attributes: BTreeMap<String, AttributeValue>,
     pub created_at: Option<UnixMillis>,
+    /// Values for some viewers instead of those above, ascending by key, each key once.
+    pub offers: Vec<Offer>,
     /// The time at which a file of the shop had these values. Values that the API wrote earlier do not change them.
     /// `None` for an item that the API wrote, or that only events name: every write changes it.
     pub values_at: Option<UnixMillis>,
@@ -75,6 +77,8 @@ pub mod limits {
     pub const RATING: f64 = 5.0;
     pub const RATING_COUNT: u32 = 1_000_000_000;
     pub const URL_CHARS: usize = 2000;
+    /// Offers of an item.
+    pub const OFFERS: usize = 200;
 }
 
 /// Discounts are rounded to this part.
@@ -120,6 +124,22 @@ pub enum Availability {
 impl Availability {
     pub const ALL: [Self; 5] = [Self::InStock, Self::Backorder, Self::Preorder, Self::OutOfStock, Self::Discontinued];
 
+    /// Returns what a stated availability and a stock mean together. A stock of 0 is sold out unless the item can be
+    /// ordered in advance, and what can be ordered without stock is in stock while there is some.
+    pub(crate) fn of(stated: Option<Self>, stock_quantity: Option<u32>) -> Self {
+        match (stated, stock_quantity) {
+            (Some(stated @ (Self::Preorder | Self::OutOfStock | Self::Discontinued)), _) => stated,
+            (Some(Self::Backorder), None | Some(0)) => Self::Backorder,
+            (None | Some(Self::InStock), Some(0)) => Self::OutOfStock,
+            (None | Some(Self::InStock | Self::Backorder), _) => Self::InStock,
+        }
+    }
+
+    /// Returns true if an item can be bought.
+    pub(crate) fn is_in_stock(self) -> bool {
+        !matches!(self, Self::OutOfStock | Self::Discontinued)
+    }
+
     /// Returns the name in filters and files, such as `in_stock`.
     pub fn name(self) -> &'static str {
         match self {
@@ -139,6 +159,11 @@ impl Availability {
         let name = letters(name);
         Self::ALL.into_iter().find(|availability| letters(availability.name()) == name)
     }
+}
+
+/// Returns what remains of a price above a cost in the same currency, in its unit.
+pub(crate) fn margin(price: PriceMicros, cost: PriceMicros) -> f64 {
+    (price.micros() - cost.micros()) as f64 / 1e6
 }
 
 /// What a user pays at a time.
@@ -279,26 +304,20 @@ impl Item {
             image_url: String::new(),
             attributes: BTreeMap::new(),
             created_at: None,
+            offers: Vec::new(),
             values_at: None,
             absent_fields: FieldSet::default(),
         }
     }
 
-    /// Returns what the stated availability and the stock mean together. A stock of 0 is sold out unless the item can be
-    /// ordered in advance, and what can be ordered without stock is in stock while there is some.
+    /// Returns what the stated availability and the stock mean together.
     pub fn availability(&self) -> Availability {
-        use Availability::{Backorder, Discontinued, InStock, OutOfStock, Preorder};
-        match (self.stated_availability, self.stock_quantity) {
-            (Some(stated @ (Preorder | OutOfStock | Discontinued)), _) => stated,
-            (Some(Backorder), None | Some(0)) => Backorder,
-            (None | Some(InStock), Some(0)) => OutOfStock,
-            (None | Some(InStock | Backorder), _) => InStock,
-        }
+        Availability::of(self.stated_availability, self.stock_quantity)
     }
 
     /// Returns true if the item can be bought.
     pub fn is_in_stock(&self) -> bool {
-        !matches!(self.availability(), Availability::OutOfStock | Availability::Discontinued)
+        self.availability().is_in_stock()
     }
 
     /// Returns the sale price if it applies at a time.
@@ -325,8 +344,12 @@ impl Item {
     /// Returns what remains of the price of a time above the cost, in the currency's unit; below 0 for an item that is
     /// sold below its cost.
     pub fn margin_at(&self, at: UnixMillis) -> Option<f64> {
-        let (price, cost) = (self.price_at(at).price?, self.cost?);
-        Some((price.micros() - cost.micros()) as f64 / 1e6)
+        Some(margin(self.price_at(at).price?, self.cost?))
+    }
+
+    /// Returns ln(1 + price) at a time; 0 without a price.
+    pub(crate) fn log_price_at(&self, at: UnixMillis) -> f32 {
+        self.price_at(at).price.map_or(0.0, |price| (price.units() as f32).ln_1p())
     }
 
     /// Returns the item as users see it at a time: with the price of the time, with a sale only while it lasts, and

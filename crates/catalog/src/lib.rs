@@ -5,9 +5,11 @@ mod filter;
 mod groups;
 mod item;
 mod keys;
+mod offers;
 mod order;
 mod prepared;
 mod snapshot;
+mod views;
 mod write;
 
 pub use counts::{AttributeKindCount, ValueCounts};
@@ -21,6 +23,7 @@ pub use item::{
     category_path, is_url, limits,
 };
 pub use keys::ItemKeys;
+pub use offers::{Offer, OfferField, OfferKey};
 pub use order::{
     ORDER_KEYS_MAX, OrderBy, OrderByError, Part, Position, Selected, SortText, SortValue, StoredValue, TextValue,
     select,

@@ -79,6 +79,11 @@ impl OrderBy {
         Self(std::iter::once(in_stock).chain(self.0.iter().cloned()).collect())
     }
 
+    /// Returns true if one of these fields sorts.
+    pub fn has_any(&self, is_one: impl Fn(&Field) -> bool) -> bool {
+        self.0.iter().any(|key| is_one(&key.field))
+    }
+
     /// Returns whether no field sorts.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()

@@ -28,6 +28,14 @@ pub enum PreparedValue {
 const BANDS_PER_DOUBLING: f64 = 2.0;
 
 impl PreparedField {
+    /// Returns true if offers may change the value.
+    pub(crate) fn reads_offers(&self) -> bool {
+        match self {
+            Self::Number(field) | Self::Labels(field) => field.is_of_offers(),
+            Self::Match(filter) => filter.has_any(Field::is_of_offers),
+        }
+    }
+
     /// Returns the value of an item at a time.
     pub fn of(&self, item: &Item, at: UnixMillis) -> PreparedValue {
         match self {

@@ -1,9 +1,11 @@
 //! Copy-on-write snapshots of the catalogue. A request reads one snapshot.
 use super::{
-    Filter, Item, ItemKeys, PreparedField, PreparedValue, SortText,
+    Filter, Item, ItemKeys, OfferKey, PreparedField, PreparedValue, SortText,
     filter::{BLOCK_ROWS, Columns, Mask},
     groups::Groups,
+    views::{Version, View, ViewCache},
 };
+use ahash::AHashSet;
 use lodestone_core::{
     bits,
     ids::{ItemId, ItemKey, Row},
@@ -89,6 +91,18 @@ pub struct Catalog {
     time: UnixMillis,
     /// By block: no price changes before this time. May be too early.
     price_changes: Vec<UnixMillis>,
+    /// Of all content.
+    pub(crate) version: Version,
+    /// One for each [`BLOCK_ROWS`] rows.
+    pub(crate) block_versions: Vec<Version>,
+    /// Items that are not deleted and have offers, and those of them that have an offer that names a currency.
+    offer_item_count: usize,
+    currency_offer_item_count: usize,
+    /// What viewers see instead of the values of the rows.
+    pub(crate) view: Option<Arc<View>>,
+    /// The rows that have been written after that, with the values that the viewer sees; see [`Catalog::with_items`].
+    written_in_view: AHashSet<Row>,
+    pub(crate) views: Arc<ViewCache>,
 }
 
 /// The time of a price change that never comes.
@@ -143,7 +157,8 @@ impl Catalog {
             return None;
         }
         let mut later = self.clone();
-        later.time = time;
+        // A view of it has the time too.
+        (later.time, later.version) = (time, Version::next());
         for block in (0..later.price_changes.len()).filter(|block| self.price_changes[*block] <= time) {
             let mut next = NEVER;
             for row in block * BLOCK_ROWS..((block + 1) * BLOCK_ROWS).min(self.row_count) {
@@ -152,6 +167,7 @@ impl Catalog {
                 if known.item.next_price_change(self.time).is_some_and(|change| change <= time) {
                     let (log_price, prepared) = later.dated_values(&known.item);
                     later.replace(row, CatalogRow { log_price, prepared, ..known.clone() }, self.time);
+                    later.changed(row);
                 }
                 next = next.min(known.item.next_price_change(time).unwrap_or(NEVER));
             }
@@ -173,9 +189,7 @@ impl Catalog {
     /// Returns the values of an item that depend on the time: see [`CatalogRow::log_price`] and
     /// [`CatalogRow::prepared`].
     fn dated_values(&self, item: &Item) -> (f32, Arc<[PreparedValue]>) {
-        let price = item.price_at(self.time).price;
-        let log_price = price.map_or(0.0, |price| (price.units() as f32).ln_1p());
-        (log_price, self.prepared.iter().map(|field| field.of(item, self.time)).collect())
+        (item.log_price_at(self.time), self.prepared.iter().map(|field| field.of(item, self.time)).collect())
     }
 
     pub fn row_count(&self) -> usize {
@@ -189,7 +203,21 @@ impl Catalog {
 
     /// Returns the content of a row, also of a dead one.
     pub fn get(&self, row: Row) -> &CatalogRow {
-        &self.chunks[row.index() / CHUNK_ROWS][row.index() % CHUNK_ROWS]
+        let own = &self.chunks[row.index() / CHUNK_ROWS][row.index() % CHUNK_ROWS];
+        match &self.view {
+            Some(view) if !self.written_in_view.contains(&row) => view.row(row, own, &self.prepared),
+            _ => own,
+        }
+    }
+
+    /// Returns true if an item that is not deleted has offers.
+    pub fn has_offers(&self) -> bool {
+        self.offer_item_count > 0
+    }
+
+    /// Returns true if an item that is not deleted has an offer that names a currency.
+    pub fn has_currency_offers(&self) -> bool {
+        self.currency_offer_item_count > 0
     }
 
     /// Returns the key of a row's item, also of a deleted one.
@@ -273,18 +301,25 @@ impl Catalog {
         }
     }
 
-    /// Returns the catalogue of one request: this one and further items, which no index has, with their rows. They have
-    /// keys that no other item has, unless their ids have keys already. At most 65,536 items.
+    /// Returns the catalogue of one request: this one, as its viewer sees it, and further items, which no index has, with
+    /// the offers that apply to the viewer; and their rows. They have keys that no other item has, unless their ids have
+    /// keys already. At most 65,536 items.
     pub fn with_items(
         &self,
         keys: &ItemKeys,
+        viewer: &OfferKey,
         items: impl IntoIterator<Item = (Arc<Item>, ItemVectors)>,
     ) -> (Self, Vec<Row>) {
         let (mut catalog, mut rows) = (self.clone(), Vec::new());
         for (item, vectors) in items {
             let next = ItemKey(REQUEST_KEY_FIRST + catalog.rows_of_request.len() as u32);
             let key = keys.get(&item.id).unwrap_or(next);
-            rows.push(catalog.put(key, item, vectors));
+            let item = if viewer.is_empty() { item } else { Arc::new(item.for_viewer(viewer)) };
+            let row = catalog.put(key, item, vectors);
+            if catalog.view.is_some() {
+                catalog.written_in_view.insert(row);
+            }
+            rows.push(row);
         }
         (catalog, rows)
     }
@@ -295,7 +330,7 @@ impl Catalog {
     }
 
     fn put(&mut self, key: ItemKey, item: Arc<Item>, vectors: ItemVectors) -> Row {
-        let (log_price, prepared) = self.dated_values(&item);
+        let ((log_price, prepared), offers) = (self.dated_values(&item), offer_counts(&item));
         let (created_at, in_stock) = (item.created_at, item.is_in_stock());
         let price_change = item.next_price_change(self.time).unwrap_or(NEVER);
         let known = self.last_row_of_key(key);
@@ -303,6 +338,11 @@ impl Catalog {
         let title_normal =
             same_title.map_or_else(|| SortText::new(&normalize(&item.title)), |known| known.title_normal.clone());
         let content = CatalogRow { item, key, vectors, log_price, created_at, title_normal, prepared };
+        if let Some(known) = known {
+            self.uncount_offers(known);
+        }
+        self.offer_item_count += offers[0];
+        self.currency_offer_item_count += offers[1];
         let row = match known {
             Some(row) => {
                 self.replace(row, content, self.time);
@@ -317,25 +357,52 @@ impl Catalog {
         set_bit(&mut self.offered, row, in_stock);
         self.alive_count += usize::from(!self.is_alive(row));
         set_bit(&mut self.alive, row, true);
+        self.changed(row);
         row
+    }
+
+    /// Removes an item that is not deleted from the counts of offers.
+    fn uncount_offers(&mut self, row: Row) {
+        if self.is_alive(row) {
+            let [any, in_currency] = offer_counts(&self.get(row).item);
+            self.offer_item_count -= any;
+            self.currency_offer_item_count -= in_currency;
+        }
+    }
+
+    /// Notes that a row changed.
+    fn changed(&mut self, row: Row) {
+        self.version = Version::next();
+        self.block_versions[row.index() / BLOCK_ROWS] = self.version;
+    }
+
+    /// Replaces the columns of a block by those that a viewer sees.
+    pub(crate) fn set_view_columns(&mut self, block: usize, columns: Columns) {
+        let first = block * (BLOCK_ROWS / 64);
+        let words = self.offered.iter_mut().zip(&self.alive).skip(first);
+        words.zip(columns.in_stock()).for_each(|((offered, alive), in_stock)| *offered = alive & in_stock);
+        self.columns[block] = columns;
     }
 
     /// Deletes an item. Returns its row, or none if the item does not exist.
     pub fn delete(&mut self, keys: &ItemKeys, id: &ItemId) -> Option<Row> {
         let row = self.row_of(keys, id)?;
+        self.uncount_offers(row);
         self.groups.set(row, None);
         set_bit(&mut self.offered, row, false);
         set_bit(&mut self.alive, row, false);
         self.alive_count -= 1;
+        self.changed(row);
         Some(row)
     }
 
     /// Replaces the content of a row, whose columns have the values of a time.
     fn replace(&mut self, row: Row, content: CatalogRow, time: UnixMillis) {
+        // In a view, the columns have the values that the viewer sees.
+        let known = self.get(row).item.clone();
         let columns = &mut self.columns[row.index() / BLOCK_ROWS];
-        let known = &mut Arc::make_mut(&mut self.chunks[row.index() / CHUNK_ROWS])[row.index() % CHUNK_ROWS];
-        columns.replace(row.index() % BLOCK_ROWS, (&known.item, time), (&content.item, self.time));
-        *known = content;
+        columns.replace(row.index() % BLOCK_ROWS, (&known, time), (&content.item, self.time));
+        Arc::make_mut(&mut self.chunks[row.index() / CHUNK_ROWS])[row.index() % CHUNK_ROWS] = content;
     }
 
     fn push(&mut self, content: CatalogRow) -> Row {
@@ -345,6 +412,7 @@ impl Catalog {
         if self.row_count.is_multiple_of(BLOCK_ROWS) {
             self.columns.push(Columns::default());
             self.price_changes.push(NEVER);
+            self.block_versions.push(Version::default());
         }
         let row = Row(self.row_count as u32);
         let key = content.key.0 as usize;
@@ -367,6 +435,11 @@ impl Catalog {
         }
         row
     }
+}
+
+/// Returns 1 for an item with offers, otherwise 0, and the same for offers that name a currency.
+fn offer_counts(item: &Item) -> [usize; 2] {
+    [!item.offers.is_empty(), item.offers.iter().any(|offer| !offer.key.currency.is_empty())].map(usize::from)
 }
 
 fn set_bit(bits: &mut [u64], row: Row, value: bool) {
@@ -448,7 +521,7 @@ mod tests {
         catalog.upsert(&keys, item("a", "a"), vectors());
         let viewed = keys.intern_for_event(&ItemId::parse("viewed").unwrap());
         let sent = ["viewed", "new"].map(|id| (item(id, id), vectors()));
-        let (of_request, rows) = catalog.with_items(&keys, sent);
+        let (of_request, rows) = catalog.with_items(&keys, &OfferKey::default(), sent);
         assert_eq!((of_request.item_count(), catalog.item_count(), keys.len()), (3, 1, 2));
         assert_eq!(of_request.key_of(rows[0]), viewed);
         for (row, id) in rows.into_iter().zip(["viewed", "new"]) {

@@ -1,6 +1,6 @@
 //! Writes of items: of all fields or of some, each as of a time. The newest value of each field remains, in whichever
 //! order the writes arrive.
-use crate::{Item, attribute_name};
+use crate::{Item, OfferField, OfferKey, attribute_name, offers};
 use lodestone_core::{ids::ItemId, units::UnixMillis};
 use std::{
     borrow::Cow,
@@ -35,6 +35,10 @@ pub enum ItemField {
     /// One attribute. It is removed if the write does not have it.
     Attribute(String),
     CreateTime,
+    /// All offers: those that the write does not have are removed.
+    Offers,
+    /// One value of an offer. It is removed if the write does not have it.
+    Offer(OfferKey, OfferField),
 }
 
 /// A name that is not one of an item's fields.
@@ -42,7 +46,7 @@ pub enum ItemField {
 #[error("is not a field of an item; use {}, or attributes.NAME", FIELDS.map(|(name, _)| name).join(", "))]
 pub struct UnknownItemField;
 
-const FIELDS: [(&str, ItemField); 21] = [
+const FIELDS: [(&str, ItemField); 22] = [
     ("group_id", ItemField::GroupId),
     ("title", ItemField::Title),
     ("description", ItemField::Description),
@@ -64,6 +68,7 @@ const FIELDS: [(&str, ItemField); 21] = [
     ("image_url", ItemField::ImageUrl),
     ("attributes", ItemField::Attributes),
     ("create_time", ItemField::CreateTime),
+    ("offers", ItemField::Offers),
 ];
 
 impl ItemField {
@@ -74,10 +79,11 @@ impl ItemField {
         named.or_else(attribute).ok_or(UnknownItemField)
     }
 
-    /// Returns the name that [`ItemField::parse`] reads.
+    /// Returns the name that [`ItemField::parse`] reads; that of a value of an offer is only for people.
     pub fn name(&self) -> Cow<'static, str> {
         match self {
             Self::Attribute(name) => format!("attributes.{name}").into(),
+            Self::Offer(key, field) => offers::field_name(key, *field),
             field => FIELDS.iter().find(|(_, known)| known == field).map_or("", |(name, _)| name).into(),
         }
     }
@@ -114,11 +120,23 @@ impl ItemField {
                 None => _ = to.attributes.remove(name),
             },
             Self::CreateTime => to.created_at = from.created_at,
+            Self::Offers => to.offers.clone_from(&from.offers),
+            Self::Offer(key, field) => from.copy_offer_value(key, *field, to),
+        }
+    }
+
+    /// Returns the field of which this one is a part: all attributes, or all offers.
+    fn whole(&self) -> Option<Self> {
+        match self {
+            Self::Attribute(_) => Some(Self::Attributes),
+            Self::Offer(..) => Some(Self::Offers),
+            _ => None,
         }
     }
 }
 
-/// A set of fields of an item. One attribute belongs to it with [`ItemField::Attributes`].
+/// A set of fields of an item. One attribute belongs to it with [`ItemField::Attributes`], and a value of an offer with
+/// [`ItemField::Offers`].
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct FieldSet(u32);
 
@@ -145,10 +163,8 @@ impl FieldSet {
     }
 
     fn bit(field: &ItemField) -> u32 {
-        let whole = match field {
-            ItemField::Attribute(_) => &ItemField::Attributes,
-            field => field,
-        };
+        let whole = field.whole();
+        let whole = whole.as_ref().unwrap_or(field);
         FIELDS.iter().position(|(_, known)| known == whole).map_or(0, |index| 1 << index)
     }
 }
@@ -257,7 +273,10 @@ impl ItemWrite {
         let (WriteTime::Stated(time), Some(of_file)) = (self.time, known.values_at) else { return false };
         time < of_file
             && match &self.fields {
-                WrittenFields::All => known.absent_fields.is_empty(),
+                // A file never has offers, and a write without any has none to add.
+                WrittenFields::All => {
+                    known.absent_fields.iter().all(|field| field == ItemField::Offers && self.item.offers.is_empty())
+                }
                 WrittenFields::Some(fields) => !fields.iter().any(|field| known.absent_fields.contains(field)),
             }
     }
@@ -376,6 +395,15 @@ impl ItemState {
         }
     }
 
+    /// Returns the keys of the offers that were written.
+    pub fn offer_keys(&self) -> impl Iterator<Item = &OfferKey> {
+        let item = match self {
+            Self::Deleted { .. } => None,
+            Self::Written(written) => Some(&written.item),
+        };
+        item.into_iter().flat_map(|item| &item.offers).map(|offer| &offer.key)
+    }
+
     /// Returns the latest time of its values or of its deletion.
     pub fn newest(&self) -> Option<UnixMillis> {
         match self {
@@ -455,7 +483,7 @@ impl WrittenItem {
 
     /// Returns the time of a field's value; none if it was never written.
     fn time_of(&self, field: &ItemField) -> Option<UnixMillis> {
-        let whole = matches!(field, ItemField::Attribute(_)).then(|| self.times.get(&ItemField::Attributes)).flatten();
+        let whole = field.whole().and_then(|whole| self.times.get(&whole));
         [self.all_at, self.times.get(field).copied(), whole.copied()].into_iter().flatten().max()
     }
 
@@ -491,10 +519,10 @@ impl WrittenItem {
         let mut content = (*self.item).clone();
         for field in fresh {
             field.copy(item, &mut content);
-            if *field == ItemField::Attributes {
-                self.times.retain(|other, time| !matches!(other, ItemField::Attribute(_)) || *time > at);
-                let later = self.times.keys().filter(|other| matches!(other, ItemField::Attribute(_)));
-                for later in later {
+            let is_part = |other: &ItemField| other.whole().as_ref() == Some(field);
+            if matches!(field, ItemField::Attributes | ItemField::Offers) {
+                self.times.retain(|other, time| !is_part(other) || *time > at);
+                for later in self.times.keys().filter(|other| is_part(other)) {
                     later.copy(&self.item, &mut content);
                     if !stale.contains(later) {
                         stale.push(later.clone());
@@ -511,7 +539,7 @@ impl WrittenItem {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::AttributeValue;
+    use crate::{AttributeValue, Offer};
     use lodestone_core::units::PriceMicros;
     use proptest::prelude::*;
 
@@ -520,19 +548,36 @@ mod tests {
     }
 
     /// Fields whose values the tests write. A value is a number, and tells which write it is of.
-    const WRITTEN: [&str; 5] = ["title", "price_micros", "attributes", "attributes.x", "attributes.y"];
+    const WRITTEN: [&str; 8] =
+        ["title", "price_micros", "attributes", "attributes.x", "attributes.y", "offers", "price at x", "stock at x"];
 
+    fn place(name: &str) -> OfferKey {
+        OfferKey { place_id: name.into(), ..OfferKey::default() }
+    }
+
+    /// An item with these attributes, and with offers at the places of these names.
     fn item(value: i64, attributes: &[&str]) -> Item {
         let number = |name: &&str| ((*name).to_owned(), AttributeValue::Number(value as f64));
+        let offer = |name: &&str| Offer {
+            price: PriceMicros::new(value),
+            stock_quantity: Some(value as u32),
+            ..Offer::new(place(name))
+        };
         Item {
             price: PriceMicros::new(value),
             attributes: attributes.iter().map(number).collect(),
+            offers: attributes.iter().map(offer).collect(),
             ..Item::titled(id(), &value.to_string())
         }
     }
 
     fn fields(names: &[&str]) -> WrittenFields {
-        WrittenFields::Some(names.iter().map(|name| ItemField::parse(name).unwrap()).collect())
+        let field = |name: &&str| match *name {
+            "price at x" => ItemField::Offer(place("x"), OfferField::Price),
+            "stock at x" => ItemField::Offer(place("x"), OfferField::StockQuantity),
+            name => ItemField::parse(name).unwrap(),
+        };
+        WrittenFields::Some(names.iter().map(field).collect())
     }
 
     fn stated(at: i64) -> WriteTime {
@@ -654,6 +699,35 @@ mod tests {
         assert_eq!(content.title, "1");
         assert_eq!(state.content(Some(&content)).as_ref(), Some(&content), "applying it again changes nothing");
         assert_eq!(state.content(None), None);
+    }
+
+    #[test]
+    fn each_value_of_an_offer_has_a_time_of_its_own() {
+        let mut state = state_after([&ItemWrite::of_all(item(1, &["x", "y"]), stated(10))]);
+        let mut write = |value, names: &[&str], at| {
+            ItemState::write(
+                &mut state,
+                &ItemWrite { item: item(value, &["x"]), fields: fields(names), time: stated(at) },
+            )
+        };
+        let price = ItemField::Offer(place("x"), OfferField::Price);
+        assert_eq!(write(2, &["price at x"], 30), WriteEffect::Applied { stale: vec![] });
+        assert_eq!(write(3, &["price at x"], 20), WriteEffect::Stale);
+        assert_eq!(write(4, &["price at x", "stock at x"], 20), WriteEffect::Applied { stale: vec![price.clone()] });
+        let all = ItemState::write(&mut state, &ItemWrite::of_all(item(5, &["y"]), stated(25)));
+        assert_eq!(
+            all,
+            WriteEffect::Applied { stale: vec![price.clone()] },
+            "the later price stays, the stock is removed"
+        );
+        let content = state.as_ref().unwrap().content(None).unwrap();
+        let at_x = Offer { price: PriceMicros::new(2), ..Offer::new(place("x")) };
+        let at_y = Offer { price: PriceMicros::new(5), stock_quantity: Some(5), ..Offer::new(place("y")) };
+        assert_eq!(content.offers, [at_x, at_y.clone()]);
+        assert_eq!(price.name(), "offers[place_id=x].price_micros");
+        let none = ItemWrite { item: item(6, &[]), fields: fields(&["price at x"]), time: stated(40) };
+        assert_eq!(ItemState::write(&mut state, &none), WriteEffect::Applied { stale: vec![] });
+        assert_eq!(state.unwrap().content(None).unwrap().offers, [at_y], "an offer without values is removed");
     }
 
     /// An item of a file of the shop.

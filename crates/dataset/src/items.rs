@@ -144,6 +144,7 @@ fn read_batch(columns: &Columns, items: &mut Vec<Item>) -> Result<(), DatasetErr
                 .map_err(|error| columns.bad(row, "attributes", error.to_string()))?,
             created_at: (!created.is_null(row)).then(|| UnixMillis(created.value(row))),
             values_at: (!values.is_null(row)).then(|| UnixMillis(values.value(row))),
+            offers: Vec::new(),
             absent_fields: absent_fields(columns, row, &list_texts(absent, row))?,
         });
     }

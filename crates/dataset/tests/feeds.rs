@@ -167,7 +167,7 @@ fn a_google_feed_has_the_same_items_as_tsv_rss_and_atom() {
     assert_eq!((text(first, "color").as_deref(), first.group_id.as_str()), (Some("red"), "mug"));
     assert_eq!(first.values_at, Some(NOW), "a file is not of a later time than now");
     let absent: Vec<String> = first.absent_fields.iter().map(|field| field.name().into_owned()).collect();
-    assert_eq!(absent, ["cost_micros", "stock_quantity", "tags", "rating", "rating_count", "create_time"]);
+    assert_eq!(absent, ["cost_micros", "stock_quantity", "tags", "rating", "rating_count", "create_time", "offers"]);
 }
 
 #[test]

@@ -7,7 +7,8 @@ use crate::{
 };
 use arc_swap::ArcSwap;
 use lodestone_catalog::{
-    AttributeKindCount, Catalog, Filter, Item, ItemChange, ItemList, ItemState, ItemWrite, WriteTime, WrittenFields,
+    AttributeKindCount, Catalog, Field, Filter, Item, ItemChange, ItemList, ItemState, ItemWrite, OfferKey, WriteTime,
+    WrittenFields,
 };
 use lodestone_core::{
     bits,
@@ -31,7 +32,7 @@ use lodestone_rollout::{
 use lodestone_state::checkpoints::Checkpoints;
 use lodestone_telemetry::{Metrics, Sizes};
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     path::PathBuf,
     sync::Arc,
     time::{Duration, Instant},
@@ -101,7 +102,7 @@ struct WantedPage {
     bytes_max: usize,
     /// The generation that made the answer.
     loaded: Arc<LoadedGeneration>,
-    /// The generation that has the items of now, and its catalogue.
+    /// The generation that has the items of now, and its catalogue as the viewer sees it.
     up_to_date: Arc<LoadedGeneration>,
     catalog: Arc<Catalog>,
 }
@@ -240,6 +241,7 @@ impl Engine {
             }
         };
         let catalog = self.generations.current().generation.catalog_at(UnixMillis::now());
+        check_currencies(&catalog, filter.as_ref())?;
         self.workers.run(deadline, move |_| Ok(catalog.list(filter.as_ref(), after.as_ref(), count))).await
     }
 
@@ -268,6 +270,7 @@ impl Engine {
     /// Returns the ids of the items that match a filter, ascending.
     pub async fn items_matching(&self, filter: Filter) -> Result<Vec<ItemId>, EngineError> {
         let catalog = self.generations.current().generation.catalog_at(UnixMillis::now());
+        check_currencies(&catalog, Some(&filter))?;
         let list = move |_: &mut usize| Ok(catalog.list(Some(&filter), None, usize::MAX).items);
         let items = self.workers.run(Instant::now() + LIST_TIMEOUT, list).await?;
         Ok(items.iter().map(|item| item.id.clone()).collect())
@@ -349,6 +352,9 @@ impl Engine {
     }
 
     pub async fn suggest(&self, request: SuggestRequest, deadline: Instant) -> Result<SuggestAnswer, EngineError> {
+        let price_field = request.filter.as_ref().filter(|filter| filter.has_any(Field::is_price)).map(|_| "filter");
+        let (viewer, filter) = (&request.viewer, request.filter.as_ref());
+        self.check_viewer_currencies(viewer, price_field, filter, BTreeSet::new(), deadline).await?;
         let plan = self.serving().plan_of_suggestions(&request.options.serving_config)?;
         self.wait_for_position(request.options.log_position, deadline).await?;
         let (generations, position) = (self.generations.clone(), self.writer.position());
@@ -429,6 +435,16 @@ impl Engine {
         (self.get_item(id), count)
     }
 
+    /// Returns the keys of an item's offers, of the current catalogue and of all changes.
+    pub fn offer_keys(&self, id: &ItemId) -> BTreeSet<OfferKey> {
+        let catalogue = self.generations.state.catalogue.lock();
+        let mut keys: BTreeSet<OfferKey> =
+            catalogue.state(id).into_iter().flat_map(ItemState::offer_keys).cloned().collect();
+        drop(catalogue);
+        keys.extend(self.get_item(id).iter().flat_map(|item| &item.offers).map(|offer| offer.key.clone()));
+        keys
+    }
+
     /// Returns the item of a write with texts that may have to be encoded.
     fn item_to_encode(&self, write: &ItemWrite) -> Option<Item> {
         let known = || self.get_item(&write.item.id);
@@ -464,11 +480,63 @@ impl Engine {
             RankingRequest::Rank(_) => usize::MAX,
             RankingRequest::Search(_) | RankingRequest::Recommend(_) => RESULTS_BYTES_MAX,
         };
+        let currencies = self.sent_currencies(&request);
+        self.check_viewer_currencies(request.viewer(), request.price_field(), request.filter(), currencies, deadline)
+            .await?;
         let planned = self.plan(request)?;
         self.wait_for_position(version, deadline).await?;
         let position = self.writer.position();
         let served = self.workers.answer(deadline, planned).await?;
         self.freeze(served, position, page, bytes_max, deadline).await
+    }
+
+    /// Returns the currencies that the prices of the items that only the request has are in for its viewer.
+    fn sent_currencies(&self, request: &RankingRequest) -> BTreeSet<String> {
+        let Viewer { user, offers, .. } = request.viewer();
+        let (catalog, now) = (self.generations.routes().of(user).generation.catalog.load_full(), UnixMillis::now());
+        let is_new = |item: &&Item| catalog.row_of(&self.generations.state.keys, &item.id).is_none();
+        let seen = request.sent_items().filter(is_new).map(|item| item.for_viewer(offers));
+        let priced = seen.filter(|item| item.price_at(now).price.is_some() && !item.currency.is_empty());
+        priced.map(|item| item.currency.to_uppercase()).collect()
+    }
+
+    /// Returns an error if a field of a request compares prices and the prices that the viewer sees are in several
+    /// currencies, of which neither the viewer nor the filter chooses one. `sent` are the currencies of the items that the
+    /// request has.
+    async fn check_viewer_currencies(
+        &self,
+        viewer: &Viewer,
+        price_field: Option<&'static str>,
+        filter: Option<&Filter>,
+        sent: BTreeSet<String>,
+        deadline: Instant,
+    ) -> Result<(), EngineError> {
+        let Some(field) = price_field else { return Ok(()) };
+        if !viewer.offers.currency.is_empty() || filter.is_some_and(Filter::selects_one_currency) {
+            return Ok(());
+        }
+        let catalog = self.generations.routes().of(&viewer.user).generation.catalog_at(UnixMillis::now());
+        let own = catalog.price_currencies(catalog.alive());
+        // Offers that name no currency bring no other one.
+        let known = match viewer.offers.is_empty() || !catalog.has_currency_offers() && own.len() < 2 {
+            true => own,
+            false => {
+                let offers = viewer.offers.clone();
+                let of_view = move |_: &mut usize| {
+                    let view = catalog.view(&offers);
+                    Ok(view.price_currencies(view.alive()))
+                };
+                self.workers.run(deadline, of_view).await?
+            }
+        };
+        let currencies: BTreeSet<String> = known.into_iter().chain(sent).collect();
+        match currencies.len() {
+            0 | 1 => Ok(()),
+            _ => {
+                let currencies = currencies.into_iter().collect();
+                Err(EngineError::MixedCurrencies { field, currencies, has_viewer: true })
+            }
+        }
     }
 
     /// Waits until the log is applied up to `version`, for at most half of the remaining time, because an answer that
@@ -547,6 +615,13 @@ impl Engine {
             return Err(EngineError::PageToken(PageTokenError::OtherRequest));
         }
         let up_to_date = routes.up_to_date(loaded).clone();
+        let catalog = up_to_date.generation.catalog_at(UnixMillis::now());
+        let offers = frozen.slate.offers.clone();
+        let catalog = match offers.is_empty() {
+            true => catalog,
+            // A view that is not known yet reads the whole catalogue.
+            false => self.workers.run(deadline, move |_| Ok(catalog.view(&offers))).await?,
+        };
         let wanted = WantedPage {
             frozen,
             id: token.slate,
@@ -554,7 +629,7 @@ impl Engine {
             size: page.size,
             bytes_max: RESULTS_BYTES_MAX,
             loaded: loaded.clone(),
-            catalog: up_to_date.generation.catalog_at(UnixMillis::now()),
+            catalog,
             up_to_date,
         };
         self.page(wanted, deadline).await
@@ -633,6 +708,18 @@ impl Engine {
         for (outcome, count) in counts {
             self.metrics.wrote(outcome, count);
         }
+    }
+}
+
+/// Returns an error if a filter of a list of items compares prices in several currencies.
+fn check_currencies(catalog: &Catalog, filter: Option<&Filter>) -> Result<(), EngineError> {
+    if !filter.is_some_and(|filter| filter.has_any(Field::is_price) && !filter.selects_one_currency()) {
+        return Ok(());
+    }
+    let currencies = catalog.price_currencies(catalog.alive());
+    match currencies.len() {
+        0 | 1 => Ok(()),
+        _ => Err(EngineError::MixedCurrencies { field: "filter", currencies, has_viewer: false }),
     }
 }
 

@@ -87,6 +87,15 @@ pub enum EngineError {
     /// The request names a serving configuration that does not exist.
     #[error("{0}")]
     ServingConfig(#[from] UnknownConfig),
+    /// A field of the request compares prices in several currencies.
+    #[error("compares prices, which are in {}; {}", currencies.join(" and "), choose_currency(*has_viewer))]
+    MixedCurrencies {
+        field: &'static str,
+        /// Ascending; at least two.
+        currencies: Vec<String>,
+        /// Whether the request has a viewer, who may choose a currency.
+        has_viewer: bool,
+    },
     /// The attribution token was signed elsewhere.
     #[error("is not an attribution token of this server")]
     AttributionToken,
@@ -112,6 +121,13 @@ pub enum EngineError {
     /// A bug. Its text is logged and never sent to a client.
     #[error("internal error: {0}")]
     Internal(String),
+}
+
+fn choose_currency(has_viewer: bool) -> &'static str {
+    match has_viewer {
+        true => "choose one by viewer.currency_code, or by a condition such as `currency = \"EUR\"` in the filter",
+        false => "choose one by a condition such as `currency = \"EUR\"`",
+    }
 }
 
 /// The reason why a change of a rule, a set of synonyms or a serving configuration is refused. Nothing is stored.

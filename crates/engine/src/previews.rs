@@ -202,7 +202,8 @@ impl PreviewInput {
         if record.applied_rules.iter().any(|applied| applied.rule_id == self.rule.id()) {
             return left_out("a rule with this id was in effect, and the record does not separate its effects");
         }
-        let on_record = match self.on_record(record) {
+        let catalog = self.catalog.view(&request.viewer().offers);
+        let on_record = match self.on_record(record, &catalog) {
             Ok(on_record) => on_record,
             Err(reason) => return left_out(reason),
         };
@@ -215,11 +216,11 @@ impl PreviewInput {
         ReadAnswer::Matched(Box::new(MatchedAnswer { query, log_position: record.log_position, slots, page }))
     }
 
-    /// Evaluates the actions of the rule on the items of a record, as the catalogue has them now.
-    fn on_record(&self, record: &AnswerRecord) -> Result<RuleOnRecord, &'static str> {
+    /// Evaluates the actions of the rule on the items of a record, as the viewer sees them now.
+    fn on_record(&self, record: &AnswerRecord, catalog: &Catalog) -> Result<RuleOnRecord, &'static str> {
         let rows: Vec<_> = record.items.iter().map(|id| self.row_of(id)).collect();
         let matches = |filter: &Filter| -> Vec<bool> {
-            rows.iter().map(|row| row.is_some_and(|row| self.catalog.matches(filter, row))).collect()
+            rows.iter().map(|row| row.is_some_and(|row| catalog.matches(filter, row))).collect()
         };
         let mut on_record = RuleOnRecord { hidden: vec![false; rows.len()], ..RuleOnRecord::default() };
         let mut pins: Vec<(&ItemId, usize)> = Vec::new();
@@ -241,8 +242,8 @@ impl PreviewInput {
             }
         }
         let can_pin = |(item, _): &(&ItemId, usize)| {
-            let row = self.row_of(item.as_str()).filter(|row| self.catalog.is_offered(*row));
-            row.is_some_and(|row| filters.iter().all(|filter| self.catalog.matches(filter, row)))
+            let row = self.row_of(item.as_str()).filter(|row| catalog.is_offered(*row));
+            row.is_some_and(|row| filters.iter().all(|filter| catalog.matches(filter, row)))
         };
         on_record.pins = pins.into_iter().filter(can_pin).map(|(item, rank)| (item.to_string(), rank)).collect();
         Ok(on_record)

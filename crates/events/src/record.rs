@@ -1,8 +1,8 @@
 //! The format of the log's records: a version byte followed by a protobuf message.
 use super::{Attribution, Event, EventKind, EventLine, LogError};
 use lodestone_catalog::{
-    AttributeTime, AttributeValue, Availability, FieldSet, GeoPoint, Item, ItemChange, ItemField, ItemWrite, WriteTime,
-    WrittenFields,
+    AttributeTime, AttributeValue, Availability, FieldSet, GeoPoint, Item, ItemChange, ItemField, ItemWrite, Offer,
+    OfferField, OfferKey, WriteTime, WrittenFields,
 };
 use lodestone_core::{
     format::OtherVersion,
@@ -15,7 +15,7 @@ use prost::Message;
 use std::{borrow::Cow, collections::BTreeMap};
 
 /// The version of written records. Readers reject unknown versions.
-const VERSION: u8 = 6;
+const VERSION: u8 = 5;
 
 /// A change that a record of the log stores.
 #[derive(Debug, Clone, PartialEq)]
@@ -160,7 +160,7 @@ enum Content {
 struct WriteRecord {
     #[prost(message, tag = "1")]
     item: Option<ItemRecord>,
-    /// Names of the written fields. Empty: all.
+    /// Names of the written fields. Empty, and no values of offers: all.
     #[prost(string, repeated, tag = "2")]
     fields: Vec<String>,
     #[prost(int64, tag = "3")]
@@ -168,6 +168,43 @@ struct WriteRecord {
     /// The shop stated the time.
     #[prost(bool, tag = "4")]
     is_stated: bool,
+    /// Written values of offers.
+    #[prost(message, repeated, tag = "5")]
+    offer_fields: Vec<OfferFieldRecord>,
+}
+
+/// One value of an offer.
+#[derive(Clone, PartialEq, Message)]
+struct OfferFieldRecord {
+    #[prost(message, optional, tag = "1")]
+    key: Option<OfferKeyRecord>,
+    /// Its name in the API.
+    #[prost(string, tag = "2")]
+    field: String,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct OfferKeyRecord {
+    #[prost(string, tag = "1")]
+    place_id: String,
+    #[prost(string, tag = "2")]
+    region_code: String,
+    #[prost(string, tag = "3")]
+    customer_group: String,
+    #[prost(string, tag = "4")]
+    currency: String,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct OfferRecord {
+    #[prost(message, optional, tag = "1")]
+    key: Option<OfferKeyRecord>,
+    #[prost(int64, optional, tag = "2")]
+    price_micros: Option<i64>,
+    #[prost(int64, optional, tag = "3")]
+    original_price_micros: Option<i64>,
+    #[prost(uint32, optional, tag = "4")]
+    stock_quantity: Option<u32>,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -288,6 +325,8 @@ struct ItemRecord {
     sale_end_ms: Option<i64>,
     #[prost(int64, optional, tag = "24")]
     cost_micros: Option<i64>,
+    #[prost(message, repeated, tag = "40")]
+    offers: Vec<OfferRecord>,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -427,29 +466,95 @@ impl LineRecord {
 impl From<&ItemWrite> for WriteRecord {
     fn from(write: &ItemWrite) -> Self {
         let (WriteTime::Stated(at) | WriteTime::Received(at)) = write.time;
+        let (mut fields, mut offer_fields) = (Vec::new(), Vec::new());
+        if let WrittenFields::Some(written) = &write.fields {
+            for field in written {
+                match field {
+                    ItemField::Offer(key, field) => offer_fields.push(OfferFieldRecord {
+                        key: Some(OfferKeyRecord::from(key)),
+                        field: field.name().to_owned(),
+                    }),
+                    field => fields.push(field.name().into_owned()),
+                }
+            }
+        }
         Self {
             item: Some(ItemRecord::from(&write.item)),
-            fields: match &write.fields {
-                WrittenFields::All => Vec::new(),
-                WrittenFields::Some(fields) => fields.iter().map(|field| field.name().into_owned()).collect(),
-            },
+            fields,
             at_ms: at.0,
             is_stated: matches!(write.time, WriteTime::Stated(_)),
+            offer_fields,
         }
     }
 }
 
 impl WriteRecord {
     fn read(self) -> Result<ItemWrite, Reason> {
-        let field = |name: &String| ItemField::parse(name).map_err(|error| format!("a written field {error}"));
+        let field =
+            |name: &String| ItemField::parse(name).map_err(|error| Reason::from(format!("a written field {error}")));
         let at = UnixMillis(self.at_ms);
         Ok(ItemWrite {
             item: self.item.ok_or("the written item is missing")?.read()?,
-            fields: match self.fields.is_empty() {
+            fields: match self.fields.is_empty() && self.offer_fields.is_empty() {
                 true => WrittenFields::All,
-                false => WrittenFields::Some(self.fields.iter().map(field).collect::<Result<_, _>>()?),
+                false => {
+                    let offers = self.offer_fields.into_iter().map(OfferFieldRecord::read);
+                    WrittenFields::Some(self.fields.iter().map(field).chain(offers).collect::<Result<_, _>>()?)
+                }
             },
             time: if self.is_stated { WriteTime::Stated(at) } else { WriteTime::Received(at) },
+        })
+    }
+}
+
+impl OfferFieldRecord {
+    fn read(self) -> Result<ItemField, Reason> {
+        let field = OfferField::ALL.into_iter().find(|field| field.name() == self.field);
+        let field = field.ok_or_else(|| format!("the field {} of an offer is unknown", self.field))?;
+        Ok(ItemField::Offer(self.key.ok_or("the key of an offer is missing")?.read(), field))
+    }
+}
+
+impl From<&OfferKey> for OfferKeyRecord {
+    fn from(key: &OfferKey) -> Self {
+        Self {
+            place_id: key.place_id.to_string(),
+            region_code: key.region_code.to_string(),
+            customer_group: key.customer_group.to_string(),
+            currency: key.currency.to_string(),
+        }
+    }
+}
+
+impl OfferKeyRecord {
+    fn read(self) -> OfferKey {
+        OfferKey {
+            place_id: self.place_id.into(),
+            region_code: self.region_code.into(),
+            customer_group: self.customer_group.into(),
+            currency: self.currency.into(),
+        }
+    }
+}
+
+impl From<&Offer> for OfferRecord {
+    fn from(offer: &Offer) -> Self {
+        Self {
+            key: Some(OfferKeyRecord::from(&offer.key)),
+            price_micros: offer.price.map(PriceMicros::micros),
+            original_price_micros: offer.original_price.map(PriceMicros::micros),
+            stock_quantity: offer.stock_quantity,
+        }
+    }
+}
+
+impl OfferRecord {
+    fn read(self) -> Result<Offer, Reason> {
+        Ok(Offer {
+            key: self.key.ok_or("the key of an offer is missing")?.read(),
+            price: read_price(self.price_micros)?,
+            original_price: read_price(self.original_price_micros)?,
+            stock_quantity: self.stock_quantity,
         })
     }
 }
@@ -491,6 +596,7 @@ impl From<&Item> for ItemRecord {
             sale_start_ms: item.sale_start.map(|at| at.0),
             sale_end_ms: item.sale_end.map(|at| at.0),
             cost_micros: item.cost.map(PriceMicros::micros),
+            offers: item.offers.iter().map(OfferRecord::from).collect(),
         }
     }
 }
@@ -537,6 +643,7 @@ impl ItemRecord {
             sale_start: self.sale_start_ms.map(UnixMillis),
             sale_end: self.sale_end_ms.map(UnixMillis),
             cost: read_price(self.cost_micros)?,
+            offers: self.offers.into_iter().map(OfferRecord::read).collect::<Result<_, _>>()?,
         })
     }
 }
@@ -603,6 +710,10 @@ mod tests {
         )
     }
 
+    fn offer_key() -> OfferKey {
+        OfferKey { place_id: "zurich".into(), region_code: "CH".into(), currency: "CHF".into(), ..OfferKey::default() }
+    }
+
     fn full_item() -> Item {
         Item {
             description: "warm".into(),
@@ -632,6 +743,7 @@ mod tests {
                 ("place".into(), AttributeValue::GeoPoint(GeoPoint { latitude: -90.0, longitude: 0.5 })),
             ]),
             created_at: Some(UnixMillis(0)),
+            offers: vec![Offer { price: PriceMicros::new(1), stock_quantity: Some(0), ..Offer::new(offer_key()) }],
             ..Item::titled(ItemId::parse("hat").unwrap(), "Hat")
         }
     }
@@ -661,6 +773,11 @@ mod tests {
             ItemWrite::of_all(full_item(), WriteTime::Received(at)),
             ItemWrite::of_all(bare, WriteTime::Stated(UnixMillis(-1))),
             ItemWrite { item: full_item(), fields: WrittenFields::Some(fields.into()), time: WriteTime::Stated(at) },
+            ItemWrite {
+                item: full_item(),
+                fields: WrittenFields::Some([ItemField::Offer(offer_key(), OfferField::Price)].into()),
+                time: WriteTime::Received(at),
+            },
         ];
         let writes = writes.map(|write| ItemChange::Write(Box::new(write)));
         let delete = |time| ItemChange::Delete { id: ItemId::parse("hat").unwrap(), time };

@@ -159,7 +159,11 @@ pub fn choose(
     let item_count = products::count(catalog, &sample, one_per_group);
     let attributes = catalog.attribute_names(&sample).into_iter().map(|name| Field::Attribute(name.to_owned()));
     let fields = [Field::CategoryPath, Field::Brand, Field::Price].into_iter().chain(attributes);
-    let unknown = fields.filter(|field| !known.iter().any(|spec| spec.field == *field));
+    // Prices in several currencies are no ranges.
+    let has_one_currency = catalog.price_currencies(&sample).len() < 2;
+    let unknown = fields
+        .filter(|field| has_one_currency || !field.is_price())
+        .filter(|field| !known.iter().any(|spec| spec.field == *field));
     let mut scored: Vec<(f64, FacetSpec)> = unknown
         .map(|field| {
             let mut spec = FacetSpec::of(field);

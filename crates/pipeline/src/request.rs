@@ -1,7 +1,7 @@
 //! Requests and answers of the engine. The server has validated every field of a request.
 use super::facets::{FacetSpec, Facets};
 use crate::{policy::ScoreParts, serving::ExperimentArm, source::CandidateSource};
-use lodestone_catalog::{AttributeValue, Availability, Catalog, Filter, Item, OrderBy, ReadMask};
+use lodestone_catalog::{AttributeValue, Availability, Catalog, Filter, Item, OfferKey, OrderBy, ReadMask};
 use lodestone_core::{
     ids::{ItemId, Row, UserId},
     viewer::ViewerContext,
@@ -30,12 +30,20 @@ pub struct Viewer {
     /// Empty: unknown.
     pub session: String,
     pub context: ViewerContext,
+    /// Chooses the offers of items that apply.
+    pub offers: OfferKey,
 }
 
 impl Viewer {
     /// Returns a viewer of whom nothing but the user is known.
     pub fn of_user(user: UserId) -> Self {
-        Self { user, visitor: None, session: String::new(), context: ViewerContext::default() }
+        Self {
+            user,
+            visitor: None,
+            session: String::new(),
+            context: ViewerContext::default(),
+            offers: OfferKey::default(),
+        }
     }
 }
 

@@ -114,7 +114,7 @@ impl RuledRequest<'_> {
 
 /// The items that a request ranks.
 struct RequestItems {
-    /// The generation's or, for a request with items of its own, that with them.
+    /// As the viewer sees it: the generation's or, for a request with items of its own, that with them.
     catalog: Arc<Catalog>,
     /// The rows of the request's own items.
     rows: AHashMap<ItemId, Row>,
@@ -158,7 +158,8 @@ impl RequestItems {
         match embedded {
             Ok(embedded) => {
                 let ids: Vec<ItemId> = items.iter().map(|item| item.id.clone()).collect();
-                let (catalog, rows) = catalog.with_items(keys, items.into_iter().zip(embedded));
+                let offers = &request.viewer().offers;
+                let (catalog, rows) = catalog.with_items(keys, offers, items.into_iter().zip(embedded));
                 let rows = ids.into_iter().zip(rows).collect();
                 Self { catalog: Arc::new(catalog), rows, is_failed: false, time: Some(begun.elapsed()) }
             }
@@ -260,12 +261,34 @@ impl RankingRequest {
         }
     }
 
-    pub(crate) fn filter(&self) -> Option<&Filter> {
+    pub fn filter(&self) -> Option<&Filter> {
         match self {
             Self::Search(request) => request.filter.as_ref(),
             Self::Recommend(request) => request.filter.as_ref(),
             Self::Rank(_) => None,
         }
+    }
+
+    /// The items that the request has, which are not those of the catalogue.
+    pub fn sent_items(&self) -> impl Iterator<Item = &Item> {
+        let candidates = match self {
+            Self::Rank(request) => &request.candidates[..],
+            Self::Search(_) | Self::Recommend(_) => &[],
+        };
+        candidates.iter().filter_map(|candidate| candidate.item.as_deref())
+    }
+
+    /// The first field of the request that compares prices, with or without the currency in which it does; none if no
+    /// field does. Rules do not count.
+    pub fn price_field(&self) -> Option<&'static str> {
+        let options = self.options();
+        let fields = [
+            ("filter", self.filter().is_some_and(|filter| filter.has_any(Field::is_price))),
+            ("options.order_by", options.order_by.has_any(Field::is_price)),
+            ("facet_specs", self.facets().iter().any(|spec| spec.field.is_price())),
+            ("options.boosts", options.boosts.iter().any(|boost| boost.filter.has_any(Field::is_price))),
+        ];
+        fields.into_iter().find(|(_, compares)| *compares).map(|(field, _)| field)
     }
 
     /// What becomes of items that are sold out.
@@ -367,7 +390,11 @@ pub fn run(
 ) -> Vec<PipelineAnswer> {
     let (catalog, rules) = (generation.catalog.load_full(), generation.state.rules());
     let ruled: Vec<RuledRequest> = requests.iter().map(|planned| RuledRequest::new(planned, &rules, now)).collect();
-    let items = ruled.iter().map(|ruled| RequestItems::new(&ruled.request, generation, models, &catalog, now));
+    // Each request has the catalogue as its viewer sees it; rows and vectors are the same in all.
+    let items = ruled.iter().map(|ruled| {
+        let view = catalog.view(&ruled.request.viewer().offers);
+        RequestItems::new(&ruled.request, generation, models, &view, now)
+    });
     let items: Vec<RequestItems> = items.collect();
     let mut contexts: Vec<RequestContext> =
         ruled.iter().zip(&items).map(|(ruled, items)| ruled.context(generation, items, now)).collect();
@@ -499,6 +526,7 @@ fn respond(
         }
         RankingRequest::Rank(_) => Shown::All,
     };
+    slate.offers = request.viewer().offers.clone();
     slate.reason = match request {
         RankingRequest::Search(_) => None,
         RankingRequest::Recommend(request) => reason_of_list(&context, request),
@@ -880,7 +908,7 @@ pub fn suggest(
     now: UnixMillis,
 ) -> (SuggestAnswer, StageTimes) {
     let options = &request.options;
-    let catalog = generation.catalog.load_full();
+    let catalog = generation.catalog.load_full().view(&request.viewer.offers);
     let mut context = RequestContext::new(generation, &catalog, &request.viewer, options, now);
     context.synonyms.push(generation.state.rules().synonyms.clone());
     context.ranker = if plan.uses_ranker() { RankerUse::Scores } else { RankerUse::Skipped };

@@ -15,7 +15,7 @@ use crate::{
     trace::{ConfiguredRanking, PolicyRules},
 };
 use ahash::AHashSet;
-use lodestone_catalog::{Catalog, Filter, Item, OrderBy, Part, Position, ReadMask};
+use lodestone_catalog::{Catalog, Filter, Item, OfferKey, OrderBy, Part, Position, ReadMask};
 use lodestone_core::{
     ids::{ItemId, ItemKey, Row},
     units::UnixMillis,
@@ -235,6 +235,7 @@ pub fn arrange(
         recent: context.user.recent.clone(),
         now: context.now,
         shown: Shown::default(),
+        offers: OfferKey::default(),
         reason: None,
         tail: None,
         read_mask: options.read_mask.clone(),
@@ -388,6 +389,8 @@ pub struct Slate {
     /// The time of the answer.
     now: UnixMillis,
     pub shown: Shown,
+    /// The viewer's choice of offers, by which all pages see the catalogue.
+    pub offers: OfferKey,
     /// The reason of every result that is not pinned, for lists whose results share one.
     pub reason: Option<Reason>,
     /// The results behind the entries. None: the entries are the whole answer.
@@ -472,7 +475,7 @@ impl SlatePage {
     }
 }
 
-/// The items of now: a generation, and a snapshot of its catalogue.
+/// The items of now: a generation, and a snapshot of its catalogue as the viewer sees it.
 #[derive(Clone, Copy)]
 pub struct CurrentItems<'a> {
     pub generation: &'a Generation,

@@ -1,6 +1,6 @@
 //! Converts answers of the engine to response messages.
 use crate::server::{proto, violations::Violation};
-use lodestone_catalog::{AttributeValue, Availability, GeoPoint, Item};
+use lodestone_catalog::{AttributeValue, Availability, GeoPoint, Item, Offer};
 use lodestone_core::{ids::ItemId, units::UnixMillis};
 use lodestone_index::{Completion, CompletionSource, SearchStrategy};
 use lodestone_pipeline::{policy::ScoreParts, serving::ExperimentArm, *};
@@ -90,7 +90,7 @@ fn result(result: RankedItem) -> proto::Result {
         score: result.score,
         reasons: result.reasons.iter().map(reason).collect(),
         query_match: result.query_match.map_or(0, |query_match| query_match as i32),
-        item: result.item.as_deref().map(item_to_proto),
+        item: result.item.as_deref().map(shown_item),
         debug: result.debug.map(result_debug),
         variant_count: result.variant_count as i32,
         variants: result.variants.iter().map(|variant| self::variant(variant, result.item.is_some())).collect(),
@@ -100,7 +100,7 @@ fn result(result: RankedItem) -> proto::Result {
 /// Returns a variant, whole or only its id.
 fn variant(item: &Item, is_whole: bool) -> proto::Item {
     match is_whole {
-        true => item_to_proto(item),
+        true => shown_item(item),
         false => proto::Item { item_id: item.id.to_string(), ..Default::default() },
     }
 }
@@ -127,6 +127,22 @@ pub(crate) fn score_parts(parts: &ScoreParts) -> proto::ScoreParts {
 
 /// Converts an item as it is stored. Answers have it as users see it ([`Item::shown_at`]).
 pub(crate) fn item_to_proto(item: &Item) -> proto::Item {
+    let offer = |offer: &Offer| proto::Offer {
+        key: Some(proto::OfferKey {
+            place_id: offer.key.place_id.to_string(),
+            region_code: offer.key.region_code.to_string(),
+            customer_group: offer.key.customer_group.to_string(),
+            currency_code: offer.key.currency.to_string(),
+        }),
+        price_micros: offer.price.map(|price| price.micros()),
+        original_price_micros: offer.original_price.map(|price| price.micros()),
+        stock_quantity: offer.stock_quantity.map(i64::from),
+    };
+    proto::Item { offers: item.offers.iter().map(offer).collect(), ..shown_item(item) }
+}
+
+/// Converts an item of an answer, which has the values that apply to the viewer and no offers.
+fn shown_item(item: &Item) -> proto::Item {
     use proto::attribute_value::Kind;
     let attribute = |(name, value): (&String, &AttributeValue)| {
         let kind = match value {
@@ -164,6 +180,7 @@ pub(crate) fn item_to_proto(item: &Item) -> proto::Item {
         sale_start_time: item.sale_start.map(timestamp),
         sale_end_time: item.sale_end.map(timestamp),
         cost_micros: item.cost.map(|cost| cost.micros()),
+        offers: Vec::new(),
     }
 }
 

@@ -4,11 +4,12 @@ use super::{
     events::{nanos, time},
     filters::filter,
     requests::fingerprint,
+    viewer::region,
 };
 use crate::server::{proto, violations::Violations};
 use lodestone_catalog::{
     AttributeKind, AttributeKindCount, AttributeValue, Availability, Filter, GeoPoint, Item, ItemField, ItemWrite,
-    ReadMask, WriteTime, WrittenFields, category_levels, category_path, is_url, limits,
+    Offer, OfferField, OfferKey, ReadMask, WriteTime, WrittenFields, category_levels, category_path, is_url, limits,
 };
 use lodestone_core::{
     ids::ItemId,
@@ -24,7 +25,7 @@ use std::{
 };
 
 /// Greatest number of fields in a mask: all fields, and all attributes by name.
-const MASK_MAX: usize = 21 + limits::ATTRIBUTES;
+const MASK_MAX: usize = 22 + limits::ATTRIBUTES;
 
 /// Number of listed items per page.
 const LIST_SIZE_DEFAULT: usize = 100;
@@ -84,6 +85,9 @@ pub(crate) fn inventory(
     inventory: &proto::Inventory,
     clock: Clock,
 ) -> Option<ItemWrite> {
+    if inventory.offer_key.is_some() {
+        return offer_inventory(violations, path, inventory, clock);
+    }
     let before = violations.found.len();
     let mut fields = BTreeSet::new();
     fields.extend(inventory.stock_quantity.map(|_| ItemField::StockQuantity));
@@ -110,6 +114,39 @@ pub(crate) fn inventory(
     let item = item(violations, &path, &sent, false);
     let time = clock.write_time(violations, format_args!("{path}.update_time"), inventory.update_time.as_ref());
     let item = item.filter(|_| violations.found.len() == before)?;
+    Some(ItemWrite { item, fields: WrittenFields::Some(fields), time })
+}
+
+/// Converts stock and price of an offer. Returns None if there are violations.
+fn offer_inventory(
+    violations: &mut Violations,
+    path: impl Display,
+    inventory: &proto::Inventory,
+    clock: Clock,
+) -> Option<ItemWrite> {
+    let before = violations.found.len();
+    let id = violations.keep(format_args!("{path}.item_id"), ItemId::parse(&inventory.item_id));
+    if !inventory.currency_code.is_empty() {
+        let problem =
+            "must be empty, because the prices of an offer are in offer_key.currency_code or in the item's currency";
+        violations.add(format_args!("{path}.currency_code"), problem);
+    }
+    if inventory.availability != 0 {
+        let problem = "must not be set, because that of the item holds for all viewers; set it without offer_key";
+        violations.add(format_args!("{path}.availability"), problem);
+    }
+    let sent = proto::Offer {
+        key: inventory.offer_key.clone(),
+        price_micros: inventory.price_micros,
+        original_price_micros: inventory.original_price_micros,
+        stock_quantity: inventory.stock_quantity,
+    };
+    let offer = offer(violations, &path, "offer_key", &sent);
+    let time = clock.write_time(violations, format_args!("{path}.update_time"), inventory.update_time.as_ref());
+    let (id, offer) = id.zip(offer.filter(|_| violations.found.len() == before))?;
+    let fields = OfferField::ALL.into_iter().filter(|field| offer.has(*field));
+    let fields = fields.map(|field| ItemField::Offer(offer.key.clone(), field)).collect();
+    let item = Item { offers: vec![offer], ..Item::titled(id, "") };
     Some(ItemWrite { item, fields: WrittenFields::Some(fields), time })
 }
 
@@ -203,6 +240,8 @@ fn masked(item: &proto::Item, fields: &BTreeSet<ItemField>) -> proto::Item {
                 masked.attributes.extend(sent);
             }
             ItemField::CreateTime => masked.create_time = item.create_time,
+            // No mask names one value of an offer.
+            ItemField::Offers | ItemField::Offer(..) => masked.offers.clone_from(&item.offers),
         }
     }
     masked
@@ -252,12 +291,8 @@ pub(crate) fn item(
     }
     url(violations, field("url"), &item.url);
     url(violations, field("image_url"), &item.image_url);
-    // A shop that sells more than it has counts below 0.
-    let stock = item.stock_quantity.map(|stock| stock.max(0));
-    let stock_max = limits::STOCK;
-    if let Some(stock) = stock.filter(|stock| *stock > stock_max.into()) {
-        violations.add(field("stock_quantity"), format!("is {stock}; it must be at most {stock_max}"));
-    }
+    let stock_quantity = stock(violations, field("stock_quantity"), item.stock_quantity);
+    let offers = offers(violations, field("offers"), &item.offers);
     violations.count(field("tags"), item.tags.len(), limits::TAGS);
     for (index, tag) in item.tags.iter().take(limits::TAGS).enumerate() {
         violations.characters(format_args!("{path}.tags[{index}]"), tag, limits::TAG_CHARS);
@@ -280,7 +315,8 @@ pub(crate) fn item(
         cost,
         stated_availability,
         currency,
-        stock_quantity: stock.map(|stock| stock as u32),
+        stock_quantity,
+        offers,
         tags: item.tags.clone(),
         original_price,
         rating: item.rating,
@@ -346,6 +382,91 @@ fn availability(violations: &mut Violations, field: impl Display, sent: i32) -> 
             violations.add(field, format!("{sent} is not an Availability"));
             None
         }
+    }
+}
+
+fn stock(violations: &mut Violations, field: impl Display, pieces: Option<i64>) -> Option<u32> {
+    // A shop that sells more than it has counts below 0.
+    let pieces = pieces?.max(0);
+    let stock = u32::try_from(pieces).ok().filter(|stock| *stock <= limits::STOCK);
+    if stock.is_none() {
+        violations.add(field, format!("is {pieces}; it must be at most {}", limits::STOCK));
+    }
+    stock
+}
+
+/// Converts the offers of an item, in the order of their keys.
+fn offers(violations: &mut Violations, field: impl Display, sent: &[proto::Offer]) -> Vec<Offer> {
+    violations.count(&field, sent.len(), limits::OFFERS);
+    let mut indices: BTreeMap<OfferKey, usize> = BTreeMap::new();
+    let mut offers = Vec::new();
+    for (index, sent) in sent.iter().take(limits::OFFERS).enumerate() {
+        let path = format!("{field}[{index}]");
+        let Some(offer) = offer(violations, &path, "key", sent) else { continue };
+        if offer.original_price.is_some() && offer.price.is_none() {
+            violations.add(format_args!("{path}.original_price_micros"), "needs a price_micros");
+        }
+        match indices.get(&offer.key) {
+            Some(first) => {
+                violations.add(format_args!("{path}.key"), format!("is that of offers[{first}]; a key has one offer"))
+            }
+            None => _ = indices.insert(offer.key.clone(), index),
+        }
+        offers.push(offer);
+    }
+    offers.sort_by(|a, b| a.key.cmp(&b.key));
+    offers
+}
+
+/// Converts an offer whose key is in the field `key_name`. Returns None if there are violations.
+fn offer(
+    violations: &mut Violations,
+    path: impl Display,
+    key_name: &'static str,
+    sent: &proto::Offer,
+) -> Option<Offer> {
+    let before = violations.found.len();
+    let key = offer_key(violations, format_args!("{path}.{key_name}"), sent.key.as_ref());
+    let offer = Offer {
+        price: price(violations, format_args!("{path}.price_micros"), sent.price_micros),
+        original_price: price(violations, format_args!("{path}.original_price_micros"), sent.original_price_micros),
+        stock_quantity: stock(violations, format_args!("{path}.stock_quantity"), sent.stock_quantity),
+        key,
+    };
+    if [sent.price_micros, sent.original_price_micros, sent.stock_quantity].iter().all(Option::is_none) {
+        violations.add(&path, "has no value; set price_micros or stock_quantity");
+    }
+    if sent.stock_quantity.is_some() && !offer.key.currency.is_empty() {
+        let problem = format!(
+            "must be absent, because stock has no currency; set it in an offer without {key_name}.currency_code"
+        );
+        violations.add(format_args!("{path}.stock_quantity"), problem);
+    }
+    (violations.found.len() == before).then_some(offer)
+}
+
+fn offer_key(violations: &mut Violations, field: impl Display, sent: Option<&proto::OfferKey>) -> OfferKey {
+    let unset = proto::OfferKey::default();
+    let key = offer_key_fields(violations, &field, sent.unwrap_or(&unset));
+    if sent.is_none_or(|sent| *sent == unset) {
+        violations.add(field, "is empty; set place_id, region_code, customer_group or currency_code");
+    }
+    key
+}
+
+/// Converts the fields of a key, of which each may be empty.
+pub(super) fn offer_key_fields(violations: &mut Violations, path: impl Display, sent: &proto::OfferKey) -> OfferKey {
+    for (name, text) in [("place_id", &sent.place_id), ("customer_group", &sent.customer_group)] {
+        if !text.is_empty() {
+            // An id of a place has the form of that of an item.
+            violations.keep(format_args!("{path}.{name}"), ItemId::parse(text));
+        }
+    }
+    OfferKey {
+        place_id: sent.place_id.as_str().into(),
+        region_code: region(violations, format_args!("{path}.region_code"), &sent.region_code).into(),
+        customer_group: sent.customer_group.as_str().into(),
+        currency: currency(violations, format_args!("{path}.currency_code"), &sent.currency_code).into(),
     }
 }
 

@@ -1,5 +1,5 @@
 //! The viewer of a request or an event.
-use super::shortened;
+use super::{items::offer_key_fields, shortened};
 use crate::server::{proto, violations::Violations};
 use lodestone_core::{
     ids::UserId,
@@ -52,11 +52,14 @@ pub(crate) fn viewer(violations: &mut Violations, field: impl Display, viewer: O
         );
         violations.add(format_args!("{field}.locale"), description);
     }
-    let region = Region::parse(&viewer.region_code);
-    if !viewer.region_code.is_empty() && region.is_none() {
-        let description = format!("`{}` is not an ISO 3166-1 code of 2 letters", shortened(&viewer.region_code));
-        violations.add(format_args!("{field}.region_code"), description);
-    }
+    let offers = proto::OfferKey {
+        place_id: viewer.place_id.clone(),
+        region_code: viewer.region_code.clone(),
+        customer_group: viewer.customer_group.clone(),
+        currency_code: viewer.currency_code.clone(),
+    };
+    let offers = offer_key_fields(violations, &field, &offers);
+    let region = Region::parse(&offers.region_code);
     let platform = Platform::from_number(viewer.platform);
     if viewer.platform != 0 && platform.is_none() {
         violations.add(format_args!("{field}.platform"), format!("{} is not a Platform", viewer.platform));
@@ -66,7 +69,16 @@ pub(crate) fn viewer(violations: &mut Violations, field: impl Display, viewer: O
         visitor,
         session: viewer.session_id.clone(),
         context: ViewerContext { platform, region, locale },
+        offers,
     }
+}
+
+/// Validates an ISO 3166-1 code, which may be empty, and returns it in capital letters.
+pub(super) fn region(violations: &mut Violations, field: impl Display, code: &str) -> String {
+    if !code.is_empty() && (code.len() != 2 || !code.bytes().all(|byte| byte.is_ascii_alphabetic())) {
+        violations.add(field, format!("`{}` is not an ISO 3166-1 code of 2 letters", shortened(code)));
+    }
+    code.to_ascii_uppercase()
 }
 
 #[cfg(test)]

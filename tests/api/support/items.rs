@@ -1,6 +1,8 @@
 //! Writes of items.
 use crate::support::events::START;
-use lodestone_catalog::{AttributeValue, Item, ItemChange, ItemField, ItemWrite, WriteTime, WrittenFields};
+use lodestone_catalog::{
+    AttributeValue, Item, ItemChange, ItemField, ItemWrite, Offer, OfferField, OfferKey, WriteTime, WrittenFields,
+};
 use lodestone_core::{ids::ItemId, units::UnixMillis};
 use lodestone_engine::{Engine, EngineError, WriteReport};
 use lodestone_events::Change;
@@ -27,8 +29,11 @@ pub(crate) fn random_item_change(id: ItemId, number: usize, random: &mut StdRng)
     let at = UnixMillis(START + random.random_range(0..UnixMillis::DAY));
     let time = if random.random_bool(0.7) { WriteTime::Stated(at) } else { WriteTime::Received(at) };
     let size = random.random_bool(0.7).then(|| ("size".to_owned(), AttributeValue::Number(number as f64)));
+    let key = OfferKey { place_id: "zurich".into(), ..OfferKey::default() };
+    let offer = Offer { stock_quantity: Some(number as u32), ..Offer::new(key.clone()) };
     let item = Item {
         stock_quantity: Some(number as u32),
+        offers: if random.random_bool(0.7) { vec![offer] } else { Vec::new() },
         attributes: size.into_iter().collect(),
         ..Item::titled(id.clone(), &format!("title {number}"))
     };
@@ -36,9 +41,11 @@ pub(crate) fn random_item_change(id: ItemId, number: usize, random: &mut StdRng)
         0 => ItemChange::Delete { id, time },
         1 => ItemChange::Write(Box::new(ItemWrite::of_all(item, time))),
         _ => {
-            let names = ["title", "stock_quantity", "attributes", "attributes.size"];
-            let named = names.choose_multiple(random, 2).map(|name| ItemField::parse(name).unwrap());
-            ItemChange::Write(Box::new(ItemWrite { item, fields: WrittenFields::Some(named.collect()), time }))
+            let names = ["title", "stock_quantity", "attributes", "attributes.size", "offers"];
+            let mut fields: Vec<ItemField> = names.iter().map(|name| ItemField::parse(name).unwrap()).collect();
+            fields.push(ItemField::Offer(key, OfferField::StockQuantity));
+            let written = fields.choose_multiple(random, 2).cloned().collect();
+            ItemChange::Write(Box::new(ItemWrite { item, fields: WrittenFields::Some(written), time }))
         }
     })
 }

@@ -1,15 +1,24 @@
 //! Columns of the field values of a block of items, so that a filter is evaluated for many items at once.
 use super::{Distance, Field, Filter, Literal, Node, Operator, Predicate, path_normal};
 use crate::{
-    AttributeKind, AttributeValue, GeoPoint, Item,
+    AttributeKind, AttributeValue, Availability, GeoPoint, Item, OfferKey,
     counts::ValueCounts,
     groups::BlockGroups,
+    item::margin,
+    offers::{OfferRow, OfferRows},
     order::{SortText, SortValue},
     prepared::hash,
 };
 use ahash::AHashMap;
-use lodestone_core::{bits, text::normalize, units::UnixMillis};
-use std::{collections::BTreeMap, sync::Arc};
+use lodestone_core::{
+    bits,
+    text::normalize,
+    units::{PriceMicros, UnixMillis},
+};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::{Arc, LazyLock},
+};
 
 /// The number of items of a block.
 pub(crate) const BLOCK_ROWS: usize = 1024;
@@ -47,6 +56,12 @@ pub struct Columns {
     /// In the order of [`NUMBERS`].
     numbers: [Arc<Column>; NUMBERS.len()],
     attributes: Arc<AHashMap<Box<str>, Arc<Column>>>,
+    /// By key.
+    offers: Arc<AHashMap<OfferKey, Arc<OfferRows>>>,
+    /// What the shop pays, in micros: the margin of a price of an offer follows from it.
+    costs: Arc<Option<Numbers>>,
+    /// The stated availability of each item: what the stock of an offer means follows from it. None: no item has one.
+    stated_availability: Arc<Option<Box<[Option<Availability>; BLOCK_ROWS]>>>,
 }
 
 /// The texts of a field with several values for each item.
@@ -348,6 +363,10 @@ impl Column {
         }
     }
 
+    fn has_text(&self, at: usize, normal: &str) -> bool {
+        self.texts.as_ref().and_then(|texts| texts.get(at)).is_some_and(|text| text.as_str() == normal)
+    }
+
     /// Sets a text in normal form.
     fn text(&mut self, at: usize, normal: &str) {
         self.texts.get_or_insert_default().insert(at, normal);
@@ -526,7 +545,130 @@ impl Columns {
                 }
             }
         }
+        let cost = |item: &Item| item.cost.map(|cost| cost.micros() as f64);
+        if old.and_then(cost) != cost(new) {
+            let costs = Arc::make_mut(&mut self.costs);
+            match cost(new) {
+                Some(cost) => Numbers::set(costs, at, cost),
+                None => Numbers::remove(costs, at),
+            }
+        }
+        if old.and_then(|old| old.stated_availability) != new.stated_availability {
+            let stated = Arc::make_mut(&mut self.stated_availability);
+            stated.get_or_insert_with(|| Box::new([None; BLOCK_ROWS]))[at] = new.stated_availability;
+        }
         self.change_attributes(at, old, new);
+        self.change_offers(at, old, new);
+    }
+
+    fn change_offers(&mut self, at: usize, old: Option<&Item>, new: &Item) {
+        let old = old.map_or(&[][..], |old| &old.offers);
+        if old == new.offers {
+            return;
+        }
+        let by_key = Arc::make_mut(&mut self.offers);
+        for offer in old.iter().filter(|offer| !new.offers.contains(offer)) {
+            if let Some(rows) = by_key.get_mut(&offer.key) {
+                Arc::make_mut(rows).remove(at);
+                if rows.is_empty() {
+                    by_key.remove(&offer.key);
+                }
+            }
+        }
+        for offer in new.offers.iter().filter(|offer| !old.contains(offer)) {
+            match by_key.get_mut(&offer.key) {
+                Some(rows) => Arc::make_mut(rows).set(at, offer),
+                None => {
+                    let mut rows = OfferRows::default();
+                    rows.set(at, offer);
+                    by_key.insert(offer.key.clone(), Arc::new(rows));
+                }
+            }
+        }
+    }
+
+    /// Returns the offers of the items, by key.
+    pub(crate) fn offers(&self) -> impl Iterator<Item = (&OfferKey, &Arc<OfferRows>)> {
+        self.offers.iter()
+    }
+
+    /// Sets the prices of an item to those of an offer. `currency` is its code in normal form; none for that of the
+    /// item.
+    pub(crate) fn set_price(&mut self, at: usize, offer: &OfferRow, currency: Option<&str>) {
+        let pricing = offer.pricing();
+        // The cost is in the currency of the item.
+        let is_of_cost = currency.is_none_or(|code| self.currency.has_text(at, code));
+        let cost = Numbers::get(&self.costs, at).filter(|_| is_of_cost).and_then(|cost| PriceMicros::new(cost as i64));
+        let margin = pricing.price.zip(cost).map(|(price, cost)| margin(price, cost));
+        self.set_number(&Field::Price, at, pricing.price.map(|price| price.units()));
+        self.set_number(&Field::OriginalPrice, at, pricing.original_price.map(|price| price.units()));
+        self.set_number(&Field::Discount, at, pricing.discount());
+        self.set_number(&Field::Margin, at, margin);
+        if let Some(currency) = currency {
+            set_text(&mut self.currency, at, currency);
+        }
+    }
+
+    /// Removes the prices of an item.
+    pub(crate) fn remove_price(&mut self, at: usize) {
+        for field in [Field::Price, Field::OriginalPrice, Field::Discount, Field::Margin] {
+            self.set_number(&field, at, None);
+        }
+        set_text(&mut self.currency, at, "");
+    }
+
+    /// Sets the stock of an item to that of an offer.
+    pub(crate) fn set_stock(&mut self, at: usize, stock: u32) {
+        self.set_number(&Field::StockQuantity, at, Some(f64::from(stock)));
+        let stated = self.stated_availability.as_ref().as_ref().and_then(|stated| stated[at]);
+        let availability = Availability::of(stated, Some(stock));
+        set_text(&mut self.availability, at, availability_normal(availability));
+        let in_stock = availability.is_in_stock();
+        if self.in_stock.value(at) != SortValue::Flag(in_stock) {
+            Arc::make_mut(&mut self.in_stock).flag(at, in_stock);
+        }
+    }
+
+    /// Returns the items in stock.
+    pub(crate) fn in_stock(&self) -> Mask {
+        self.in_stock.with_flag(true)
+    }
+
+    /// Returns the items with a currency, whose code is in normal form.
+    pub(crate) fn in_currency(&self, normal: &str) -> Mask {
+        self.currency.with_text(normal)
+    }
+
+    /// Adds the currencies, in normal form, of the items of `among` that have a price.
+    pub(crate) fn add_price_currencies<'c>(&'c self, among: &[u64], currencies: &mut BTreeSet<&'c str>) {
+        let Some(texts) = &self.currency.texts else { return };
+        let known = || texts.known.iter().filter(|known| known.item_count > 0 && !known.text.as_str().is_empty());
+        if known().all(|known| currencies.contains(known.text.as_str())) {
+            return;
+        }
+        let price = self.column(&Field::Price);
+        for at in bits::ones(among, 0) {
+            let is_priced = || price.is_some_and(|price| price.value(at) != SortValue::Missing);
+            if let Some(text) = texts.get(at).map(SortText::as_str)
+                && !text.is_empty()
+                && !currencies.contains(text)
+                && is_priced()
+            {
+                currencies.insert(text);
+            }
+        }
+    }
+
+    /// Sets a number or removes it. A column that has the value already is not copied.
+    fn set_number(&mut self, field: &Field, at: usize, number: Option<f64>) {
+        let Some(column) = NUMBERS.iter().position(|of| of == field).map(|index| &mut self.numbers[index]) else {
+            return;
+        };
+        match number {
+            _ if Numbers::get(&column.numbers, at) == number => {}
+            Some(number) => Numbers::set(&mut Arc::make_mut(column).numbers, at, number),
+            None => Numbers::remove(&mut Arc::make_mut(column).numbers, at),
+        }
     }
 
     fn change_attributes(&mut self, at: usize, old: Option<&Item>, new: &Item) {
@@ -709,6 +851,21 @@ fn change_labels(column: &mut Arc<LabelColumn>, at: usize, old: Option<Vec<Strin
     let column = Arc::make_mut(column);
     old.into_iter().flatten().for_each(|label| column.remove(at, &label));
     new.into_iter().for_each(|label| column.insert(at, label));
+}
+
+/// Sets the text of one item to a normal form. A column that has it already is not copied.
+fn set_text(column: &mut Arc<Column>, at: usize, normal: &str) {
+    if !column.has_text(at, normal) {
+        Arc::make_mut(column).text(at, normal);
+    }
+}
+
+/// Returns the normal form of the name of an availability.
+fn availability_normal(availability: Availability) -> &'static str {
+    static NORMALS: LazyLock<[String; Availability::ALL.len()]> =
+        LazyLock::new(|| Availability::ALL.map(|availability| normalize(availability.name())));
+    // `ALL` is in the order of the declaration.
+    &NORMALS[availability as usize]
 }
 
 /// Replaces the text of one item.

@@ -264,6 +264,20 @@ impl Filter {
         texts
     }
 
+    /// Returns true if a condition is on one of these fields.
+    pub fn has_any(&self, is_one: impl Fn(&Field) -> bool + Copy) -> bool {
+        self.0.has_any(is_one)
+    }
+
+    /// Returns true if all matches have the same currency, because AND joins a condition on it with the rest.
+    pub fn selects_one_currency(&self) -> bool {
+        self.0.conjuncts().iter().any(|node| match node {
+            Node::Predicate(Field::Currency, Predicate::Compare(Operator::Equal, _)) => true,
+            Node::Predicate(Field::Currency, Predicate::In(literals)) => literals.len() == 1,
+            _ => false,
+        })
+    }
+
     /// Returns true if [`Filter::without`] leaves conditions out.
     pub fn has_condition_on(&self, field: &Field) -> bool {
         self.0.conjuncts().iter().any(|node| node.is_only_about(field))
@@ -293,6 +307,14 @@ impl Node {
         match self {
             Self::And(nodes) => nodes.iter().flat_map(Self::conjuncts).collect(),
             node => vec![node],
+        }
+    }
+
+    fn has_any(&self, is_one: impl Fn(&Field) -> bool + Copy) -> bool {
+        match self {
+            Self::And(nodes) | Self::Or(nodes) => nodes.iter().any(|node| node.has_any(is_one)),
+            Self::Not(node) => node.has_any(is_one),
+            Self::Predicate(field, _) => is_one(field),
         }
     }
 
@@ -370,6 +392,18 @@ impl Field {
             Self::CategoryPath | Self::Currency | Self::InStock | Self::Availability | Self::Tags => None,
             Self::Attribute(_) => None,
         }
+    }
+
+    /// Returns true for a field whose value offers may change.
+    pub(crate) fn is_of_offers(&self) -> bool {
+        self.is_price()
+            || matches!(self, Self::Discount | Self::Currency)
+            || matches!(self, Self::StockQuantity | Self::InStock | Self::Availability)
+    }
+
+    /// Returns true for a field in the unit of a currency.
+    pub fn is_price(&self) -> bool {
+        matches!(self, Self::Price | Self::OriginalPrice | Self::Margin)
     }
 
     /// Parses a name such as `price` or `attributes.size`, or a distance such as

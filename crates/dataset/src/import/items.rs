@@ -241,6 +241,7 @@ fn absent_fields(columns: &ItemColumns, layout: &Layout, found: &[bool]) -> Fiel
         (ItemField::ImageUrl, has(&[Field::ImageUrl])),
         (ItemField::Attributes, has_attributes),
         (ItemField::CreateTime, has(&[Field::Created])),
+        (ItemField::Offers, false),
     ] {
         if !is_found {
             absent.insert(&field);
