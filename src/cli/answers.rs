@@ -62,8 +62,8 @@ pub(crate) struct ExportArgs {
 Example:
   lodestone answers show 019abb12-7c1e-7d30-8a50-2f6f3c8b9d10 --data data")]
 pub(crate) struct ShowArgs {
-    /// Id of the answer, a UUID. ReplayAnswer returns it and exported rows have it.
-    #[arg(value_name = "ID")]
+    /// Id of the answer, a UUID: `answerId` of ReplayAnswer, `answer_id` in exported rows.
+    #[arg(value_name = "ID", value_parser = answer_id)]
     id: uuid::Uuid,
     /// The data directory of the server, which may be running.
     #[arg(long, value_name = "DIR", value_parser = existing_directory)]
@@ -73,6 +73,15 @@ pub(crate) struct ShowArgs {
     samples: usize,
     #[command(flatten)]
     output: OutputArgs,
+}
+
+/// Parses the id of an answer.
+fn answer_id(text: &str) -> Result<uuid::Uuid, String> {
+    uuid::Uuid::parse_str(text).map_err(|_| {
+        "is not the id of an answer, which is a UUID such as 019abb12-7c1e-7d30-8a50-2f6f3c8b9d10; pass the answerId that \
+         ReplayAnswer returns for an attribution token"
+            .to_owned()
+    })
 }
 
 pub(crate) fn run(command: &AnswersCommand) -> anyhow::Result<Exit> {

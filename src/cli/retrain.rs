@@ -7,14 +7,14 @@ use super::{
     output::OutputArgs,
     paths::existing_directory,
     progress::StageBars,
-    train::{TrainArgs, answer_source},
+    train::{TrainArgs, Trained, answer_source},
 };
 use anyhow::{Context, bail, ensure};
 use lodestone_engine::{ANSWERS, LogMissing, event_log};
 use lodestone_events as events;
 use lodestone_pipeline::ranking::Runtime;
 use lodestone_training::{
-    self, DatasetBuilder, DatasetSummary, EvaluateOptions, Evaluation, GateOptions, TrainOptions, TrainReport, Verdict,
+    self, DatasetBuilder, DatasetSummary, EvaluateOptions, Evaluation, GateOptions, TrainOptions, Verdict,
 };
 use std::{
     fmt, fs,
@@ -96,7 +96,7 @@ struct Report {
     gathered: DatasetSummary,
     /// Whether a stopped training was resumed, with its data.
     resumed: bool,
-    trained: TrainReport,
+    trained: Trained,
     evaluation: Evaluation,
     /// None without `--gate` or a current bundle.
     gate: Option<Verdict>,
@@ -116,10 +116,7 @@ impl fmt::Display for Report {
             "{item_count} items, {imported_event_count} imported events, {logged_event_count} logged events; \
              {foreign_event_count} logged events with a foreign attribution token were left out"
         )?;
-        if let Some(answers) = &self.trained.answers {
-            write!(f, "{answers}")?;
-        }
-        write!(f, "{}", self.evaluation)?;
+        write!(f, "{}{}", self.trained, self.evaluation)?;
         if let Some(verdict) = &self.gate {
             write!(f, "{verdict}")?;
         }
@@ -151,7 +148,7 @@ pub(crate) fn retrain(args: &RetrainArgs) -> anyhow::Result<Exit> {
     let [encoder_share, trained_share] = shares(gathered.interaction_count, args.newest)?;
     let answers = args.answers.then(|| answer_source(args.data.join(ANSWERS)));
     let adjust = |options| TrainOptions { encoder_share, trained_share, warm_start, answers, ..options };
-    let Some(trained) = args.train.run(&work.data(), &work.bundle(), &runtime, adjust)? else {
+    let Some(trained) = args.train.run(&work.data(), &work.bundle(), current.as_deref(), &runtime, adjust)? else {
         eprintln!("stopped; the same command resumes the training");
         return Ok(Exit::Interrupted);
     };

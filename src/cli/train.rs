@@ -16,7 +16,13 @@ use anyhow::{Context, anyhow};
 use clap::builder::TypedValueParser;
 use lodestone_catalog::attribute_name;
 use lodestone_core::{format::OtherVersion, units::UnixMillis};
-use lodestone_pipeline::{bundle::Bundle, features::FeatureSchema, ranking::Runtime};
+use lodestone_engine::ANSWERS;
+use lodestone_pipeline::{
+    answers,
+    bundle::{Bundle, MANIFEST, Manifest},
+    features::FeatureSchema,
+    ranking::Runtime,
+};
 use lodestone_training::{
     self, AnswerSource, CheckpointUse, EncoderSettings, GateOptions, Progress, TrainError, TrainOptions, TrainReport,
     Verdict, WarmStart,
@@ -55,7 +61,7 @@ pub(crate) struct TrainCommandArgs {
     /// The answer log of a server, DATA/answers: the ranking model also learns from lists that were really shown, with
     /// the interactions that followed. Starts when exploration gave enough evidence of the position bias; until then
     /// the summary says how much is missing. See docs/training.md.
-    #[arg(long, value_name = "DIR", value_parser = existing_directory)]
+    #[arg(long, value_name = "DIR", value_parser = answer_log)]
     answers: Option<PathBuf>,
     /// The bundle that serves. A new bundle that the gate refuses is not written, with exit code 1 and the reasons;
     /// see `lodestone gate`.
@@ -83,13 +89,20 @@ pub(crate) struct TrainArgs {
     /// all users with a purchase soon are ranked, are at most three times as many.
     #[arg(long, value_name = "N", default_value_t = TrainOptions::default().lists_max)]
     lists_max: usize,
-    /// Features of the ranking model in addition to the built-in ones, as a TOML file; see docs/training.md.
+    /// Features of the ranking model in addition to the built-in ones, as a TOML file; see docs/training.md. Default:
+    /// those of the bundle that the training starts from (`train --from`) or replaces (`retrain`).
     #[arg(long, value_name = "FILE", value_parser = |path: &str| FeatureSchema::read(Path::new(path)))]
     features: Option<FeatureSchema>,
+    /// Declares no features, also if the earlier bundle has some.
+    #[arg(long, conflicts_with = "features")]
+    no_features: bool,
     /// Attributes whose texts a search finds, as it finds brands and categories: names separated by commas, such as
-    /// `color,material`.
+    /// `color,material`. Default: those of the earlier bundle, as of --features.
     #[arg(long, value_name = "NAMES", value_delimiter = ',', value_parser = attribute)]
     searchable_attributes: Vec<String>,
+    /// No attribute is searchable, also if the earlier bundle has some.
+    #[arg(long, conflicts_with = "searchable_attributes")]
+    no_searchable_attributes: bool,
     #[command(flatten)]
     threads: ThreadsArgs,
     #[command(flatten)]
@@ -109,6 +122,18 @@ pub(crate) struct UserEncoderArgs {
     /// Maximum number of events that the user encoder reads, 8 to 200: the latest ones of a user.
     #[arg(long, value_name = "N", value_parser = within(8..=200), default_value_t = EncoderSettings::default().events)]
     encoder_events: usize,
+}
+
+/// Parses the directory of an answer log.
+fn answer_log(text: &str) -> Result<PathBuf, String> {
+    let directory = existing_directory(text)?;
+    let is_log = |directory: &Path| answers::list_files(directory).map(|files| !files.is_empty());
+    let problem = match (is_log(&directory).map_err(|error| error.to_string())?, is_log(&directory.join(ANSWERS))) {
+        (true, _) => return Ok(directory),
+        (false, Ok(true)) => format!("it is a data directory; pass {}", directory.join(ANSWERS).display()),
+        _ => "pass DATA/answers of the server; the output of `lodestone answers export` does not suffice".to_owned(),
+    };
+    Err(format!("is not an answer log, because it contains no *.answers files: {problem}"))
 }
 
 /// Parses the name of an attribute.
@@ -157,24 +182,91 @@ impl TrainArgs {
         })
     }
 
-    /// Trains with progress bars. `adjust` sets the options that differ between the commands. Returns None if a signal
-    /// stopped the training.
+    /// Sets the options that no flag sets to those of an earlier bundle.
+    fn inherit(&self, bundle: &Path, options: &mut TrainOptions) -> anyhow::Result<Inherited> {
+        let takes_features = self.features.is_none() && !self.no_features;
+        let takes_attributes = self.searchable_attributes.is_empty() && !self.no_searchable_attributes;
+        if !takes_features && !takes_attributes {
+            return Ok(Inherited::Nothing);
+        }
+        let path = bundle.join(MANIFEST);
+        let text = std::fs::read(&path).with_context(|| path.display().to_string())?;
+        let manifest = match Manifest::parse(&text) {
+            Ok(manifest) => manifest,
+            Err(error) => return Ok(Inherited::BundleNotUsed { reason: error.to_string() }),
+        };
+        if takes_features {
+            options.features = manifest.features;
+        }
+        if takes_attributes {
+            options.searchable_attributes = manifest.searchable_attributes;
+        }
+        let features = options.features.declared().iter().map(|feature| feature.name().to_owned());
+        Ok(Inherited::Bundle {
+            name: manifest.name,
+            features: features.filter(|_| takes_features).collect(),
+            searchable_attributes: options.searchable_attributes.iter().filter(|_| takes_attributes).cloned().collect(),
+        })
+    }
+
+    /// Trains with progress bars. `earlier` is the bundle from which the training inherits what no flag sets. `adjust`
+    /// sets the options that differ between the commands. Returns None if a signal stopped the training.
     pub(crate) fn run(
         &self,
         data: &Path,
         out: &Path,
+        earlier: Option<&Path>,
         runtime: &Runtime,
         adjust: impl FnOnce(TrainOptions) -> TrainOptions,
-    ) -> anyhow::Result<Option<TrainReport>> {
-        let options = adjust(self.options()?);
+    ) -> anyhow::Result<Option<Trained>> {
+        let mut options = adjust(self.options()?);
+        let inherited = match earlier {
+            Some(bundle) => self.inherit(bundle, &mut options)?,
+            None => Inherited::Nothing,
+        };
         let mut bars = StageBars::default();
         let trained = lodestone_training::train(data, out, runtime, &options, &mut |step: Progress| bars.show(step));
         bars.finish();
         match trained {
+            Ok(report) => Ok(Some(Trained { report, inherited })),
             Err(TrainError::Stopped) => Ok(None),
-            trained => Ok(Some(trained?)),
+            Err(error) => {
+                let is_inherited = self.features.is_none() && matches!(error, TrainError::Feature(_));
+                let error = anyhow::Error::from(error);
+                Err(match inherited {
+                    Inherited::Bundle { name, .. } if is_inherited => error.context(format!(
+                        "the declared features are those of bundle {name}; declare others with --features, or none with \
+                         --no-features"
+                    )),
+                    _ => error,
+                })
+            }
         }
     }
+}
+
+/// What a training takes over from an earlier bundle, because no flag says otherwise.
+#[derive(serde::Serialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Inherited {
+    Nothing,
+    Bundle {
+        name: String,
+        /// Names of the declared features.
+        features: Vec<String>,
+        searchable_attributes: Vec<String>,
+    },
+    BundleNotUsed {
+        reason: String,
+    },
+}
+
+/// A finished training.
+#[derive(serde::Serialize)]
+pub(crate) struct Trained {
+    #[serde(flatten)]
+    report: TrainReport,
+    inherited: Inherited,
 }
 
 /// Returns the answer log in a directory as an input of the training.
@@ -203,22 +295,9 @@ fn stop_flag() -> anyhow::Result<Arc<AtomicBool>> {
     Ok(stop)
 }
 
-/// The result of `lodestone train`.
-#[derive(serde::Serialize)]
-struct Summary {
-    #[serde(flatten)]
-    report: TrainReport,
-    /// None without `--gate`.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    gate: Option<Verdict>,
-    /// Path of the bundle; None if the gate refused it.
-    bundle: Option<PathBuf>,
-    elapsed_seconds: f64,
-}
-
-impl fmt::Display for Summary {
+impl fmt::Display for Trained {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let report = &self.report;
+        let Self { report, inherited } = self;
         let from_the_beginning = "the training started from the beginning";
         match report.checkpoint {
             CheckpointUse::Nothing | CheckpointUse::Resumed => {}
@@ -236,6 +315,20 @@ impl fmt::Display for Summary {
             }
             WarmStart::BundleNotUsed { reason } => writeln!(f, "initial weights: random, because {reason}")?,
         }
+        match inherited {
+            Inherited::Nothing => {}
+            Inherited::Bundle { name, features, searchable_attributes } => {
+                if !features.is_empty() {
+                    writeln!(f, "declared features of bundle {name}: {}", features.join(", "))?;
+                }
+                if !searchable_attributes.is_empty() {
+                    writeln!(f, "searchable attributes of bundle {name}: {}", searchable_attributes.join(", "))?;
+                }
+            }
+            Inherited::BundleNotUsed { reason } => {
+                writeln!(f, "no declared features and searchable attributes of the earlier bundle: {reason}")?;
+            }
+        }
         writeln!(
             f,
             "{} items, {} interactions; {} history windows, {} epochs; {} ranking lists; heads: {}",
@@ -250,11 +343,7 @@ impl fmt::Display for Summary {
             writeln!(f, "sources that find hardly an item alone are left out: {}", report.left_out_sources.join(", "))?;
         }
         for feature in &report.features {
-            let items = feature
-                .item_share
-                .map_or(String::new(), |share| format!("; {:.1} % of the items have a value", 100.0 * share));
-            let effect = if feature.is_constant { "; constant in all ranking lists, so it has no effect" } else { "" };
-            writeln!(f, "feature {}{items}{effect}", feature.name)?;
+            write!(f, "{feature}")?;
         }
         if let Some(answers) = &report.answers {
             write!(f, "{answers}")?;
@@ -266,6 +355,26 @@ impl fmt::Display for Summary {
         for (model, difference) in &report.exports {
             writeln!(f, "{model:<16} ONNX export differs from the trained model by at most {difference:.1e}")?;
         }
+        Ok(())
+    }
+}
+
+/// The result of `lodestone train`.
+#[derive(serde::Serialize)]
+struct Summary {
+    #[serde(flatten)]
+    trained: Trained,
+    /// None without `--gate`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    gate: Option<Verdict>,
+    /// Path of the bundle; None if the gate refused it.
+    bundle: Option<PathBuf>,
+    elapsed_seconds: f64,
+}
+
+impl fmt::Display for Summary {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.trained)?;
         if let Some(verdict) = &self.gate {
             write!(f, "{verdict}")?;
         }
@@ -273,6 +382,34 @@ impl fmt::Display for Summary {
             Some(path) => writeln!(f, "bundle {} written in {:.0} s", path.display(), self.elapsed_seconds),
             None => writeln!(f, "no bundle was written"),
         }
+    }
+}
+
+/// A bundle that waits for the verdict of the gate, OUT.candidate. It is removed unless it gets its final name, so that
+/// the same command can be repeated after a failure.
+struct Candidate(PathBuf);
+
+impl Candidate {
+    /// Removes what a killed command left behind.
+    fn new(out: &Path) -> anyhow::Result<Self> {
+        let mut name = out.as_os_str().to_owned();
+        name.push(".candidate");
+        let path = PathBuf::from(name);
+        if path.join(MANIFEST).is_file() {
+            std::fs::remove_dir_all(&path).with_context(|| path.display().to_string())?;
+        }
+        Ok(Self(path))
+    }
+
+    fn rename(&self, out: &Path) -> anyhow::Result<()> {
+        std::fs::rename(&self.0, out).with_context(|| self.0.display().to_string())
+    }
+}
+
+impl Drop for Candidate {
+    fn drop(&mut self) {
+        // Fails after the renaming, and if nothing was written.
+        let _ = std::fs::remove_dir_all(&self.0);
     }
 }
 
@@ -289,35 +426,30 @@ fn prepare(args: &TrainCommandArgs, written: &Path) -> anyhow::Result<()> {
 pub(crate) fn train(args: TrainCommandArgs) -> anyhow::Result<Exit> {
     let started = Instant::now();
     // A gated bundle gets its final name after it has passed.
-    let written = match &args.gate {
-        Some(_) => args.out.with_extension("candidate"),
-        None => args.out.clone(),
-    };
-    prepare(&args, &written)?;
+    let candidate = args.gate.as_ref().map(|_| Candidate::new(&args.out)).transpose()?;
+    let written = candidate.as_ref().map_or(&args.out, |candidate| &candidate.0);
+    prepare(&args, written)?;
     let runtime = args.train.start()?;
     let warm_start = args.from.clone();
     let answers = args.answers.clone().map(answer_source);
     let adjust = |options| TrainOptions { warm_start, answers, ..options };
-    let Some(report) = args.train.run(&args.data, &written, &runtime, adjust)? else {
+    let Some(trained) = args.train.run(&args.data, written, args.from.as_deref(), &runtime, adjust)? else {
         eprintln!("stopped; the same command resumes from {}.checkpoint", written.display());
         return Ok(Exit::Interrupted);
     };
     let gate = match &args.gate {
         Some(current) => {
             let options = GateOptions { users_min: args.users.users_min, ..GateOptions::default() };
-            Some(decide(&args.data, &written, current, &runtime, &options)?)
+            Some(decide(&args.data, written, current, &runtime, &options)?)
         }
         None => None,
     };
     let passes = gate.as_ref().is_none_or(|verdict| verdict.refusals.is_empty());
-    if gate.is_some() {
-        match passes {
-            true => std::fs::rename(&written, &args.out),
-            false => std::fs::remove_dir_all(&written),
-        }
-        .with_context(|| written.display().to_string())?;
+    if let Some(candidate) = candidate.as_ref().filter(|_| passes) {
+        candidate.rename(&args.out)?;
     }
+    drop(candidate);
     let bundle = passes.then_some(args.out);
-    args.format.print(&Summary { report, gate, bundle, elapsed_seconds: started.elapsed().as_secs_f64() })?;
+    args.format.print(&Summary { trained, gate, bundle, elapsed_seconds: started.elapsed().as_secs_f64() })?;
     Ok(Exit::answer(passes))
 }

@@ -80,6 +80,7 @@ def learned(work):
     answers = evidence(ran)
     check(ran.returncode == 0 and answers["missing"] == {"explored_answer_count": 200, "explored_interaction_count": 200},
           "without an answer log everything is missing, and the bundle is trained and published", (ran.returncode, ran.stderr))
+    check("answer log: none" in retrain(work).stdout, "the summary says that there is no answer log")
     clicks = serve_and_click(work)
     ran = retrain(work, "--format", "json")
     answers = evidence(ran)
@@ -118,8 +119,20 @@ def damaged(work):
     check(ran.returncode == 2 and "answer log of another shop" in ran.stderr and not (other / "bundle").exists(),
           "the answer log of another shop is refused before the training", ran.stderr)
     (work / "empty").mkdir()
-    ran = run("train", "--data", other / "data", "--answers", work / "empty", "--out", other / "bundle", "--lists-max", "200")
-    check(ran.returncode == 0 and "200 of 200 answers with exploration" in ran.stdout, "an empty directory is no evidence", ran.stderr)
+    exported = run("answers", "export", "--data", work / "data", "--since", "2026-01-01", "--out", work / "exported")
+    check(exported.returncode == 0, "the answers are exported", exported.stderr)
+    for directory, words in [("empty", "DATA/answers"), ("exported", "answers export"), ("bundle", "DATA/answers"),
+                             ("data", f"it is a data directory; pass {log}")]:
+        ran = run("train", "--data", other / "data", "--answers", work / directory, "--out", other / "bundle")
+        check(ran.returncode == 2 and "is not an answer log" in ran.stderr and words in ran.stderr,
+              f"{directory} is no answer log", ran.stderr)
+    unreadable = work / "unreadable"
+    unreadable.mkdir()
+    (unreadable / "2025-11-24.00000.answers").write_bytes(b"not an answer log")
+    ran = run("train", "--data", other / "data", "--answers", unreadable, "--out", other / "bundle")
+    check(ran.returncode == 2 and "not an answer log file" in ran.stderr, "a log without a readable file is an error", ran.stderr)
+    ran = run("answers", "show", "AqsBtoken", "--data", work / "data")
+    check(ran.returncode == 2 and "answerId" in ran.stderr and "found `" not in ran.stderr, "answers show wants the answerId", ran.stderr)
     ran = run("train", "--data", other / "data", "--answers", work / "nowhere", "--out", other / "more")
     check(ran.returncode == 2 and "nowhere" in ran.stderr, "a missing directory is named", ran.stderr)
 

@@ -139,6 +139,82 @@ def with_a_server(work):
         server.wait(SECONDS_MAX)
 
 
+def features_stay(work):
+    """Declared features and searchable attributes are those of the current bundle until a flag says otherwise."""
+    (work / "features.toml").write_text('[[feature]]\nname = "hour"\nkind = "context"\nfield = "hour"\n')
+
+    def manifest(bundle):
+        return json.loads((bundle / "manifest.json").read_text())
+
+    def declared(*more):
+        code, report, stderr = retrain(work, *more)
+        shown = manifest(work / "store" / current(work))
+        check(code == 0, "it is trained", stderr)
+        return [feature["name"] for feature in shown["declared_features"]], shown["searchable_attributes"], report and report["trained"]["inherited"]
+
+    check(declared("--features", work / "features.toml", "--searchable-attributes", "color") == (["hour"], ["color"], "nothing"),
+          "flags declare features and searchable attributes")
+    first = current(work)
+    found = declared()
+    inherited = {"bundle": {"name": first, "features": ["hour"], "searchable_attributes": ["color"]}}
+    check(found == (["hour"], ["color"], inherited), "without the flags they stay, and the report says so", found)
+    ran = subprocess.run([argument for argument in command(work, "--cold") if argument not in ("--format", "json")],
+                         capture_output=True, text=True, timeout=SECONDS_MAX)
+    check(ran.returncode == 0 and "declared features of bundle" in ran.stdout and "\nfeature hour" in ran.stdout
+          and "heads: " in ran.stdout, "the summary has the features, also with --cold", (ran.stdout, ran.stderr))
+    bundle = work / "from"
+    train = [LODESTONE, "train", "--data", work / "data", "--lists-max", "200", "--out"]
+    ran = subprocess.run([*train, bundle, "--from", work / "store" / current(work)], capture_output=True, text=True, timeout=SECONDS_MAX)
+    check(ran.returncode == 0 and [feature["name"] for feature in manifest(bundle)["declared_features"]] == ["hour"]
+          and manifest(bundle)["searchable_attributes"] == ["color"], "train --from inherits them too", ran.stderr)
+    found = declared("--no-features", "--no-searchable-attributes")
+    check(found == ([], [], "nothing"), "they are removed explicitly", found)
+    # A gated training that was killed, or that fails after the training, does not stop the next one.
+    (work / "gated.candidate").mkdir()
+    (work / "gated.candidate" / "manifest.json").write_text("{}")
+    gated = [*train, work / "gated", "--gate", bundle, "--users-min", "0"]
+    ran = subprocess.run(gated, capture_output=True, text=True, timeout=SECONDS_MAX)
+    check(ran.returncode in (0, 1) and not (work / "gated.candidate").exists(), "the remains of a killed training are replaced", ran.stderr)
+    shutil.rmtree(work / "gated", ignore_errors=True)
+
+
+def a_deleted_item(work):
+    """An item that leaves the catalogue after it was bought breaks nothing."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    server = subprocess.Popen([LODESTONE, "serve", "--store", work / "store", "--data", work / "data", "--listen", address],
+                              stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        until = time.monotonic() + SECONDS_MAX
+        delete = lambda: call(address, "lodestone.v1.CatalogService/DeleteItems", {"item_ids": ["i1-1", "i2-3"]})
+        while delete() is None and server.poll() is None and time.monotonic() < until:
+            time.sleep(0.1)
+    finally:
+        server.terminate()
+        server.wait(SECONDS_MAX)
+    before = current(work)
+    code, report, stderr = retrain(work, "--gate", "--users-min", "0")
+    left_out = report["evaluation"]["unknown_targets"] if report else None
+    check(code in (0, 1) and bool(left_out) and left_out["item_count"] == 2 and left_out["line_count"] >= 2
+          and report["gate"]["unknown_targets"]["item_count"] == 2, "bought items that left the catalogue are left out and counted",
+          (code, stderr, left_out))
+    check(current(work) != before or code == 1, "and the bundle is published if it passes")
+    other = work / "other-shop"
+    other.mkdir()
+    rows = (work / "shop.csv").read_text().replace(",i", ",x").replace("order,xtem", "order,item")
+    (other / "shop.csv").write_text(rows)
+    subprocess.run([LODESTONE, "import", "--mapping", work / "mapping.toml", "--events", other / "shop.csv", "--out", other / "data"],
+                   check=True, capture_output=True)
+    ran = subprocess.run([LODESTONE, "evaluate", "--data", other / "data", "--bundle", work / "store" / current(work)],
+                         capture_output=True, text=True, timeout=SECONDS_MAX)
+    check(ran.returncode == 2 and "another shop" in ran.stderr and "panicked" not in ran.stderr, "data of another shop are named", ran.stderr)
+    ran = subprocess.run([LODESTONE, "train", "--data", other / "data", "--out", other / "bundle", "--gate", work / "store" / current(work),
+                          "--lists-max", "200"], capture_output=True, text=True, timeout=SECONDS_MAX)
+    check(ran.returncode == 2 and "another shop" in ran.stderr and not (other / "bundle.candidate").exists(),
+          "a gate that fails leaves no bundle behind that stops the next training", ran.stderr)
+
+
 def refusals(work):
     def refused(words, *arguments):
         ran = subprocess.run([LODESTONE, "retrain", *map(str, arguments)], capture_output=True, text=True, timeout=SECONDS_MAX)
@@ -148,6 +224,12 @@ def refusals(work):
     refused(["--newest", "half"], "--data", work / "data", "--store", work / "other", "--newest", 10_000)
     ran = subprocess.run([LODESTONE, "bundle", "prune", "--keep", "1", "--store", work / "other"], capture_output=True, text=True)
     check(ran.returncode == 2 and "names no current bundle" in ran.stderr, "a store without bundles is not pruned", ran.stderr)
+    (work / "empty.toml").write_text("# none\n")
+    shop = ("--data", work / "data", "--store", work / "other")
+    refused(["declares no feature"], *shop, "--features", work / "empty.toml")
+    refused(["declares no feature"], *shop, "--features", "/dev/null")
+    refused(["more than 1048576 bytes"], *shop, "--features", "/dev/zero")
+    refused(["cannot be used with"], *shop, "--features", work / "features.toml", "--no-features")
     (work / "empty").mkdir()
     refused(["items"], "--data", work / "empty", "--store", work / "other")
 
@@ -157,6 +239,8 @@ with tempfile.TemporaryDirectory() as directory:
     write_shop(LODESTONE, work)
     at_once_stopped_and_killed(work)
     with_a_server(work)
+    features_stay(work)
+    a_deleted_item(work)
     refusals(work)
 print(f"retrain: {len(wrong)} wrong")
 sys.exit(1 if wrong else 0)

@@ -26,7 +26,7 @@ const KINDS_MAX: usize = 30;
 pub struct AnalysisOptions {
     /// The arm that the others are compared with. `None`: `control`, otherwise `default`, otherwise the first by name.
     pub control: Option<String>,
-    /// Expected shares of the users, in any unit. Empty: equal shares.
+    /// Expected shares of the users, with a sum of at most 1; users without an arm have the rest. Empty: equal shares.
     pub shares: Vec<(String, f64)>,
     /// Outcomes count from a user's first answer until this much later; only users whose window is over are counted.
     pub window_ms: i64,
@@ -47,6 +47,10 @@ pub enum ExperimentError {
     Unknown { experiment: String, known: String },
     #[error("there is no arm `{arm}`; the experiment has: {known}")]
     Arm { arm: String, known: String },
+    #[error("arm `{arm}` has two shares")]
+    TwoShares { arm: String },
+    #[error("the shares have the sum {sum}; it must be at most 1, because they are shares of the users")]
+    ShareSum { sum: f64 },
     #[error("the share of arm `{arm}` is {share}; it must be a number of 0 or more, and one must be above 0")]
     Share { arm: String, share: f64 },
 }
@@ -74,12 +78,12 @@ pub struct LeftOut {
     pub open_window: u64,
 }
 
-/// An arm's mean of a metric.
+/// An arm's mean of a metric. Both values are none without a counted user.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct ArmMean {
     pub arm: String,
-    pub mean: f64,
-    pub standard_deviation: f64,
+    pub mean: Option<f64>,
+    pub standard_deviation: Option<f64>,
 }
 
 /// The interval at one look during the experiment.
@@ -198,13 +202,20 @@ fn shares(arms: &[&str], options: &AnalysisOptions) -> Result<Vec<f64>, Experime
         return Ok(vec![1.0 / arms.len().max(1) as f64; arms.len()]);
     }
     let total: f64 = options.shares.iter().map(|(_, share)| share).sum();
-    for (arm, share) in &options.shares {
+    for (index, (arm, share)) in options.shares.iter().enumerate() {
+        if options.shares[..index].iter().any(|(earlier, _)| earlier == arm) {
+            return Err(ExperimentError::TwoShares { arm: arm.clone() });
+        }
         if !share.is_finite() || *share < 0.0 || total.is_nan() || total <= 0.0 {
             return Err(ExperimentError::Share { arm: arm.clone(), share: *share });
         }
         if !arms.contains(&arm.as_str()) {
             return Err(ExperimentError::Arm { arm: arm.clone(), known: arms.join(", ") });
         }
+    }
+    // The sum of shares such as 0.7, 0.2 and 0.1 is not exact.
+    if total > 1.0 + 1e-6 {
+        return Err(ExperimentError::ShareSum { sum: (total * 1e6).round() / 1e6 });
     }
     let share = |arm: &&str| options.shares.iter().find(|(name, _)| name == arm).map_or(0.0, |(_, share)| *share);
     Ok(arms.iter().map(|arm| share(arm) / total).collect())
@@ -330,19 +341,23 @@ impl<'a> Metric<'a> {
         }
         let comparison = |arm: &usize| {
             let interval = Tally::compare(&tallies[control], &tallies[*arm], planned, alpha);
+            let is_counted = |arm: usize| tallies[arm].moments.count > 0;
             let mean = tallies[control].moments.mean;
             Comparison {
                 arm: arms[*arm].to_owned(),
                 interval,
-                relative: (mean != 0.0).then(|| (tallies[*arm].moments.mean - mean) / mean),
+                relative: (mean != 0.0 && is_counted(*arm)).then(|| (tallies[*arm].moments.mean - mean) / mean),
                 decided: interval.is_some_and(|interval| interval.low > 0.0 || interval.high < 0.0),
                 history: histories[*arm].clone(),
             }
         };
-        let mean = |(arm, tally): (&&str, &Tally)| ArmMean {
-            arm: (*arm).to_owned(),
-            mean: tally.moments.mean,
-            standard_deviation: tally.moments.variance().sqrt(),
+        let mean = |(arm, tally): (&&str, &Tally)| {
+            let is_counted = tally.moments.count > 0;
+            ArmMean {
+                arm: (*arm).to_owned(),
+                mean: is_counted.then_some(tally.moments.mean),
+                standard_deviation: is_counted.then(|| tally.moments.variance().sqrt()),
+            }
         };
         MetricReport {
             name: self.name(),

@@ -22,6 +22,11 @@ fn p_value(p: f64) -> String {
     if p < 0.0001 { "below 0.0001".to_owned() } else { format!("{p:.4}") }
 }
 
+/// Formats a value that is unknown without users.
+fn known(value: Option<f64>) -> String {
+    value.map_or_else(|| "-".to_owned(), |value| format!("{value:.5}"))
+}
+
 fn bracketed(interval: &SequentialInterval) -> String {
     format!("{:+.5} [{:+.5}, {:+.5}]", interval.difference, interval.low, interval.high)
 }
@@ -138,10 +143,10 @@ impl MetricReport {
             let summary = comparison.map_or_else(|| "control".to_owned(), Comparison::summary);
             let _ = write!(
                 html,
-                "<tr><td>{}</td><td>{:.5}</td><td>{:.5}</td><td>{}</td></tr>",
+                "<tr><td>{}</td><td>{}</td><td>{}</td><td>{}</td></tr>",
                 escape(&arm.arm),
-                arm.mean,
-                arm.standard_deviation,
+                known(arm.mean),
+                known(arm.standard_deviation),
                 escape(&summary)
             );
         }
@@ -221,7 +226,7 @@ impl fmt::Display for ExperimentReport {
             for arm in &metric.arms {
                 let comparison = metric.comparisons.iter().find(|comparison| comparison.arm == arm.arm);
                 let summary = comparison.map_or_else(String::new, Comparison::summary);
-                writeln!(f, "{}", format!("  {:<22} {:>9.5}  {summary}", arm.arm, arm.mean).trim_end())?;
+                writeln!(f, "{}", format!("  {:<22} {:>9}  {summary}", arm.arm, known(arm.mean)).trim_end())?;
             }
         }
         if !self.metrics.is_empty() && self.arms.len() > 1 {

@@ -29,6 +29,16 @@ pub struct Bar {
     pub high: f64,
 }
 
+impl Bar {
+    /// Returns the value, with its interval if it has one.
+    fn text(&self) -> String {
+        match self.low < self.high {
+            true => format!("{} [{}, {}]", short(self.mean), short(self.low), short(self.high)),
+            false => short(self.mean),
+        }
+    }
+}
+
 /// A group of bars, one for each series.
 pub struct BarGroup {
     pub name: String,
@@ -264,7 +274,8 @@ pub fn bars(groups: &[BarGroup]) -> String {
     let low = all().map(|bar| bar.low.min(0.0)).fold(0.0, f64::min);
     let high = all().map(|bar| bar.high.max(bar.mean)).fold(0.0, f64::max);
     let span = if high > low { high - low } else { 1.0 };
-    let x = |value: f64| LEFT + (value - low) / span * (WIDTH - LEFT - 130.0);
+    // The text after a bar needs the rest of the width.
+    let x = |value: f64| LEFT + (value - low) / span * (WIDTH - LEFT - 180.0);
     let mut svg = format!("<svg viewBox=\"0 0 {WIDTH} {height:.0}\" role=\"img\">");
     let mut at = top;
     for group in groups {
@@ -290,7 +301,7 @@ pub fn bars(groups: &[BarGroup]) -> String {
                 x(bar.high),
                 x(bar.high.max(bar.mean).max(0.0)) + 6.0,
                 middle + 4.0,
-                short(bar.mean)
+                bar.text()
             );
             at += ROW;
         }

@@ -66,14 +66,14 @@ fn a_better_arm_is_significant_and_an_equal_one_is_not() {
     assert!(!report.sample_ratio.as_ref().unwrap().mismatch);
     let clicks = report.metrics.iter().find(|metric| metric.name == "users with click").unwrap();
     // The means exclude outcomes before the first answer and after the window.
-    assert!((clicks.arms[1].mean - 0.10).abs() < 0.02, "{:?}", clicks.arms);
+    assert!((clicks.arms[1].mean.unwrap() - 0.10).abs() < 0.02, "{:?}", clicks.arms);
     let of = |arm: &str| clicks.comparisons.iter().find(|comparison| comparison.arm == arm).unwrap();
     let (brave, same) = (of("brave").interval.unwrap(), of("same").interval.unwrap());
     assert!(of("brave").decided && brave.low > 0.0 && brave.low < 0.06 && brave.high > 0.06, "{brave:?}");
     assert!(!of("same").decided && same.low < 0.0 && same.high > 0.0, "{same:?}");
     assert!((of("brave").relative.unwrap() - 0.6).abs() < 0.25 && of("brave").history.len() > 20);
     let money = report.metrics.iter().find(|metric| metric.name == "value of purchase per user").unwrap();
-    assert!((money.arms[1].mean - 0.10 * 0.33 * 20.0).abs() < 0.2, "{:?}", money.arms);
+    assert!((money.arms[1].mean.unwrap() - 0.10 * 0.33 * 20.0).abs() < 0.2, "{:?}", money.arms);
     let views = report.metrics.iter().find(|metric| metric.name == "users with view").unwrap();
     assert!(
         views.comparisons.iter().all(|comparison| comparison.interval.is_none()),
@@ -120,7 +120,7 @@ fn a_wrong_split_and_users_in_two_arms_are_reported() {
     let report = analyse("e", &exposures, &[], &outcomes, &AnalysisOptions::default()).unwrap();
     assert!(report.sample_ratio.as_ref().unwrap().mismatch && report.to_string().contains("SAMPLE RATIO MISMATCH"));
     assert!(report.page().contains("class=\"warning\""));
-    let options = AnalysisOptions { shares: vec![("a".into(), 3.0), ("b".into(), 2.0)], ..AnalysisOptions::default() };
+    let options = AnalysisOptions { shares: vec![("a".into(), 0.6), ("b".into(), 0.4)], ..AnalysisOptions::default() };
     assert!(!analyse("e", &exposures, &[], &outcomes, &options).unwrap().sample_ratio.unwrap().mismatch);
 
     // Every tenth user receives the other arm too, and is excluded.
@@ -144,6 +144,13 @@ fn users_with_an_open_window_are_not_counted() {
     // Outcomes are known until hour 300, and the first answers are spread over 240 hours.
     assert_eq!(counted + report.left_out.open_window, 2000);
     assert!((1000..1500).contains(&counted), "{counted}");
+
+    // A window beyond the whole time counts nobody: the means are unknown, not 0.
+    let options = AnalysisOptions { window_ms: 1000 * HOUR, ..AnalysisOptions::default() };
+    let report = analyse("e", &exposures, &[], &outcomes, &options).unwrap();
+    assert!(report.metrics.iter().flat_map(|metric| &metric.arms).all(|arm| arm.mean.is_none()));
+    assert!(!report.to_string().contains("0.00000"), "{report}");
+    assert!(!report.page().contains("<td>0.00000</td>"));
 }
 
 #[test]
@@ -158,6 +165,10 @@ fn errors_for_unknown_names_list_the_known_ones() {
     assert_eq!(error("e", &control), "there is no arm `c`; the experiment has: a, b");
     let shares = AnalysisOptions { shares: vec![("a".into(), -1.0)], ..plain.clone() };
     assert!(error("e", &shares).contains("the share of arm `a` is -1"));
+    let beyond = AnalysisOptions { shares: vec![("a".into(), 0.9), ("b".into(), 0.5)], ..plain.clone() };
+    assert!(error("e", &beyond).contains("the shares have the sum 1.4; it must be at most 1"));
+    let twice = AnalysisOptions { shares: vec![("a".into(), 0.5), ("a".into(), 0.5)], ..plain.clone() };
+    assert!(error("e", &twice).contains("arm `a` has two shares"));
     let unknown = AnalysisOptions { shares: vec![("z".into(), 1.0)], ..plain };
     assert!(error("e", &unknown).contains("no arm `z`"));
 }

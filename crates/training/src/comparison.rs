@@ -271,7 +271,7 @@ fn cases_at_training(
     let mut cases = Cases::default();
     let since = UnixMillis(i64::MIN);
     let observe = &mut |lists: &UserLists, _: &mut _| cases.add(lists);
-    match replay_targets(data, bundle, since, StateUntil::Training, runtime, progress, observe) {
+    match replay_targets(data, bundle, since, None, StateUntil::Training, runtime, progress, observe) {
         Ok(_) | Err(TrainError::TooLittle(_)) => Ok(cases),
         Err(error) => Err(error),
     }

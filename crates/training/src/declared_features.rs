@@ -1,11 +1,11 @@
 //! Checks of the features that a shop declares: each must exist in the data, vary, and not contain the label.
 use super::{lists::Lists, ranker::RankingList};
 use ahash::AHashMap;
-use lodestone_catalog::{Item, PreparedValue};
+use lodestone_catalog::{AttributeValue, Field, Item, PreparedValue};
 use lodestone_core::{ids::ItemId, units::UnixMillis};
 use lodestone_events::{Event, EventKind};
-use lodestone_pipeline::features::{DeclaredFeature, FEATURES, FeatureError, FeatureSchema};
-use std::ops::Range;
+use lodestone_pipeline::features::{DeclaredFeature, FEATURES, FeatureError, FeatureSchema, NUMBER_MAX};
+use std::{fmt, ops::Range};
 
 /// A declared feature in the training's report.
 #[derive(Debug, Clone, PartialEq, serde::Serialize)]
@@ -13,8 +13,47 @@ pub struct FeatureReport {
     pub name: String,
     /// Share of the items with a value; none for a feature of the request.
     pub item_share: Option<f64>,
+    /// Items whose number is beyond ±[`NUMBER_MAX`], to which it is limited.
+    pub limited_item_count: usize,
+    pub leak_check: LeakCheck,
     /// Whether all candidates of all lists have the same value, so that the feature has no effect.
     pub is_constant: bool,
+}
+
+/// Whether the values of a feature were compared with later purchases.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LeakCheck {
+    /// The feature is no number of the item.
+    NotApplicable,
+    /// The feature declares `known_before`.
+    Declared,
+    /// Fewer than 50 items have a value.
+    TooFewItems,
+    Passed,
+}
+
+impl fmt::Display for FeatureReport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "feature {}", self.name)?;
+        if let Some(share) = self.item_share {
+            write!(f, "; {:.1} % of the items have a value", 100.0 * share)?;
+        }
+        if self.limited_item_count > 0 {
+            write!(
+                f,
+                "; {} items have a number beyond ±{NUMBER_MAX}, to which it is limited: set log = true",
+                self.limited_item_count
+            )?;
+        }
+        if self.leak_check == LeakCheck::TooFewItems {
+            write!(f, "; not checked for the label, because fewer than {LEAK_ITEMS_MIN} items have a value")?;
+        }
+        if self.is_constant {
+            write!(f, "; constant in all ranking lists, so it has no effect")?;
+        }
+        writeln!(f)
+    }
 }
 
 /// Fewest items with a value for the check for leaks.
@@ -23,6 +62,13 @@ const LEAK_ITEMS_MIN: usize = 50;
 const LEAK_CORRELATION_MIN: f64 = 0.5;
 /// ... and exceeds that of earlier purchases by this.
 const LEAK_EXCESS_MIN: f64 = 0.1;
+/// Ties limit the correlation if most items are never bought. So a feature also leaks if the area under its ROC curve
+/// for "bought later" is at least this ...
+const LEAK_AUC_MIN: f64 = 0.8;
+/// ... and exceeds that of earlier purchases by this ...
+const LEAK_AUC_EXCESS_MIN: f64 = 0.2;
+/// ... over at least this many items that were bought and that were not.
+const LEAK_AUC_ITEMS_MIN: usize = 20;
 
 /// Checks that each declared feature has values and does not leak purchases of the label's times, or later ones.
 pub(crate) fn check(
@@ -46,28 +92,68 @@ pub(crate) fn check(
             return Err(FeatureError::Feature { name, problem: format!("no event has a {}", field.name()) });
         }
         let Some(prepared) = feature.prepared() else {
-            return Ok(FeatureReport { name, item_share: None, is_constant: false });
+            return Ok(FeatureReport::new(name, LeakCheck::NotApplicable));
         };
         let values: Vec<PreparedValue> = items.iter().map(|item| prepared.of(item, time)).collect();
         let count = values.iter().filter(|value| !value.is_missing()).count();
         let problem = match feature {
-            DeclaredFeature::Number { field, .. } if count == 0 => Some(format!("no item has a number in {field}")),
+            DeclaredFeature::Number { field, .. } if count == 0 => Some(no_number(field, items)),
             DeclaredFeature::Affinity { field, .. } if count == 0 => Some(format!("no item has a value in {field}")),
             DeclaredFeature::Match { filter, .. } if values.iter().all(|value| *value == ZERO) => {
                 Some(format!("no item matches {filter}"))
             }
-            DeclaredFeature::Number { known_before: false, .. }
-            | DeclaredFeature::Match { known_before: false, .. } => {
-                periods.iter().find_map(|period| period.leak(&values))
-            }
             _ => None,
         };
-        match problem {
+        let (leak_check, leak) = match feature {
+            DeclaredFeature::Number { known_before: true, .. } | DeclaredFeature::Match { known_before: true, .. } => {
+                (LeakCheck::Declared, None)
+            }
+            DeclaredFeature::Number { .. } | DeclaredFeature::Match { .. } if count < LEAK_ITEMS_MIN => {
+                (LeakCheck::TooFewItems, None)
+            }
+            DeclaredFeature::Number { field, .. } => (LeakCheck::Passed, leak(&periods, &values, &field.to_string())),
+            DeclaredFeature::Match { filter, .. } => (LeakCheck::Passed, leak(&periods, &values, &filter.to_string())),
+            _ => (LeakCheck::NotApplicable, None),
+        };
+        match problem.or(leak) {
             Some(problem) => Err(FeatureError::Feature { name, problem }),
-            None => Ok(FeatureReport { name, item_share: Some(count as f64 / items.len() as f64), is_constant: false }),
+            None => Ok(FeatureReport {
+                item_share: Some(count as f64 / items.len() as f64),
+                limited_item_count: values.iter().filter(|value| feature.limits(value)).count(),
+                ..FeatureReport::new(name, leak_check)
+            }),
         }
     };
     schema.declared().iter().map(of).collect()
+}
+
+impl FeatureReport {
+    fn new(name: String, leak_check: LeakCheck) -> Self {
+        Self { name, item_share: None, limited_item_count: 0, leak_check, is_constant: false }
+    }
+}
+
+/// Describes what items have in a field without a number.
+fn no_number(field: &Field, items: &[Item]) -> String {
+    let texts = match field {
+        Field::Attribute(name) => {
+            let is_text = |item: &&Item| {
+                matches!(item.attributes.get(name), Some(AttributeValue::Text(_) | AttributeValue::Texts(_)))
+            };
+            items.iter().filter(is_text).count()
+        }
+        _ => 0,
+    };
+    match texts {
+        0 => format!("no item has a number in {field}"),
+        _ => format!(
+            "no item has a number in {field}; {texts} items have a text there, which the kinds match and affinity use"
+        ),
+    }
+}
+
+fn leak(periods: &[Period], values: &[PreparedValue], field: &str) -> Option<String> {
+    periods.iter().find_map(|period| period.leak(values, field))
 }
 
 const ZERO: PreparedValue = PreparedValue::Number(Some(0.0));
@@ -113,30 +199,62 @@ impl Period {
     }
 
     /// Returns the reason if the values know the period's purchases better than the purchases before do.
-    fn leak(&self, values: &[PreparedValue]) -> Option<String> {
+    fn leak(&self, values: &[PreparedValue], field: &str) -> Option<String> {
         let number = |(row, value): (usize, &PreparedValue)| match value {
             PreparedValue::Number(Some(number)) => Some((row, *number)),
             _ => None,
         };
         let (rows, values): (Vec<usize>, Vec<f32>) = values.iter().enumerate().filter_map(number).unzip();
-        if rows.len() < LEAK_ITEMS_MIN {
-            return None;
-        }
         let of = |counts: &[f32]| rows.iter().map(|row| counts[*row]).collect::<Vec<f32>>();
         let within = of(&self.within);
+        let before = self.before.each_ref().map(|before| of(before));
         let correlation = rank_correlation(&values, &within);
-        let known = self.before.iter().map(|before| rank_correlation(&of(before), &within)).fold(0.0, f64::max);
-        (correlation.abs() >= LEAK_CORRELATION_MIN && correlation.abs() > known + LEAK_EXCESS_MIN).then(|| {
-            let from = jiff::Timestamp::from_millisecond(self.from.0)
-                .map_or_else(|_| self.from.0.to_string(), |time| time.to_string());
-            format!(
-                "it contains the label: over {} items its rank correlation with the purchases from {from} on is \
-                 {correlation:.2}, that of the purchases before {known:.2}; remove it, or set known_before = true if \
-                 its values were known before that time",
-                rows.len()
-            )
-        })
+        let known = before.iter().map(|before| rank_correlation(before, &within)).fold(0.0, f64::max);
+        let is_bought: Vec<bool> = within.iter().map(|count| *count > 0.0).collect();
+        let auc = auc(&values, &is_bought);
+        let known_auc = before.iter().filter_map(|before| self::auc(before, &is_bought)).fold(0.5, f64::max);
+        let measured = match auc {
+            _ if correlation.abs() >= LEAK_CORRELATION_MIN && correlation.abs() > known + LEAK_EXCESS_MIN => {
+                let sign = if correlation < 0.0 { " in absolute value" } else { "" };
+                format!(
+                    "its rank correlation with the purchases of that time is {correlation:.2}, that of the earlier purchases \
+                     {known:.2}; the limits are {LEAK_CORRELATION_MIN}{sign}, and {LEAK_EXCESS_MIN} above that of the \
+                     earlier purchases"
+                )
+            }
+            // Low values may belong to the items that are bought.
+            Some(auc) if auc.max(1.0 - auc) >= LEAK_AUC_MIN && auc.max(1.0 - auc) > known_auc + LEAK_AUC_EXCESS_MIN => {
+                format!(
+                    "it separates the items that are bought in that time from the others with an AUC of {:.2}, the earlier \
+                     purchases with {known_auc:.2}; the limits are {LEAK_AUC_MIN}, and {LEAK_AUC_EXCESS_MIN} above that \
+                     of the earlier purchases",
+                    auc.max(1.0 - auc)
+                )
+            }
+            _ => return None,
+        };
+        let from = jiff::Timestamp::from_millisecond(self.from.0)
+            .map_or_else(|_| self.from.0.to_string(), |time| time.to_string());
+        Some(format!(
+            "it contains the label: over {} items with a value in {field}, and from {from} on, {measured}; remove the feature, or set \
+             known_before = true if its values were known before that time",
+            rows.len()
+        ))
     }
+}
+
+/// Returns the area under the ROC curve: the probability that an item that was bought has a greater value than one that
+/// was not; equal values count half. None with fewer than [`LEAK_AUC_ITEMS_MIN`] of either.
+fn auc(values: &[f32], is_bought: &[bool]) -> Option<f64> {
+    let bought = is_bought.iter().filter(|is_bought| **is_bought).count();
+    let others = is_bought.len() - bought;
+    if bought.min(others) < LEAK_AUC_ITEMS_MIN {
+        return None;
+    }
+    let ranks = ranks(values);
+    let sum: f64 = ranks.iter().zip(is_bought).filter(|(_, is_bought)| **is_bought).map(|(rank, _)| rank).sum();
+    let (bought, others) = (bought as f64, others as f64);
+    Some((sum - bought * (bought - 1.0) / 2.0) / (bought * others))
 }
 
 /// Spearman's rank correlation; 0 if one of both is constant.
@@ -174,5 +292,13 @@ mod tests {
         assert_eq!(ranks(&[5.0, 1.0, 5.0, 0.0]), [2.5, 1.0, 2.5, 0.0]);
         assert_eq!(rank_correlation(&[1.0, 2.0, 3.0], &[9.0, 4.0, 1.0]), -1.0);
         assert_eq!(rank_correlation(&[1.0, 1.0], &[9.0, 4.0]), 0.0);
+    }
+
+    #[test]
+    fn the_area_under_the_roc_curve_counts_ties_half() {
+        let is_bought: Vec<bool> = (0..40).map(|item| item < 20).collect();
+        let values = |bought: f32| (0..40).map(|item| if item < 20 { bought } else { 1.0 }).collect::<Vec<f32>>();
+        assert_eq!([2.0, 1.0, 0.0].map(|bought| auc(&values(bought), &is_bought)), [Some(1.0), Some(0.5), Some(0.0)]);
+        assert_eq!(auc(&values(2.0)[1..], &is_bought[1..]), None, "too few to tell");
     }
 }

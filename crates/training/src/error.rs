@@ -49,6 +49,11 @@ pub enum TrainError {
          answer log of another shop"
     )]
     OtherCatalogue { directory: PathBuf, answer_count: usize, item_count: usize },
+    #[error(
+        "{data}: none of the {item_count} items of the events is in the catalogue of bundle {bundle}; they are of another \
+         shop"
+    )]
+    OtherItems { data: PathBuf, bundle: String, item_count: usize },
     #[error("the training was stopped")]
     Stopped,
 }

@@ -10,7 +10,7 @@ use super::{
 };
 use ahash::{AHashMap, AHashSet};
 use lodestone_core::{
-    ids::{Row, UserId},
+    ids::{ItemId, Row, UserId},
     statistics::{MeanInterval, bootstrap_mean, resamples},
     units::UnixMillis,
     viewer::ViewerContext,
@@ -54,11 +54,34 @@ pub struct Method {
     pub coverage_at_10: f64,
 }
 
+/// Targets of the events after the training that are not in the catalogue of the bundle: items that left the shop, or
+/// that are newer than the bundle. They are left out of the comparison.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize)]
+pub struct UnknownTargets {
+    /// Distinct items.
+    pub item_count: usize,
+    /// Lines of events with these items.
+    pub line_count: usize,
+}
+
+impl fmt::Display for UnknownTargets {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { item_count, line_count } = self;
+        match line_count {
+            0 => Ok(()),
+            _ => {
+                writeln!(f, "left out: {line_count} targets, of {item_count} items outside the catalogue of the bundle")
+            }
+        }
+    }
+}
+
 /// Result of [`evaluate`].
 #[derive(Debug, Clone, serde::Serialize)]
 pub struct Evaluation {
     pub user_count: usize,
     pub item_count: usize,
+    pub unknown_targets: UnknownTargets,
     pub trained_until_ms: i64,
     pub methods: Vec<Method>,
     /// Differences of NDCG@10 between each method and the one before it, paired by user.
@@ -72,6 +95,7 @@ pub struct Evaluation {
 pub(super) struct ReplayScores {
     pub trained_until: UnixMillis,
     pub item_count: usize,
+    pub unknown_targets: UnknownTargets,
     pub users: Vec<UserId>,
     /// By method: hit, NDCG and reciprocal rank of each user.
     pub scores: [Vec<[f64; 3]>; 3],
@@ -106,13 +130,18 @@ pub(super) struct UserLists<'a> {
 /// lists are computed at the start of the visit with the target, because views and cart events of the same visit would
 /// reveal the purchase.
 ///
+/// Items that are not in the bundle's catalogue, or not in `also_in`, are no targets; a basket without a target does not
+/// count. Data of which no item is in the bundle's catalogue is an error.
+///
 /// With [`StateUntil::Training`], events after the training change no list, and all lists are computed as of its end.
 ///
 /// `observe` is called with the lists of each user.
+#[expect(clippy::too_many_arguments, reason = "what is replayed, and how")]
 pub(super) fn replay_targets(
     data: &Path,
     bundle: &Path,
     since: UnixMillis,
+    also_in: Option<&AHashSet<ItemId>>,
     state_until: StateUntil,
     runtime: &Runtime,
     progress: &mut dyn FnMut(Progress),
@@ -121,12 +150,21 @@ pub(super) fn replay_targets(
     let bundle = Bundle::open(bundle)?;
     let trained_until = UnixMillis(bundle.manifest.trained_until_ms);
     let mut models = Models::open(runtime, &bundle, Device::Cpu)?;
-    let item_count = bundle.items.len();
+    let (name, item_count) = (bundle.manifest.name.clone(), bundle.items.len());
     let generation = Generation::standalone(bundle, 1024)?;
     let events = dataset::into_events(dataset::read_history(data)?);
+    // The first keys are the rows; items of events that the catalogue does not contain have later ones.
+    let known_row =
+        |item: &ItemId| generation.state.keys.get(item).map(|key| Row(key.0)).filter(|row| row.index() < item_count);
+    let items: AHashSet<&ItemId> = events.iter().flat_map(|event| &event.lines).map(|line| &line.item).collect();
+    if !items.is_empty() && items.iter().all(|item| known_row(item).is_none()) {
+        return Err(TrainError::OtherItems { data: data.to_owned(), bundle: name, item_count: items.len() });
+    }
+    let target_row = |item: &ItemId| known_row(item).filter(|_| also_in.is_none_or(|items| items.contains(item)));
     let mut scores = ReplayScores {
         trained_until,
         item_count,
+        unknown_targets: UnknownTargets::default(),
         users: Vec::new(),
         scores: Default::default(),
         covered: Default::default(),
@@ -135,26 +173,29 @@ pub(super) fn replay_targets(
     let mut times: Vec<f64> = Vec::new();
     let mut outcomes = events.clone();
     remove_refunded(&mut outcomes);
-    let is_late = |event: &Event| {
-        event.at >= trained_until && event.at >= since && !event.lines.is_empty() && !event.user.is_anonymous()
-    };
-    let has_purchases = outcomes.iter().any(|event| event.kind == EventKind::Purchase && is_late(event));
+    let is_late = |event: &Event| event.at >= trained_until && event.at >= since && !event.user.is_anonymous();
+    let has_target = |event: &Event| event.lines.iter().any(|line| target_row(&line.item).is_some());
+    let has_purchases =
+        outcomes.iter().any(|event| event.kind == EventKind::Purchase && is_late(event) && has_target(event));
     let mut done_users: AHashSet<UserId> = AHashSet::new();
     let is_target_kind = |event: &Event| match has_purchases {
         true => event.kind == EventKind::Purchase,
         false => event.kind.is_positive(),
     };
-    let target_of = visit_starts(&outcomes, |event| is_target_kind(event) && is_late(event));
+    let target_of = visit_starts(&outcomes, |event| is_target_kind(event) && is_late(event) && has_target(event));
+    let mut unknown: AHashSet<&ItemId> = AHashSet::new();
+    for event in outcomes.iter().filter(|event| is_target_kind(event) && is_late(event)) {
+        for line in event.lines.iter().filter(|line| target_row(&line.item).is_none()) {
+            scores.unknown_targets.line_count += 1;
+            unknown.insert(&line.item);
+        }
+    }
+    scores.unknown_targets.item_count = unknown.len();
     for (done, event) in events.iter().enumerate() {
         let target = target_of.get(&done).map(|index| &outcomes[*index]);
         let history = target.and_then(|_| generation.state.users.history(&event.user));
         if let Some((target, history)) = target.zip(history).filter(|_| done_users.insert(event.user.clone())) {
-            let targets: AHashSet<Row> = target
-                .lines
-                .iter()
-                .filter_map(|line| generation.state.keys.get(&line.item))
-                .map(|key| Row(key.0))
-                .collect();
+            let targets: AHashSet<Row> = target.lines.iter().filter_map(|line| target_row(&line.item)).collect();
             let at = match state_until {
                 StateUntil::Training => trained_until,
                 StateUntil::Request => event.at,
@@ -191,7 +232,8 @@ pub(super) fn replay_targets(
     scores.seconds = times.get(times.len() / 2).copied().unwrap_or(0.0);
     match scores.users.is_empty() {
         true => Err(TrainError::TooLittle(
-            "no user with a history has a positive interaction after the bundle's training; evaluate on newer events"
+            "no user with a history has a positive interaction with an item of the bundle after its training; evaluate on \
+             newer events"
                 .to_owned(),
         )),
         false => Ok(scores),
@@ -227,7 +269,7 @@ pub fn evaluate(
     let mut cases = Cases::default();
     let since = UnixMillis(i64::MIN);
     let observe = &mut |lists: &UserLists, _: &mut Models| cases.add(lists);
-    let scores = replay_targets(data, bundle, since, StateUntil::Request, runtime, progress, observe)?;
+    let scores = replay_targets(data, bundle, since, None, StateUntil::Request, runtime, progress, observe)?;
     let comparisons = comparisons(data, bundle, runtime, cases, options, progress)?;
     let relevance = relevance::of_bundle(bundle, runtime, progress)?;
     Ok(evaluation(&scores, relevance, comparisons, options))
@@ -260,6 +302,7 @@ pub(super) fn evaluation(
     Evaluation {
         user_count: scores.users.len(),
         item_count: scores.item_count,
+        unknown_targets: scores.unknown_targets,
         trained_until_ms: scores.trained_until.0,
         methods,
         ndcg_gains: vec![("retrieval - popularity", gain(1, 0)), ("ranked - retrieval", gain(RANKED, 1))],
@@ -314,6 +357,7 @@ pub(super) fn ndcg(hits: impl Iterator<Item = usize>, target_count: usize) -> f6
 impl fmt::Display for Evaluation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "{} users' next baskets, {} items; 95 % bootstrap intervals", self.user_count, self.item_count)?;
+        write!(f, "{}", self.unknown_targets)?;
         writeln!(f, "{:<12}{:<28}{:<28}{:<28}coverage@10", "", "HR@10", "NDCG@10", "MRR@10")?;
         for method in &self.methods {
             writeln!(

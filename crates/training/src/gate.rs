@@ -4,15 +4,15 @@ use super::{
     baselines::StateUntil,
     comparison::{Cases, ComparedData, Comparison, Task},
     error::TrainError,
-    evaluate::{EvaluateOptions, NDCG, RANKED, ReplayScores, replay_targets},
+    evaluate::{EvaluateOptions, NDCG, RANKED, ReplayScores, UnknownTargets, UserLists, replay_targets},
 };
-use ahash::AHashMap;
+use ahash::{AHashMap, AHashSet};
 use lodestone_core::{
-    ids::UserId,
+    ids::{ItemId, UserId},
     statistics::{MeanInterval, bootstrap_mean, resamples},
     units::UnixMillis,
 };
-use lodestone_pipeline::{bundle::Bundle, ranking::Runtime};
+use lodestone_pipeline::{Models, bundle::Bundle, ranking::Runtime};
 use std::{fmt, path::Path};
 
 /// Repetitions of both measurements while the candidate seems too slow. The minimum of each counts.
@@ -44,6 +44,8 @@ impl Default for GateOptions {
 #[derive(Debug, Clone, serde::Serialize)]
 pub struct Verdict {
     pub user_count: usize,
+    /// Targets that are not in the catalogues of both bundles.
+    pub unknown_targets: UnknownTargets,
     pub candidate_ndcg_at_10: f64,
     pub current_ndcg_at_10: f64,
     /// Paired by user.
@@ -94,14 +96,17 @@ pub fn gate(
     options: &GateOptions,
     progress: &mut dyn FnMut(Progress),
 ) -> Result<Verdict, TrainError> {
-    let mut since = UnixMillis(i64::MIN);
-    for bundle in [candidate, current] {
-        since = since.max(UnixMillis(Bundle::open(bundle)?.manifest.trained_until_ms));
-    }
+    let opened = [Bundle::open(candidate)?, Bundle::open(current)?];
+    let since = UnixMillis(opened.iter().map(|bundle| bundle.manifest.trained_until_ms).fold(i64::MIN, i64::max));
+    // Both have the same targets: those that only one of them has would decide for the other one.
+    let [in_candidate, in_current] =
+        opened.map(|bundle| bundle.items.into_iter().map(|item| item.id).collect::<AHashSet<ItemId>>());
+    let in_both: AHashSet<ItemId> = in_candidate.intersection(&in_current).cloned().collect();
     let mut cases = Cases::default();
     let mut score = |bundle: &Path, stage, cases: &mut Cases| {
         let progress = &mut |step| progress(Progress { stage, ..step });
-        replay_targets(data, bundle, since, StateUntil::Request, runtime, progress, &mut |lists, _| cases.add(lists))
+        let observe = &mut |lists: &UserLists, _: &mut Models| cases.add(lists);
+        replay_targets(data, bundle, since, Some(&in_both), StateUntil::Request, runtime, progress, observe)
     };
     let mut of_candidate = score(candidate, "candidate", &mut cases)?;
     let mut of_current = score(current, "current", &mut Cases::default())?;
@@ -144,6 +149,7 @@ fn verdict(
     let mean = |values: &mut dyn Iterator<Item = f64>| values.sum::<f64>() / pairs.len().max(1) as f64;
     let mut verdict = Verdict {
         user_count: pairs.len(),
+        unknown_targets: candidate.unknown_targets,
         candidate_ndcg_at_10: mean(&mut pairs.iter().map(|pair| pair.0)),
         current_ndcg_at_10: mean(&mut pairs.iter().map(|pair| pair.1)),
         ndcg_gain: bootstrap_mean(
@@ -198,6 +204,7 @@ impl fmt::Display for Verdict {
             "{} users: NDCG@10 {:.4}, current {:.4}, difference {}",
             self.user_count, self.candidate_ndcg_at_10, self.current_ndcg_at_10, self.ndcg_gain
         )?;
+        write!(f, "{}", self.unknown_targets)?;
         writeln!(
             f,
             "latency {:.2} of the current bundle's; {} distinct items in the lists, current {}",
@@ -233,6 +240,7 @@ mod tests {
         ReplayScores {
             trained_until: UnixMillis(0),
             item_count: 1000,
+            unknown_targets: UnknownTargets::default(),
             users,
             scores: [by_user.clone(), by_user.clone(), by_user],
             covered: [Default::default(), Default::default(), rows],

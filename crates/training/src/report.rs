@@ -25,7 +25,11 @@ use lodestone_experiments::plots::{self, Bar, BarGroup, Line, PAGE_STYLE, escape
 use lodestone_pipeline::{
     Models, bundle::Bundle, features::FEATURES, fusion::NOT_FOUND, ranking::Runtime, source::CandidateSource,
 };
-use rand::{SeedableRng, rngs::StdRng, seq::SliceRandom};
+use rand::{
+    SeedableRng,
+    rngs::StdRng,
+    seq::{IndexedRandom, SliceRandom},
+};
 use std::{fmt::Write, path::Path};
 
 /// Bins of a calibration plot.
@@ -52,8 +56,11 @@ struct Observations {
     /// By part of [`LEARNED_PARTS`] and user with a target that is new to the user: the loss of NDCG, among items that
     /// are new to the user, without this part.
     learned: [Vec<f64>; LEARNED_PARTS.len()],
-    /// By feature and user: the loss of NDCG when the feature's values are shuffled among the user's candidates.
+    /// By feature and user: the loss of NDCG when the feature's values are shuffled among the user's candidates. If all
+    /// of them have the same value, as of a feature of the request, they get that of another user.
     features: Vec<Vec<f64>>,
+    /// By feature: the values that were the same for all candidates of a user.
+    shared_values: Vec<Vec<f32>>,
     /// By head: predicted probabilities and outcomes.
     calibration: Vec<Vec<(f32, bool)>>,
     /// By group of items: slots in the lists of each method, and targets.
@@ -84,16 +91,18 @@ pub fn report(
     let mut observations = Observations {
         sources: vec![Vec::new(); CandidateSource::COUNT],
         features: vec![Vec::new(); opened.manifest.features.column_count()],
+        shared_values: vec![Vec::new(); opened.manifest.features.column_count()],
         calibration: vec![Vec::new(); opened.manifest.heads.len()],
         ..Observations::default()
     };
     let mut rng = StdRng::seed_from_u64(options.seed);
     let mut cases = Cases::default();
     let since = UnixMillis(i64::MIN);
-    let scores = replay_targets(data, bundle, since, StateUntil::Request, runtime, progress, &mut |lists, models| {
+    let observe = &mut |lists: &UserLists, models: &mut Models| {
         cases.add(lists);
         observe(&mut observations, lists, models, &group_of, &outcomes, &mut rng);
-    })?;
+    };
+    let scores = replay_targets(data, bundle, since, None, StateUntil::Request, runtime, progress, observe)?;
     let comparisons = comparisons(data, bundle, runtime, cases, options, progress)?;
     let relevance = relevance::of_bundle(bundle, runtime, progress)?;
     let evaluation = evaluation(&scores, relevance, comparisons, options);
@@ -163,10 +172,17 @@ fn observe(
         }
         shuffled.clone_from(&ranked.features);
     }
-    for (feature, lost) in observations.features.iter_mut().enumerate() {
+    for (feature, (lost, shared)) in observations.features.iter_mut().zip(&mut observations.shared_values).enumerate() {
+        let value = |row: usize| ranked.features[row * columns + feature];
         order.shuffle(rng);
-        for (to, from) in order.iter().enumerate() {
-            shuffled[to * columns + feature] = ranked.features[from * columns + feature];
+        if !rows.is_empty() && (1..rows.len()).all(|row| value(row) == value(0)) {
+            let other = shared.choose(rng).copied();
+            shared.push(value(0));
+            // The first user has no other one.
+            let Some(other) = other else { continue };
+            (0..rows.len()).for_each(|row| shuffled[row * columns + feature] = other);
+        } else {
+            order.iter().enumerate().for_each(|(to, from)| shuffled[to * columns + feature] = value(*from));
         }
         if let Ok(scores) = models.utilities(&shuffled) {
             lost.push(of_methods[RANKED] - ndcg(&best(&rows, &scores, &|_| true)));
@@ -275,7 +291,9 @@ fn page(
     section(
         &mut html,
         "Ablation of features",
-        "Loss of NDCG@10 of the ranked lists when the feature's values are shuffled among a user's candidates.",
+        "Loss of NDCG@10 of the ranked lists when the feature's values are shuffled among a user's candidates. Values that \
+         all candidates share, such as the hour of the request, are replaced by those of an earlier user. In brackets: \
+         95 % bootstrap intervals over users.",
     );
     wide(&mut html, &plots::bars(&ablations(manifest.features.names(), &observations.features, options)));
     for (head, observed) in

@@ -16,8 +16,8 @@ use lodestone_pipeline::{
     ranking::{Device, Runtime},
 };
 use lodestone_training::{
-    CheckpointUse, EncoderSettings, EvaluateOptions, ExternalModels, ExternalUserEncoder, TrainError, TrainOptions,
-    TrainReport, WarmStart, bundle_external_models, evaluate, report, train,
+    CheckpointUse, EncoderSettings, EvaluateOptions, ExternalModels, ExternalUserEncoder, GateOptions, LeakCheck,
+    TrainError, TrainOptions, TrainReport, WarmStart, bundle_external_models, evaluate, gate, report, train,
 };
 use rand::{Rng, SeedableRng, rngs::StdRng};
 use std::{
@@ -128,6 +128,46 @@ fn a_shop_with_views_only_is_trained_and_evaluated() {
     assert!(bundle.known_answer.is_some() && cut.cosine_min == bundle.manifest.relevance.cosine_min);
     assert!(cut.matching_query_count == ITEMS && cut.other_query_count > 500, "{cut}");
     assert!(cut.precision > 0.7 && cut.recall > 0.3, "{cut}");
+}
+
+#[test]
+fn items_outside_the_bundle_are_no_targets_of_evaluation_and_gate() {
+    let events = visits(60, &[EventKind::Purchase]);
+    let shop = Shop::new(&titled(), &events);
+    shop.train("old").unwrap();
+    // Item 3 leaves the catalogue, and a new one is bought in the part that is held out.
+    let mut later = events.clone();
+    let held_out = later.len() * 19 / 20;
+    later[held_out..].iter_mut().step_by(5).for_each(|row| row.item = Some(ItemId::parse("new").unwrap()));
+    let items: Vec<Item> = titled().into_iter().filter(|item| item.id != item_id(3)).collect();
+    write_items(&shop.directory.path().join("items.parquet"), &items).unwrap();
+    write_events(&shop.directory.path().join("events.parquet"), &later).unwrap();
+    shop.train("bundle").unwrap();
+
+    let options = EvaluateOptions { bootstrap_count: 50, ..EvaluateOptions::default() };
+    let data = shop.directory.path();
+    let of = |bundle: &str| evaluate(data, &shop.out(bundle), &runtime(), &options, &mut |_| {}).unwrap();
+    let (old, current) = (of("old"), of("bundle"));
+    assert_eq!((old.unknown_targets.item_count, current.unknown_targets.item_count), (1, 2));
+    assert!(current.unknown_targets.line_count > old.unknown_targets.line_count, "{current}");
+    assert!(old.user_count > 40 && old.to_string().contains("1 items outside the catalogue of the bundle"), "{old}");
+    let (of_report, _) = report(data, &shop.out("bundle"), &runtime(), &options, &mut |_| {}).unwrap();
+    assert_eq!(of_report.unknown_targets, current.unknown_targets);
+
+    let limits = GateOptions { users_min: 5, evaluate: options.clone(), ..GateOptions::default() };
+    let (candidate, current) = (shop.out("bundle"), shop.out("old"));
+    let verdict = gate(data, &candidate, &current, &runtime(), &limits, &mut |_| {}).unwrap();
+    assert_eq!(verdict.unknown_targets.item_count, 2, "both bundles have the same targets");
+    assert!(verdict.to_string().contains("2 items outside the catalogue"), "{verdict}");
+
+    // Data of another shop.
+    for row in &mut later {
+        row.item = row.item.as_ref().map(|item| ItemId::parse(&format!("other-{item}")).unwrap());
+    }
+    write_events(&data.join("events.parquet"), &later).unwrap();
+    let error = evaluate(data, &shop.out("old"), &runtime(), &options, &mut |_| {}).unwrap_err();
+    assert!(matches!(error, TrainError::OtherItems { .. }), "{error}");
+    assert!(error.to_string().contains("none of the 41 items of the events is in the catalogue of bundle"), "{error}");
 }
 
 #[test]
@@ -429,6 +469,9 @@ fn declared_features_are_trained_and_reported_by_name() {
     assert_eq!((of("rating").item_share, of("rating").is_constant), (Some(0.1), false));
     assert_eq!((of("fragile").item_share, of("fragile").is_constant), (Some(1.0), true));
     assert_eq!((of("hour").item_share, of("brand_affinity").is_constant), (None, false));
+    let checks = ["rating", "fragile", "brand_affinity"].map(|name| of(name).leak_check);
+    assert_eq!(checks, [LeakCheck::TooFewItems, LeakCheck::Passed, LeakCheck::NotApplicable]);
+    assert!(of("rating").to_string().contains("not checked for the label, because fewer than 50 items have a value"));
     let bundle = check_bundle(&shop.out("bundle"));
     assert_eq!(bundle.manifest.features, schema);
 
@@ -436,6 +479,10 @@ fn declared_features_are_trained_and_reported_by_name() {
     let data = shop.directory.path();
     let (_, page) = report(data, &shop.out("bundle"), &runtime(), &options, &mut |_| {}).unwrap();
     assert!(schema.declared().iter().all(|feature| page.contains(feature.name())));
+    let ablations = &page[page.find("Ablation of features").unwrap()..];
+    let hour = &ablations[ablations.find(">hour</text>").unwrap()..];
+    let hour = &hour[..hour.find("</text><text").unwrap_or(hour.len()).min(400)];
+    assert!(hour.contains(" ["), "the hour of the request is replaced, with an interval over users: {hour}");
 
     // Without declared features the ranking model has other columns.
     shop.train("plain").unwrap();
@@ -490,11 +537,49 @@ fn a_feature_without_values_or_with_the_label_is_refused_by_name() {
         assert!(error.contains("`x`") && error.contains(reason), "{error}");
         assert!(!shop.out("bundle").exists());
     }
-    shop.train_with("bundle", declared(&number("sold_later", r#", "known_before": true"#))).unwrap();
+    let error = shop.train_with("bundle", declared(&number("sold_later", ""))).unwrap_err().to_string();
+    assert!(
+        ["attributes.sold_later", "the limits are 0.5, and 0.1 above"].iter().all(|part| error.contains(part)),
+        "{error}"
+    );
+    let trained = shop.train_with("bundle", declared(&number("sold_later", r#", "known_before": true"#))).unwrap();
+    assert_eq!(trained.features[0].leak_check, LeakCheck::Declared);
     assert!(matches!(
         &check_bundle(&shop.out("bundle")).manifest.features.declared()[0],
         DeclaredFeature::Number { known_before: true, .. }
     ));
+}
+
+#[test]
+fn a_count_of_sales_after_the_events_is_a_leak_where_most_items_are_never_sold() {
+    // 1,500 items, of which 500 purchases touch a few. Rank correlations are limited by the ties.
+    let mut rng = StdRng::seed_from_u64(4);
+    let mut events: Vec<DatasetEvent> = (0..500)
+        .map(|order| row(order % 60, EventKind::Purchase, order as i64 * 8, rng.random_range(0..1500)))
+        .collect();
+    events.sort_by_key(|row| row.at);
+    let mut items: Vec<Item> =
+        (0..1500).map(|item| Item::titled(item_id(item), &format!("thing number {item}"))).collect();
+    for item in &mut items {
+        let sold = events.iter().filter(|row| row.item.as_ref() == Some(&item.id)).count() as f64;
+        item.attributes.insert("sold".to_owned(), AttributeValue::Number(sold));
+        item.attributes.insert("size".to_owned(), AttributeValue::Number(rng.random_range(0.0..9.0)));
+        item.attributes.insert("views".to_owned(), AttributeValue::Number(2e6 + rng.random_range(0.0..9.0)));
+        item.attributes.insert("mixed".to_owned(), AttributeValue::Text("large".to_owned()));
+    }
+    let shop = Shop::new(&items, &events);
+    let number =
+        |field: &str| declared(&format!(r#"[{{"kind": "number", "name": "x", "field": "attributes.{field}"}}]"#));
+    let error = shop.train_with("bundle", number("sold")).unwrap_err().to_string();
+    let parts = ["`x`: it contains the label", "attributes.sold", "an AUC of", "the limits are 0.8, and 0.2 above"];
+    assert!(parts.iter().all(|part| error.contains(part)), "{error}");
+    let error = shop.train_with("bundle", number("mixed")).unwrap_err().to_string();
+    assert!(error.contains("no item has a number in attributes.mixed; 1500 items have a text there"), "{error}");
+    let trained = shop.train_with("bundle", number("size")).unwrap();
+    assert_eq!((trained.features[0].leak_check, trained.features[0].limited_item_count), (LeakCheck::Passed, 0));
+    let limited = shop.train_with("other", number("views")).unwrap().features.remove(0);
+    assert_eq!((limited.limited_item_count, limited.is_constant), (1500, true));
+    assert!(limited.to_string().contains("1500 items have a number beyond ±1000000"), "{limited}");
 }
 
 /// Users who buy one of 60 items in each of 12 visits. Each visit is on a phone or a desktop, in Britain or Germany, at

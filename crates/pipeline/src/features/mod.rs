@@ -13,7 +13,7 @@ pub use context_counts::{ContextCounts, KeyedContextCounts};
 use lodestone_catalog::{Catalog, ItemVectors};
 use lodestone_core::{ids::Row, units::UnixMillis, viewer::ViewerContext};
 use lodestone_index::dot;
-pub use schema::{ContextField, DeclaredFeature, FeatureError, FeatureFileError, FeatureSchema};
+pub use schema::{ContextField, DeclaredFeature, FeatureError, FeatureFileError, FeatureSchema, NUMBER_MAX};
 pub use user::{ItemStats, RecentItem, UserContext};
 
 /// The built-in features, in the order of the ranking model's input `features [N, F]`. Those that the shop declares
@@ -73,7 +73,7 @@ pub const FEATURES: &[&str] = &[
 ];
 
 /// The version of the built-in features. Raise it if the meaning of one changes under the same name.
-const VERSION: u32 = 8;
+const VERSION: u32 = 9;
 
 /// The scores of one candidate by source; 0 from sources that did not return it.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]

@@ -11,18 +11,30 @@ use lodestone_state::users::History;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use std::{
-    fs, io,
-    path::{Path, PathBuf},
+    fs::File,
+    io::{self, Read},
+    path::Path,
 };
 
 /// Maximum number of declared features.
 const DECLARED_MAX: usize = 64;
 const NAME_CHARS_MAX: usize = 64;
 /// Greatest absolute value of a declared number, so that one wrong item cannot exceed the range of f32 in the model.
-const NUMBER_MAX: f32 = 1e6;
+pub const NUMBER_MAX: f32 = 1e6;
 /// Bounds of a half-life in days.
-const HALF_LIFE_DAYS: (f32, f32) = (0.1, 10_000.0);
-const UTC_OFFSET_HOURS: (f32, f32) = (-14.0, 14.0);
+const HALF_LIFE_DAYS: (f64, f64) = (0.1, 10_000.0);
+const UTC_OFFSET_HOURS: (f64, f64) = (-14.0, 14.0);
+const MISSING: (f64, f64) = (-NUMBER_MAX as f64, NUMBER_MAX as f64);
+/// Greatest size of a file of declared features. One with 64 features has some KB.
+const FILE_BYTES_MAX: u64 = 1 << 20;
+/// Most characters of a name and of a problem in an error.
+const SHOWN_NAME_CHARS_MAX: usize = 80;
+const SHOWN_PROBLEM_CHARS_MAX: usize = 600;
+const NUMBER_FIELDS: &str = "price, original_price, discount, margin, rating, rating_count, stock_quantity, in_stock and \
+                             attributes.NAME";
+const AFFINITY_FIELDS: &str = "category, brand, tags, price, original_price, discount, margin, currency, rating, \
+                               rating_count, stock_quantity, in_stock, availability and attributes.NAME";
+const CONTEXT_AFFINITY_FIELDS: &str = "platform, region and language";
 
 /// A feature that a shop declares. `docs/training.md` describes the file.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -34,7 +46,7 @@ pub enum DeclaredFeature {
         field: Field,
         /// The value of items without a number.
         #[serde(default)]
-        missing: f32,
+        missing: f64,
         /// Replaces x by sign(x) × ln(1 + |x|).
         #[serde(default)]
         log: bool,
@@ -54,7 +66,7 @@ pub enum DeclaredFeature {
         name: String,
         field: Field,
         #[serde(default = "half_life_days")]
-        half_life_days: f32,
+        half_life_days: f64,
     },
     /// A value of the request, the same for all candidates: a number of the moment, or 1 if the viewer's value is one of
     /// several, otherwise 0.
@@ -63,7 +75,7 @@ pub enum DeclaredFeature {
         field: ContextField,
         /// Added to UTC.
         #[serde(default)]
-        utc_offset_hours: f32,
+        utc_offset_hours: f64,
         /// Values of a field of the viewer.
         #[serde(default)]
         values: Vec<String>,
@@ -99,7 +111,7 @@ pub enum ContextField {
     Language,
 }
 
-fn half_life_days() -> f32 {
+fn half_life_days() -> f64 {
     60.0
 }
 
@@ -108,17 +120,43 @@ fn half_life_days() -> f32 {
 pub enum FeatureError {
     #[error("{0} features are declared; the limit is {DECLARED_MAX}")]
     TooMany(usize),
-    #[error("feature `{name}`: {problem}")]
+    #[error("feature `{}`: {}", shortened(.name, SHOWN_NAME_CHARS_MAX), shortened(.problem, SHOWN_PROBLEM_CHARS_MAX))]
     Feature { name: String, problem: String },
+    /// The position is counted from 1.
+    #[error("feature {position}, which has no name: {}", shortened(.problem, SHOWN_PROBLEM_CHARS_MAX))]
+    Unnamed { position: usize, problem: String },
 }
 
-/// The reason why a file of declared features cannot be used.
+impl FeatureError {
+    fn new(name: &str, index: usize, problem: String) -> Self {
+        match name.is_empty() {
+            true => Self::Unnamed { position: index + 1, problem },
+            false => Self::Feature { name: name.to_owned(), problem },
+        }
+    }
+}
+
+/// Returns a text with at most `chars_max` characters, because an error repeats what a file has.
+fn shortened(text: &str, chars_max: usize) -> String {
+    match text.char_indices().nth(chars_max) {
+        Some((end, _)) => format!("{}… ({} characters)", &text[..end], text.chars().count()),
+        None => text.to_owned(),
+    }
+}
+
+/// The reason why a file of declared features cannot be used. The caller names the file.
 #[derive(Debug, thiserror::Error)]
 pub enum FeatureFileError {
-    #[error("{path}: {source}")]
-    Io { path: PathBuf, source: io::Error },
-    #[error("{path}: {problem}")]
-    Content { path: PathBuf, problem: String },
+    #[error("cannot be read: {0}")]
+    Io(#[from] io::Error),
+    #[error("has more than {FILE_BYTES_MAX} bytes, the limit of a file of declared features")]
+    TooLarge,
+    #[error("{}", shortened(.0, SHOWN_PROBLEM_CHARS_MAX))]
+    Syntax(String),
+    #[error("declares no feature; declare each in a table [[feature]]")]
+    Empty,
+    #[error(transparent)]
+    Feature(#[from] FeatureError),
 }
 
 impl DeclaredFeature {
@@ -137,6 +175,14 @@ impl DeclaredFeature {
             Self::Match { filter, .. } => Some(PreparedField::Match(filter.clone())),
             Self::Affinity { field, .. } => Some(PreparedField::Labels(field.clone())),
             Self::Context { .. } | Self::ContextAffinity { .. } | Self::Request { .. } => None,
+        }
+    }
+
+    /// Returns whether the value of an item is beyond ±[`NUMBER_MAX`], to which it is limited.
+    pub fn limits(&self, value: &PreparedValue) -> bool {
+        match (self, value) {
+            (Self::Number { log: false, .. }, PreparedValue::Number(Some(number))) => number.abs() > NUMBER_MAX,
+            _ => false,
         }
     }
 
@@ -159,9 +205,9 @@ impl DeclaredFeature {
         if FEATURES.contains(&name) {
             return Err("this is the name of a built-in feature; choose another one".to_owned());
         }
-        let within = |what: &str, value: f32, (least, most): (f32, f32)| match (least..=most).contains(&value) {
+        let within = |what: &str, value: f64, (least, most): (f64, f64)| match (least..=most).contains(&value) {
             true => Ok(()),
-            false => Err(format!("{what} is {value}; it must be {least} to {most}")),
+            false => Err(format!("{what} is {value:?}; it must be {least} to {most}")),
         };
         match self {
             Self::Number { field, missing, .. } => {
@@ -180,22 +226,16 @@ impl DeclaredFeature {
                         | CreateTime
                         | Field::Availability
                 ) {
-                    return Err(format!(
-                        "{field} is no number; the fields of kind number are price, original_price, discount, margin, rating, \
-                         rating_count, stock_quantity, in_stock and attributes.NAME"
-                    ));
+                    return Err(format!("{field} is no number; the fields of kind number are {NUMBER_FIELDS}"));
                 }
-                within("missing", *missing, (-NUMBER_MAX, NUMBER_MAX))
+                within("missing", *missing, MISSING)
             }
             Self::Match { .. } => Ok(()),
             Self::Affinity { field, half_life_days, .. } => {
                 use Field::{CreateTime, Description, GroupId, ItemId, Title};
                 if matches!(field, ItemId | GroupId | Title | Description | CreateTime) {
                     return Err(format!(
-                        "almost every item has another {field}; the fields of kind affinity are category, brand, tags, \
-                         price, original_price, discount, margin, currency, rating, rating_count, stock_quantity, \
-                         in_stock, availability and \
-                         attributes.NAME"
+                        "almost every item has another {field}; the fields of kind affinity are {AFFINITY_FIELDS}"
                     ));
                 }
                 within("half_life_days", *half_life_days, HALF_LIFE_DAYS)
@@ -219,8 +259,7 @@ impl DeclaredFeature {
             Self::ContextAffinity { field, .. } => match field.is_of_viewer() {
                 true => Ok(()),
                 false => Err(format!(
-                    "{} is not known of the viewer; the fields of kind context_affinity are platform, region and \
-                     language",
+                    "{} is not known of the viewer; the fields of kind context_affinity are {CONTEXT_AFFINITY_FIELDS}",
                     field.name()
                 )),
             },
@@ -253,13 +292,13 @@ impl TryFrom<Vec<DeclaredFeature>> for FeatureSchema {
             return Err(FeatureError::TooMany(declared.len()));
         }
         let mut schema = Self::default();
-        for feature in &declared {
+        for (index, feature) in declared.iter().enumerate() {
             let name = feature.name().to_owned();
             let checked = match schema.names[FEATURES.len()..].contains(&name) {
                 true => Err("two features have this name".to_owned()),
                 false => feature.check(),
             };
-            checked.map_err(|problem| FeatureError::Feature { name: name.clone(), problem })?;
+            checked.map_err(|problem| FeatureError::new(&name, index, problem))?;
             schema.names.push(name);
         }
         Ok(Self { declared, ..schema })
@@ -275,27 +314,51 @@ impl From<FeatureSchema> for Vec<DeclaredFeature> {
 /// A file of declared features.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-struct File {
+struct FeatureFile {
     /// Parsed one by one, so that an error names the feature.
     #[serde(default)]
     feature: Vec<toml::Table>,
 }
 
+/// Returns the problem of a field that does not exist, with the fields of the feature's kind.
+fn unknown_field(table: &toml::Table) -> Option<String> {
+    let text = |key: &str| table.get(key).and_then(toml::Value::as_str);
+    let (kind, field) = (text("kind")?, text("field")?);
+    let fields = match kind {
+        "number" if Field::parse(field).is_none() => NUMBER_FIELDS,
+        "affinity" if Field::parse(field).is_none() => AFFINITY_FIELDS,
+        "context_affinity" if ContextField::ALL.iter().all(|of| of.name() != field) => CONTEXT_AFFINITY_FIELDS,
+        _ => return None,
+    };
+    Some(format!("unknown field {}; the fields of kind {kind} are {fields}", shortened(field, SHOWN_NAME_CHARS_MAX)))
+}
+
 impl FeatureSchema {
     /// Reads the file of `lodestone train --features FILE`.
     pub fn read(path: &Path) -> Result<Self, FeatureFileError> {
-        let text = fs::read_to_string(path).map_err(|source| FeatureFileError::Io { path: path.to_owned(), source })?;
-        let content = |problem: String| FeatureFileError::Content { path: path.to_owned(), problem };
-        let file: File = toml::from_str(&text).map_err(|error| content(error.to_string().trim_end().to_owned()))?;
-        let declared = file.feature.into_iter().map(|table| {
+        let mut bytes = Vec::new();
+        // The size of a pipe is not known before.
+        let read = File::open(path)?.take(FILE_BYTES_MAX + 1).read_to_end(&mut bytes)?;
+        if read as u64 > FILE_BYTES_MAX {
+            return Err(FeatureFileError::TooLarge);
+        }
+        let text = String::from_utf8(bytes).map_err(|_| FeatureFileError::Syntax("is not text in UTF-8".to_owned()))?;
+        let file: FeatureFile =
+            toml::from_str(&text).map_err(|error| FeatureFileError::Syntax(error.to_string().trim_end().to_owned()))?;
+        if file.feature.is_empty() {
+            return Err(FeatureFileError::Empty);
+        }
+        let declared = file.feature.into_iter().enumerate().map(|(index, table)| {
             let name = table.get("name").and_then(toml::Value::as_str).unwrap_or_default().to_owned();
-            table.try_into().map_err(|error: toml::de::Error| {
-                let problem = error.message().to_owned();
-                FeatureError::Feature { name, problem }
-            })
+            if let Some(problem) = unknown_field(&table) {
+                return Err(FeatureError::new(&name, index, problem));
+            }
+            table
+                .try_into()
+                .map_err(|error: toml::de::Error| FeatureError::new(&name, index, error.message().to_owned()))
         });
         let declared: Result<Vec<DeclaredFeature>, FeatureError> = declared.collect();
-        declared.and_then(Self::try_from).map_err(|error| content(error.to_string()))
+        Ok(declared.and_then(Self::try_from)?)
     }
 
     /// In the order of the columns.
@@ -357,7 +420,7 @@ impl FeatureSchema {
         let prepared = self.declared.iter().filter(is_prepared).enumerate();
         let of = |(prepared, feature): (usize, &DeclaredFeature)| match feature {
             DeclaredFeature::Affinity { half_life_days, .. } => {
-                Some(Affinity::new(history, refunds, catalog, (prepared, *half_life_days), now))
+                Some(Affinity::new(history, refunds, catalog, (prepared, *half_life_days as f32), now))
             }
             _ => None,
         };
@@ -393,7 +456,7 @@ impl FeatureSchema {
         for feature in &self.declared {
             out.push(match feature {
                 DeclaredFeature::Number { missing, log, .. } => {
-                    scaled(number(prepared.next()).unwrap_or(*missing), *log)
+                    scaled(number(prepared.next()).unwrap_or(*missing as f32), *log)
                 }
                 DeclaredFeature::Match { .. } => number(prepared.next()).unwrap_or(0.0),
                 DeclaredFeature::Affinity { .. } => {
@@ -419,9 +482,11 @@ impl FeatureSchema {
 }
 
 impl ContextField {
-    fn at(self, now: UnixMillis, utc_offset_hours: f32) -> f32 {
+    const ALL: [Self; 5] = [Self::Hour, Self::Weekday, Self::Platform, Self::Region, Self::Language];
+
+    fn at(self, now: UnixMillis, utc_offset_hours: f64) -> f32 {
         const HOUR: i64 = UnixMillis::DAY / 24;
-        let local = now.0.saturating_add((f64::from(utc_offset_hours) * HOUR as f64) as i64);
+        let local = now.0.saturating_add((utc_offset_hours * HOUR as f64) as i64);
         match self {
             Self::Hour => (local.rem_euclid(UnixMillis::DAY) / HOUR) as f32,
             // 1970 began on a Thursday.
@@ -475,6 +540,7 @@ impl ContextField {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::fs;
 
     fn parse(text: &str) -> Result<FeatureSchema, String> {
         let directory = tempfile::tempdir().unwrap();
@@ -566,8 +632,55 @@ mod tests {
             let error = feature(lines);
             assert!(reasons.iter().all(|reason| error.contains(reason)), "{lines}: {error}");
         }
+        for (lines, reasons) in [
+            ("kind = \"number\"\nfield = \"price\"", vec!["feature 1, which has no name", "name"]),
+            ("name = 5\nkind = \"number\"\nfield = \"price\"", vec!["feature 1, which has no name", "string"]),
+            ("name = \"\"\nkind = \"number\"\nfield = \"price\"", vec!["feature 1, which has no name", "a to z"]),
+            (
+                "name = \"x\"\nkind = \"number\"\nfield = \"prise\"",
+                vec!["`x`: unknown field prise; the fields of kind number are price, original_price"],
+            ),
+            (
+                "name = \"x\"\nkind = \"affinity\"\nfield = \"brnd\"",
+                vec!["unknown field brnd; the fields of kind affinity are category, brand"],
+            ),
+            (
+                "name = \"x\"\nkind = \"context_affinity\"\nfield = \"city\"",
+                vec!["unknown field city; the fields of kind context_affinity are platform, region and language"],
+            ),
+            (
+                "name = \"x\"\nkind = \"affinity\"\nfield = \"brand\"\nhalf_life_days = 1e300",
+                vec!["half_life_days is 1e300; it must be 0.1 to 10000"],
+            ),
+        ] {
+            let error = feature(lines);
+            assert!(reasons.iter().all(|reason| error.contains(reason)), "{lines}: {error}");
+            assert!(!error.contains("title") && !error.contains("create_time"), "{error}");
+        }
+        for field in ["name", "field", "kind"] {
+            let values = ["name", "kind", "field"].map(|of| match (of == field, of) {
+                (true, _) => format!("{of} = \"{}\"", "y".repeat(5000)),
+                (false, "name") => "name = \"x\"".to_owned(),
+                (false, "kind") => "kind = \"number\"".to_owned(),
+                (false, _) => "field = \"price\"".to_owned(),
+            });
+            let error = feature(&values.join("\n"));
+            assert!(error.len() < 1000, "{} bytes for a long {field}", error.len());
+        }
         let twice = "[[feature]]\nname = \"x\"\nkind = \"number\"\nfield = \"price\"\n".repeat(2);
         assert!(parse(&twice).unwrap_err().contains("two features have this name"));
+    }
+
+    #[test]
+    fn a_file_without_a_feature_or_beyond_the_limit_is_refused_without_its_path() {
+        for text in ["", "# none yet\n", "feature = []\n"] {
+            assert!(parse(text).unwrap_err().starts_with("declares no feature"), "{text}");
+        }
+        let long = format!("# {}\n", "x".repeat(FILE_BYTES_MAX as usize));
+        assert!(parse(&long).unwrap_err().contains("more than 1048576 bytes"));
+        assert!(parse("[[feature]").unwrap_err().contains("line 1"));
+        let error = FeatureSchema::read(Path::new("/nowhere/features.toml")).unwrap_err().to_string();
+        assert!(error.starts_with("cannot be read: No such file") && !error.contains("nowhere"), "{error}");
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! ONNX Runtime sessions; the only file that uses the crate `ort`. The library is loaded at run time, so that one
 //! binary runs with its CPU build or its CUDA build.
 use super::external_data::external_files;
+use crate::features::FEATURES;
 use ort::{
     environment::Environment,
     session::{Session, SessionInputValue, builder::GraphOptimizationLevel},
@@ -400,11 +401,15 @@ fn check_columns(session: &Session, features: &[impl AsRef<str>]) -> Result<(), 
     if found == -1 || found == features.len() as i64 {
         return Ok(());
     }
-    let names: Vec<&str> = features.iter().map(AsRef::as_ref).collect();
+    let declared: Vec<&str> = features.iter().skip(FEATURES.len()).map(AsRef::as_ref).collect();
+    let declared = match declared.is_empty() {
+        true => "no declared ones".to_owned(),
+        false => format!("the declared {}", declared.join(", ")),
+    };
     let problem = format!(
-        "input `features` has {found} columns, but the bundle has {} features: {}",
+        "input `features` has {found} columns, but the bundle has {} features: {} built-in ones and {declared}",
         features.len(),
-        names.join(", ")
+        features.len().min(FEATURES.len())
     );
     Err(RankingError::Contract { model: Ranker::NAME, problem })
 }

@@ -1,5 +1,5 @@
 //! The answers of the log with the interactions that followed from them.
-use super::{AnswerId, AnswerSource, AnswersReport, PositionBias, position_bias::PairCounts};
+use super::{AnswerId, AnswerSource, AnswersReport, LeftOut, PositionBias, position_bias::PairCounts};
 use crate::error::TrainError;
 use ahash::AHashMap;
 use lodestone_core::{
@@ -116,10 +116,9 @@ impl LoggedAnswers {
     /// Reads the log, joins it with the events, and estimates the position bias if there is enough evidence.
     pub(crate) fn read(source: &AnswerSource, input: &JoinInput) -> Result<Self, TrainError> {
         let mut logged = Self::default();
-        logged.read_files(&source.directory, input.row_of)?;
+        logged.report.until_ms = input.until.0;
+        logged.read_files(&source.directory, input)?;
         logged.join(input, source.answer_of);
-        // The events that follow from later answers are held out.
-        logged.answers.retain(|answer| answer.at < input.until);
         logged.answers.sort_by_key(|answer| (answer.at, answer.id));
         let slot_count = logged.answers.iter().flat_map(|answer| &answer.slots).map(|slot| slot.slot + 1).max();
         let mut counts = PairCounts::new(slot_count.unwrap_or(0));
@@ -142,9 +141,12 @@ impl LoggedAnswers {
         Ok(logged)
     }
 
-    /// Reads the latest answers. Fails if no shown item is in the catalogue.
-    fn read_files(&mut self, directory: &Path, row_of: &AHashMap<ItemId, u32>) -> Result<(), TrainError> {
-        for path in answers::list_files(directory)?.iter().rev() {
+    /// Reads the latest answers. Fails if no file can be read, or no shown item is in the catalogue.
+    fn read_files(&mut self, directory: &Path, input: &JoinInput) -> Result<(), TrainError> {
+        let files = answers::list_files(directory)?;
+        self.report.file_count = files.len();
+        let mut first_error = None;
+        for path in files.iter().rev() {
             if self.answers.len() >= ANSWERS_MAX {
                 break;
             }
@@ -152,40 +154,47 @@ impl LoggedAnswers {
             let read = answers::read_file(path, |record| {
                 batch.push(record);
                 if batch.len() == BATCH {
-                    self.add(&mut batch, row_of);
+                    self.add(&mut batch, input);
                 }
             });
-            self.add(&mut batch, row_of);
+            self.add(&mut batch, input);
             match read {
                 Ok(damage) => {
                     self.report.left_out.damaged_count += damage.damaged_blocks;
                     self.report.left_out.torn_byte_count += damage.torn_bytes;
                 }
                 // The other files may still be readable, for example after an upgrade.
-                Err(error) => self.report.left_out.files.push(error.to_string()),
+                Err(error) => {
+                    self.report.left_out.files.push(error.to_string());
+                    first_error.get_or_insert(error);
+                }
             }
+        }
+        if let Some(error) = first_error.filter(|_| self.report.left_out.files.len() == files.len()) {
+            return Err(error.into());
         }
         self.answers.sort_by_key(|answer| (answer.at, answer.id));
         self.answers.drain(..self.answers.len().saturating_sub(ANSWERS_MAX));
-        let unknown_count = self.report.left_out.unknown_item_answer_count;
-        if self.answers.is_empty() && unknown_count > 0 {
-            let directory = directory.to_owned();
+        let LeftOut { unknown_item_answer_count, later_answer_count, .. } = self.report.left_out;
+        if self.answers.is_empty() && later_answer_count == 0 && unknown_item_answer_count > 0 {
             return Err(TrainError::OtherCatalogue {
-                directory,
-                answer_count: unknown_count,
-                item_count: row_of.len(),
+                directory: directory.to_owned(),
+                answer_count: unknown_item_answer_count,
+                item_count: input.row_of.len(),
             });
         }
         Ok(())
     }
 
-    fn add(&mut self, batch: &mut Vec<AnswerRecord>, row_of: &AHashMap<ItemId, u32>) {
+    fn add(&mut self, batch: &mut Vec<AnswerRecord>, input: &JoinInput) {
         let shown: Vec<Result<ShownAnswer, Unusable>> =
-            batch.par_iter().map(|record| shown_answer(record, row_of)).collect();
+            batch.par_iter().map(|record| shown_answer(record, input.row_of)).collect();
         batch.clear();
         let left_out = &mut self.report.left_out;
         for answer in shown {
             match answer {
+                // The events that follow from later answers are held out.
+                Ok(answer) if answer.at >= input.until => left_out.later_answer_count += 1,
                 Ok(answer) => self.answers.push(answer),
                 Err(Unusable::OtherRequest) => left_out.other_request_count += 1,
                 Err(Unusable::UnknownItems) => left_out.unknown_item_answer_count += 1,
@@ -350,10 +359,18 @@ mod tests {
     }
 
     fn read(directory: &Path, events: &[Event], tokens: &[(&str, &str)]) -> Result<LoggedAnswers, TrainError> {
+        read_until(directory, events, tokens, UnixMillis(i64::MAX))
+    }
+
+    fn read_until(
+        directory: &Path,
+        events: &[Event],
+        tokens: &[(&str, &str)],
+        until: UnixMillis,
+    ) -> Result<LoggedAnswers, TrainError> {
         let row_of = ["a", "b"].iter().enumerate();
         let row_of = row_of.map(|(row, item)| (ItemId::parse(item).unwrap(), row as u32)).collect();
         let tokens: AnswerTokens = tokens.iter().map(|(event, token)| (event.to_string(), token.to_string())).collect();
-        let until = UnixMillis(i64::MAX);
         let input = JoinInput { events, until, tokens: &tokens, row_of: &row_of };
         LoggedAnswers::read(&AnswerSource { directory: directory.to_owned(), answer_of }, &input)
     }
@@ -467,6 +484,25 @@ mod tests {
         assert_eq!((left_out.damaged_count, left_out.torn_byte_count, left_out.files.len()), (2, 4, 2));
         assert!(left_out.files[0].contains("2025-11-24") && left_out.files[1].contains("not an answer log file"));
         assert!(report.to_string().contains("left out"), "{report}");
+    }
+
+    #[test]
+    fn answers_after_the_training_data_are_counted_and_named_as_the_reason() {
+        let directory = tempfile::tempdir().unwrap();
+        write(directory.path(), vec![record(0, START), record(1, START + HOUR), record(2, START + 2 * HOUR)]);
+        let report = read_until(directory.path(), &[], &[], UnixMillis(START + HOUR)).unwrap().report;
+        assert_eq!((report.answer_count, report.left_out.later_answer_count), (1, 2));
+        let text = report.to_string();
+        assert!(text.contains("2 answers are later than the training data") && text.contains("newer events"), "{text}");
+        assert!(!text.contains("let a serving configuration explore"), "{text}");
+    }
+
+    #[test]
+    fn a_log_of_which_no_file_can_be_read_is_an_error() {
+        let directory = tempfile::tempdir().unwrap();
+        fs::write(directory.path().join("2025-11-24.00000.answers"), b"something else").unwrap();
+        let error = read(directory.path(), &[], &[]).err().unwrap().to_string();
+        assert!(error.contains("2025-11-24.00000.answers: not an answer log file"), "{error}");
     }
 
     #[test]

@@ -34,6 +34,10 @@ const EXPLORED_INTERACTIONS_MIN: usize = 200;
 /// What a training learned from the answer log.
 #[derive(Debug, Clone, Default, PartialEq, serde::Serialize)]
 pub struct AnswersReport {
+    /// Files of the log.
+    pub file_count: usize,
+    /// End of the training data, without the interactions that are held out, in ms since 1970.
+    pub until_ms: i64,
     /// Searches, recommendations `FOR_YOU` and rankings of the caller's candidates with known items before the end of the
     /// training data; at most the latest 20,000.
     pub answer_count: usize,
@@ -65,6 +69,8 @@ pub struct LeftOut {
     pub other_request_count: usize,
     /// Answers without an item of the catalogue.
     pub unknown_item_answer_count: usize,
+    /// Other answers, at or after the end of the training data.
+    pub later_answer_count: usize,
     /// Damaged blocks, and records that are inconsistent.
     pub damaged_count: usize,
     pub torn_byte_count: u64,
@@ -88,17 +94,38 @@ const PRINTED_SLOTS_MAX: usize = 12;
 impl fmt::Display for AnswersReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { answer_count, interaction_count, explored_answer_count, explored_interaction_count, .. } = self;
+        if self.file_count == 0 {
+            return writeln!(
+                f,
+                "answer log: none, so that no list was learned from; `lodestone serve` writes it to the data directory \
+                 (--answers-share)"
+            );
+        }
         writeln!(
             f,
             "answer log: {answer_count} answers, {interaction_count} interactions; {explored_answer_count} answers with \
              exploration, {explored_interaction_count} interactions in their explored slots"
         )?;
+        let later_count = self.left_out.later_answer_count;
         if let Some(missing) = &self.missing {
+            let remedy = match later_count {
+                0 => "let a serving configuration explore (docs/serving.md)",
+                _ => "train on newer events, or hold out fewer of them (docs/training.md)",
+            };
             writeln!(
                 f,
                 "  not used, because too few: {} of {EXPLORED_ANSWERS_MIN} answers with exploration and {} of \
-                 {EXPLORED_INTERACTIONS_MIN} interactions are missing; let a serving configuration explore (docs/serving.md)",
+                 {EXPLORED_INTERACTIONS_MIN} interactions are missing; {remedy}",
                 missing.explored_answer_count, missing.explored_interaction_count
+            )?;
+        }
+        if later_count > 0 {
+            let until = jiff::Timestamp::from_millisecond(self.until_ms)
+                .map_or_else(|_| self.until_ms.to_string(), |until| until.to_string());
+            writeln!(
+                f,
+                "  {later_count} answers are later than the training data without the held-out newest interactions, \
+                 which end at {until}"
             )?;
         }
         if let Some(bias) = &self.position_bias {
@@ -106,9 +133,9 @@ impl fmt::Display for AnswersReport {
                 bias.examination.iter().take(PRINTED_SLOTS_MAX).map(|value| format!("{value:.2}")).collect();
             writeln!(f, "  {} lists; examination by slot: {}", self.list_count, curve.join(" "))?;
         }
-        let LeftOut { other_request_count, unknown_item_answer_count, damaged_count, torn_byte_count, files } =
+        let LeftOut { other_request_count, unknown_item_answer_count, damaged_count, torn_byte_count, files, .. } =
             &self.left_out;
-        if self.left_out != LeftOut::default() {
+        if (LeftOut { later_answer_count: 0, ..self.left_out.clone() }) != LeftOut::default() {
             writeln!(
                 f,
                 "  left out: {other_request_count} answers to other requests, {unknown_item_answer_count} without a known \
