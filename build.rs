@@ -10,6 +10,7 @@ const PROTOS: &[&str] = &[
     "serving_config_service",
     "synonym_service",
     "explain_service",
+    "loyalty_service",
     "model_service",
 ];
 

@@ -11,8 +11,8 @@ import sys
 import uuid
 
 SERVICES = ["grpc.health.v1.Health", "lodestone.v1.CatalogService", "lodestone.v1.EventService",
-            "lodestone.v1.RankingService", "lodestone.v1.RuleService", "lodestone.v1.ServingConfigService",
-            "lodestone.v1.SynonymService"]
+            "lodestone.v1.LoyaltyService", "lodestone.v1.RankingService", "lodestone.v1.RuleService",
+            "lodestone.v1.ServingConfigService", "lodestone.v1.SynonymService"]
 # Deadline of one call.
 CALL_SECONDS_MAX = 10
 # Lines that are printed of one answer.
@@ -241,6 +241,20 @@ def answer_with_a_configuration():
     call(f"{service}/DeleteServingConfig", {"serving_config_id": config["serving_config_id"]}, "The configuration is deleted")
 
 
+def predict_loyalty():
+    service = "lodestone.v1.LoyaltyService"
+    answer = call(f"{service}/GetLoyalty", {"user_id": f"demo-nobody-{RUN}"}, "The loyalty of a user without events")
+    check(not answer["loyalty"]["hasHistory"] and answer["loyalty"]["segment"] == "LOYALTY_SEGMENT_NEW", "the user is new")
+    listed = call(f"{service}/ListAtRisk", {"page_size": 3}, "The users with the highest value at risk")
+    check(len(listed["users"]) == 3, "three users are listed")
+    ids = [user["userId"] for user in listed["users"]]
+    batch = call(f"{service}/BatchGetLoyalty", {"user_ids": ids}, "The scores of these users")
+    check([loyalty["userId"] for loyalty in batch["loyalties"]] == ids, "the scores are in the order of the request")
+    score = call(f"{service}/GetLoyalty", {"user_id": ids[0]}, "The score of the first, with reasons")["loyalty"]["scores"][-1]
+    check(0 < score["purchaseProbability"]["value"] < 1, "the probability of a purchase is within 0 and 1")
+    check(len(score["purchaseExplanation"]["contributions"]) == 11, "it has 11 drivers")
+
+
 def delete_the_new_items():
     answer = call("lodestone.v1.CatalogService/DeleteItems", {"item_ids": [TEAPOT, SCARF, f"unknown-{RUN}"]},
                   "The new products are deleted")
@@ -267,6 +281,7 @@ def main():
     refuse_a_bad_filter()
     pin_by_a_rule()
     answer_with_a_configuration()
+    predict_loyalty()
     delete_the_new_items()
 
 

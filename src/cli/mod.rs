@@ -17,6 +17,7 @@ mod items;
 mod listen;
 mod load_test;
 mod lock;
+mod loyalty;
 mod matrix;
 mod numbers;
 mod output;
@@ -87,6 +88,9 @@ enum Command {
     /// Analyses online experiments.
     #[command(subcommand)]
     Experiment(experiment::ExperimentCommand),
+    /// Scores all users for loyalty, and reports on the shop's customers.
+    #[command(subcommand)]
+    Loyalty(loyalty::LoyaltyCommand),
     Simulate(simulate::SimulateArgs),
     LoadTest(load_test::LoadTestArgs),
 }
@@ -144,6 +148,7 @@ pub fn run() -> Exit {
         Command::Events(command) => events::run(&command),
         Command::Benchmark(command) => benchmark::run(command),
         Command::Experiment(command) => experiment::run(command),
+        Command::Loyalty(command) => loyalty::run(&command),
         Command::Simulate(args) => simulate::simulate(args),
         Command::LoadTest(args) => load_test::load_test(&args),
     };

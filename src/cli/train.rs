@@ -348,6 +348,7 @@ impl fmt::Display for Trained {
         if let Some(answers) = &report.answers {
             write!(f, "{answers}")?;
         }
+        write!(f, "{}", report.loyalty)?;
         let seconds: Vec<String> =
             report.seconds.iter().map(|(stage, seconds)| format!("{stage} {seconds:.1} s")).collect();
         let memory = report.memory_bytes_max.map_or(String::new(), |bytes| format!("; peak memory {} MB", bytes >> 20));

@@ -10,6 +10,7 @@ mod event_stream;
 pub(crate) mod explain;
 mod guard;
 mod item_import;
+mod loyalty_service;
 pub mod metrics_endpoint;
 mod models;
 mod rule_service;
@@ -37,9 +38,10 @@ use lodestone_events::LogError;
 use parking_lot::Mutex;
 use proto::{
     catalog_service_server::CatalogServiceServer, event_service_server::EventServiceServer,
-    explain_service_server::ExplainServiceServer, model_service_server::ModelServiceServer,
-    ranking_service_server::RankingServiceServer, rule_service_server::RuleServiceServer,
-    serving_config_service_server::ServingConfigServiceServer, synonym_service_server::SynonymServiceServer,
+    explain_service_server::ExplainServiceServer, loyalty_service_server::LoyaltyServiceServer,
+    model_service_server::ModelServiceServer, ranking_service_server::RankingServiceServer,
+    rule_service_server::RuleServiceServer, serving_config_service_server::ServingConfigServiceServer,
+    synonym_service_server::SynonymServiceServer,
 };
 use services::Services;
 use std::{collections::BTreeSet, future::Future, pin::Pin, sync::Arc, time::Duration};
@@ -79,6 +81,7 @@ const WRITING: &[&str] = &[
 const READING: &[&str] = &[
     RankingServiceServer::<Services>::NAME,
     ExplainServiceServer::<Services>::NAME,
+    LoyaltyServiceServer::<Services>::NAME,
     ModelServiceServer::<Services>::NAME,
 ];
 
@@ -214,6 +217,7 @@ fn routes(services: Services) -> Routes {
         .add_service(with_limits!(RuleServiceServer::new(services.clone())))
         .add_service(with_limits!(SynonymServiceServer::new(services.clone())))
         .add_service(with_limits!(ServingConfigServiceServer::new(services.clone())))
+        .add_service(with_limits!(LoyaltyServiceServer::new(services.clone())))
         .add_service(with_limits!(ModelServiceServer::new(services)))
 }
 

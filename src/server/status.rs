@@ -60,6 +60,7 @@ enum Reason {
     AnswerNotFound,
     AnswerDamaged,
     GenerationGone,
+    LoyaltyModelMissing,
     Overloaded,
     DeadlineExceeded,
     StorageFull,
@@ -78,7 +79,7 @@ enum Reason {
 
 impl Reason {
     #[cfg(test)]
-    const ALL: [Self; 42] = [
+    const ALL: [Self; 43] = [
         Self::InvalidRequest,
         Self::MessageMalformed,
         Self::MessageTooLarge,
@@ -107,6 +108,7 @@ impl Reason {
         Self::AnswerNotFound,
         Self::AnswerDamaged,
         Self::GenerationGone,
+        Self::LoyaltyModelMissing,
         Self::Overloaded,
         Self::DeadlineExceeded,
         Self::StorageFull,
@@ -153,6 +155,7 @@ impl Reason {
             Self::AnswerNotFound => "ANSWER_NOT_FOUND",
             Self::AnswerDamaged => "ANSWER_DAMAGED",
             Self::GenerationGone => "GENERATION_GONE",
+            Self::LoyaltyModelMissing => "LOYALTY_MODEL_MISSING",
             Self::Overloaded => "OVERLOADED",
             Self::DeadlineExceeded => "DEADLINE_EXCEEDED",
             Self::StorageFull => "STORAGE_FULL",
@@ -237,6 +240,7 @@ impl Reason {
             | Self::ServingConfigReadOnly
             | Self::ServingConfigInUse
             | Self::GenerationGone
+            | Self::LoyaltyModelMissing
             | Self::BundleRefused
             | Self::BundleIsCurrent
             | Self::NoEarlierBundle => Code::FailedPrecondition,
@@ -507,6 +511,7 @@ pub(crate) fn of(error: EngineError) -> Status {
         }
         EngineError::AnswerNotFound => status(Reason::AnswerNotFound, message, none()),
         EngineError::GenerationGone { .. } => status(Reason::GenerationGone, message, none()),
+        EngineError::LoyaltyMissing { .. } => status(Reason::LoyaltyModelMissing, message, none()),
         EngineError::Replay(_) => status(Reason::AnswerDamaged, message, none()),
         EngineError::Answers(error) => {
             tracing::error!(%error, "the answer log cannot be read");

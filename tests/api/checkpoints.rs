@@ -7,7 +7,10 @@ use crate::support::{
     live_state::{LoggedState, NO_EVICTION, USERS, recovered, recovered_with, user_id, view},
     rules::random_rule_change,
 };
-use lodestone_core::{ids::ItemId, units::UnixMillis};
+use lodestone_core::{
+    ids::ItemId,
+    units::{PriceMicros, UnixMillis},
+};
 use lodestone_events::{
     Applied, Change, Deduper, EventKind, EventLog, Fold, LogError, Outcome, Quarantined, Writer, checkpoint,
 };
@@ -31,7 +34,7 @@ fn runtime() -> tokio::runtime::Runtime {
     tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_time().build().unwrap()
 }
 
-/// Returns a random change: mostly events, whose times are within one day and out of order, every 50th a change of an
+/// Returns a random change: mostly events, whose times are within 30 days and out of order, every 50th a change of an
 /// item, and every 50th one of a rule.
 fn random_change(number: usize, random: &mut StdRng) -> Change {
     let item = format!("i{}", random.random_range(0..40));
@@ -44,7 +47,12 @@ fn random_change(number: usize, random: &mut StdRng) -> Change {
     }
     let kind = EventKind::ALL[random.random_range(0..EventKind::ALL.len())];
     let user = format!("p{}", random.random_range(0..USERS));
-    Change::Event(event(&format!("e{number}"), kind, &user, &item, START + random.random_range(0..UnixMillis::DAY)))
+    let at = START + random.random_range(0..30 * UnixMillis::DAY);
+    let mut event = event(&format!("e{number}"), kind, &user, &item, at);
+    event.currency = ["EUR", "USD", "GBP", "CNY", ""][random.random_range(0..5)].to_owned();
+    event.session = ["", "", "a", "b", "c"][random.random_range(0..5)].to_owned();
+    event.lines.iter_mut().for_each(|line| line.price = PriceMicros::new(random.random_range(0..90_000_000)));
+    Change::Event(event)
 }
 
 #[test]

@@ -16,6 +16,7 @@ mod fuzz;
 mod item_import;
 mod item_prices;
 mod log;
+mod loyalty;
 mod models;
 mod pages;
 mod places;

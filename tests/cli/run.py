@@ -549,6 +549,27 @@ def experiments(work):
     refused(["events.jsonl", "line 1"], "experiment", "report", "--answers", events, "--events", events, "--experiment", "e")
 
 
+def loyalty(work):
+    """`loyalty score` and `loyalty report` of the example shop."""
+    scores, page = work / "scores.parquet", work / "loyalty.html"
+    ran = run("loyalty", "score", "--data", DATA, "--bundle", BUNDLE, "--out", scores, "--format", "json")
+    check(ran.returncode == SUCCESS, f"all users are scored {ran.stderr}")
+    scored = json.loads(ran.stdout)
+    sizes = {of["segment"]: of["users"] for of in scored["segments"]}
+    check(sum(sizes.values()) == scored["users"] > 3000 and len(sizes) == 6 and min(sizes["lost"], sizes["growing"]) > 0,
+          f"each user is in a segment {sizes}")
+    check(scores.read_bytes()[:4] == b"PAR1", "the scores are a Parquet file")
+    ran = run("loyalty", "report", "--data", DATA, "--bundle", BUNDLE, "--out", page)
+    html = page.read_text()
+    check(ran.returncode == SUCCESS and f"{scored['users']} users" in ran.stdout, f"a page is written {ran.stderr}")
+    check(html.count("<svg") >= 4 and "Retention by cohort" in html and "http://" not in html.replace("http://www.w3.org", ""),
+          "the page has plots and needs no other file")
+    empty = work / "no-data"
+    empty.mkdir()
+    refused(["events.parquet"], "loyalty", "score", "--data", empty, "--bundle", BUNDLE, "--out", scores)
+    refused(["nowhere"], "loyalty", "report", "--data", DATA, "--bundle", work / "nowhere", "--out", page)
+
+
 with tempfile.TemporaryDirectory() as directory:
     conventions(pathlib.Path(directory))
     mistakes(pathlib.Path(directory))
@@ -560,6 +581,7 @@ with tempfile.TemporaryDirectory() as directory:
     nearest_vectors(pathlib.Path(directory))
     product_search(pathlib.Path(directory))
     repeat_purchases(pathlib.Path(directory))
+    loyalty(pathlib.Path(directory))
     next_things(pathlib.Path(directory))
     no_repeats(pathlib.Path(directory))
     same_model(pathlib.Path(directory))

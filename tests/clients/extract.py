@@ -3,7 +3,7 @@
 usage: extract.py MARKDOWN DIRECTORY CLIENT
 
 Writes the bash blocks to DIRECTORY/all.sh, in order, the one that calls protoc also to DIRECTORY/stubs.sh, and the one
-python block to CLIENT.
+python block, if there is one, to CLIENT.
 """
 import pathlib
 import re
@@ -14,9 +14,10 @@ blocks = re.findall(r"^```(\w+)\n(.*?)^```$", markdown.read_text(encoding="utf-8
 bash = [text for language, text in blocks if language == "bash"]
 programs = [text for language, text in blocks if language == "python"]
 stubs = [text for text in bash if "grpc_tools.protoc" in text]
-if len(programs) != 1 or len(stubs) != 1:
-    sys.exit(f"{markdown} must have one python block and one bash block that generates the stubs; "
+if (len(programs), len(stubs)) not in [(0, 0), (1, 1)]:
+    sys.exit(f"{markdown} must have one python block and one bash block that generates the stubs, or none of both; "
              f"it has {len(programs)}, {len(stubs)}")
 (directory / "all.sh").write_text("\n".join(bash), encoding="utf-8")
-(directory / "stubs.sh").write_text(stubs[0], encoding="utf-8")
-client.write_text(programs[0], encoding="utf-8")
+(directory / "stubs.sh").write_text("".join(stubs), encoding="utf-8")
+if programs:
+    client.write_text(programs[0], encoding="utf-8")

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Runs every fenced block of the guides docs/clients.md, docs/shop-pages.md, docs/rules.md, docs/serving.md and
-# docs/places.md, unchanged and in order, against the server at $LODESTONE_ADDRESS (default 127.0.0.1:50051), and checks
-# the output.
+# Runs every fenced block of the guides docs/clients.md, docs/shop-pages.md, docs/rules.md, docs/serving.md, docs/places.md
+# and docs/loyalty.md, unchanged and in order, against the server at $LODESTONE_ADDRESS (default 127.0.0.1:50051), and
+# checks the output.
 #
 #   tests/clients/run.sh [--stubs-only]
 #
@@ -19,12 +19,14 @@ fail() {
     exit 1
 }
 
-# guide MARKDOWN CLIENT: extracts the blocks, and runs them unless only the stubs are wanted.
+# guide MARKDOWN CLIENT: extracts the blocks, and runs them unless only the stubs are wanted. CLIENT is - for a guide without
+# a Python client.
 guide() {
     local document=$1 client=target/client/$2
     mkdir -p target/client
     "$python" tests/clients/extract.py "$document" "$out" "$client"
     if [ -n "$stubs_only" ]; then
+        [ "$2" != - ] || return 0
         PATH="$PWD/target/tools/venv/bin:$PATH" bash -euo pipefail "$out/stubs.sh"
         "$python" "$client" >"$out/usage" 2>&1 && fail "$client ran without an argument"
         grep -q "usage: $2 " "$out/usage" || { cat "$out/usage" >&2; fail "$client does not load"; }
@@ -84,5 +86,9 @@ prints "a store has a price of its own" '"priceMicros": "24000000"'
 prints "a region has a currency of its own" '"currencyCode": "CHF"'
 prints "the Python client sets the stock of a store" '^lamp-2 ITEM_STATUS_UPDATED'
 prints "the Python client shows the stock of a store" '^leeds: Brass floor lamp, 75.00 GBP, 3 in stock'
+guide docs/loyalty.md -
+prints "a score has its drivers" '"driver": "LOYALTY_DRIVER_LAST_PURCHASE"'
+prints "a user without events is new" '"segment": "LOYALTY_SEGMENT_NEW"'
+prints "users at risk have a value" '"valueAtRisk": [0-9]'
 
 echo "clients: $passed passed, 0 failed"

@@ -96,6 +96,15 @@ impl UserId {
         self.0.starts_with(ANONYMOUS)
     }
 
+    /// Returns the user id of a signed-in user, without the prefix of the key. None for visitors.
+    pub fn signed_in_id(&self) -> Option<&str> {
+        self.0.strip_prefix("u:")
+    }
+
+    pub fn is_signed_in(&self) -> bool {
+        self.signed_in_id().is_some()
+    }
+
     /// Parses a key that [`UserId::as_str`] returned, for records read from the log.
     pub fn from_key(key: &str) -> Option<Self> {
         let id = key.strip_prefix("u:").or_else(|| key.strip_prefix("v:"))?;

@@ -1,6 +1,7 @@
 //! Runs requests on the workers, freezes slates for later pages, and writes through the log.
 use crate::{
     error::{EngineError, PageTokenError, WriteOutcome, WriteReport},
+    loyalty::AtRiskSnapshots,
     serving::ServingCache,
     token::{ItemsToken, PageToken, TokenKey},
     workers::Workers,
@@ -88,6 +89,7 @@ pub struct Engine {
     pub(crate) rule_writes: Arc<tokio::sync::Mutex<()>>,
     /// Held by the preview of a rule, which reads files.
     pub(crate) preview: Arc<tokio::sync::Mutex<()>>,
+    pub(crate) at_risk: Arc<AtRiskSnapshots>,
 }
 
 pub(crate) type WriteResult = Result<WriteReport, EngineError>;

@@ -112,6 +112,12 @@ pub enum EngineError {
     /// The answer log could not be read.
     #[error("the answer log cannot be read")]
     Answers(#[source] AnswerLogError),
+    /// The bundle has no loyalty model.
+    #[error(
+        "bundle {generation} has no loyalty model: {reason}. Serve a bundle that was trained on more events of signed-in \
+         users; see docs/loyalty.md"
+    )]
+    LoyaltyMissing { generation: String, reason: String },
     /// The change of a rule, a set of synonyms or a serving configuration was refused.
     #[error("{0}")]
     Rule(#[from] RuleError),

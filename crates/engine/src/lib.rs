@@ -3,6 +3,7 @@
 #![forbid(unsafe_code)]
 mod engine;
 mod error;
+mod loyalty;
 mod open;
 mod popularity;
 mod previews;
@@ -15,6 +16,7 @@ mod workers;
 pub use engine::{Engine, EngineConfig, QueuedEvents};
 pub use error::{EngineError, PageTokenError, RuleError, WriteOutcome, WriteReport};
 pub use lodestone_rules::EntryKind;
+pub use loyalty::{AT_RISK_MAX, AtRiskPage, AtRiskRequest, UserLoyalty};
 pub use open::{ANSWERS, LogMissing, OpenError, OpenOptions, event_log, open};
 pub use previews::{PagePair, RequestOfRecord, RewardPreview, RulePreview};
 pub use replays::{Replay, ReplayedSlot};

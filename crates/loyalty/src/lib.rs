@@ -1,7 +1,10 @@
-//! Repeat-purchase models: the probability, number and value of a customer's purchases within a horizon.
+//! Loyalty: the probability, number and value of a user's purchases and returns within a horizon.
 //!
-//! Pure functions over purchase histories; no I/O, no clock. `docs/loyalty.md` explains the models and their sources.
+//! Pure functions over events and purchase histories; no I/O, no clock. `docs/loyalty.md` explains the models and their
+//! sources.
 //!
+//! - [`UserSummary`]: the fold of a user's events in a fixed number of bytes, in training and in the server.
+//! - [`LoyaltyModel`]: the model of a bundle over these summaries; [`fit_loyalty`] fits it.
 //! - [`BetaGeometric`]: BG/NBD and MBG/NBD, which need only frequency, recency and age of each customer.
 //! - [`GammaGamma`]: the mean value of a customer's purchases.
 //! - [`RfmModel`]: regressions on frequency, recency and age; the usual baseline.
@@ -12,20 +15,33 @@ mod backtest;
 mod beta_geometric;
 mod error;
 mod features;
+mod fit;
 mod gamma_gamma;
 mod history;
+mod inputs;
 mod learned;
 mod metrics;
+mod model;
 mod optimize;
 mod regression;
+mod segments;
 mod simulate;
 mod special;
+mod summary;
 
 pub use backtest::{BacktestOptions, BacktestReport, Difference, Interval, ModelReport, backtest};
 pub use beta_geometric::{BetaGeometric, Dropout};
 pub use error::LoyaltyError;
+pub use fit::{HORIZONS_DAYS, fit_loyalty};
 pub use gamma_gamma::{GammaGamma, ValueSummary};
 pub use history::{Purchase, PurchaseHistory, PurchaseSummary};
+pub use inputs::Driver;
 pub use learned::{Forecast, LearnedModel, RfmModel};
 pub use metrics::Metrics;
+pub use model::{
+    CHANGE_DAYS, Estimate, Explanation, HorizonModel, HorizonScore, LeftOutHorizon, LoyaltyModel, LoyaltyScore,
+    Quality, RiskScore, TrainedLoyalty, Validation,
+};
+pub use segments::{Condition, Quantities, Quantity, Segment, SegmentRule};
 pub use simulate::simulate_customers;
+pub use summary::{CURRENCIES, HALF_LIVES_DAYS, RECENT_DAYS, Spend, UserSummary, VISIT_DAYS, day_of};

@@ -102,6 +102,50 @@ fn evaluate(inputs: &[f64], columns: usize, targets: &[f64], family: Family, pen
     total
 }
 
+/// Returns the covariance of fitted weights as the rows of its lower triangle: the sandwich estimator, clustered, so that
+/// the rows of one user count as one observation (Liang and Zeger 1986). `clusters`: that of each row; the rows of a
+/// cluster are consecutive. Zeros if the Hessian is not positive definite.
+pub(crate) fn robust_covariance(
+    inputs: &[f64],
+    columns: usize,
+    targets: &[f64],
+    clusters: &[u32],
+    family: Family,
+    penalty: f64,
+    weights: &[f64],
+) -> Vec<f64> {
+    let mut meat = vec![0.0; columns * columns];
+    let mut gradient = vec![0.0; columns];
+    let mut end = |gradient: &mut Vec<f64>| {
+        for row in 0..columns {
+            for column in 0..=row {
+                meat[row * columns + column] += gradient[row] * gradient[column];
+            }
+        }
+        gradient.fill(0.0);
+    };
+    for (index, (row, target)) in inputs.chunks_exact(columns).zip(targets).enumerate() {
+        let slope = family.loss(dot(row, weights), *target).1;
+        gradient.iter_mut().zip(row).for_each(|(sum, value)| *sum += slope * value);
+        if clusters.get(index + 1) != Some(&clusters[index]) {
+            end(&mut gradient);
+        }
+    }
+    let hessian = evaluate(inputs, columns, targets, family, penalty, weights).hessian;
+    let unit = |index: usize| -> Vec<f64> { (0..columns).map(|of| f64::from(u8::from(of == index))).collect() };
+    let inverse: Option<Vec<Vec<f64>>> = (0..columns).map(|index| solve(&mut hessian.clone(), &unit(index))).collect();
+    let Some(inverse) = inverse else { return vec![0.0; columns * (columns + 1) / 2] };
+    let of_meat = |row: usize, column: usize| meat[row.max(column) * columns + row.min(column)];
+    let product: Vec<Vec<f64>> = inverse
+        .iter()
+        .map(|row| (0..columns).map(|column| (0..columns).map(|of| row[of] * of_meat(of, column)).sum()).collect())
+        .collect();
+    (0..columns)
+        .flat_map(|row| (0..=row).map(move |column| (row, column)))
+        .map(|(row, column)| dot(&product[row], &inverse[column]))
+        .collect()
+}
+
 pub(crate) fn dot(left: &[f64], right: &[f64]) -> f64 {
     left.iter().zip(right).map(|(left, right)| left * right).sum()
 }
@@ -174,6 +218,32 @@ mod tests {
             count
         };
         check(Family::Poisson, poisson, 0.03);
+    }
+
+    /// A row that is repeated is no new observation: the standard errors are those of the rows without repetition.
+    #[test]
+    fn standard_errors_are_those_of_clusters() {
+        let mut rng = StdRng::seed_from_u64(5);
+        let (mut inputs, mut targets) = (Vec::new(), Vec::new());
+        for _ in 0..4000 {
+            let row = [1.0, normal(&mut rng)];
+            targets.push(f64::from(u8::from(rng.random::<f64>() < 1.0 / (1.0 + (0.5 - 0.8 * row[1]).exp()))));
+            inputs.extend(row);
+        }
+        let twice = |values: &[f64], width: usize| -> Vec<f64> {
+            values.chunks(width).flat_map(|row| [row, row].concat()).collect()
+        };
+        let covariance = |inputs: &[f64], targets: &[f64], clusters: Vec<u32>| {
+            let weights = fit(inputs, 2, targets, Family::Bernoulli, 0.0);
+            robust_covariance(inputs, 2, targets, &clusters, Family::Bernoulli, 0.0, &weights)
+        };
+        let once = covariance(&inputs, &targets, (0..4000).collect());
+        let repeated = covariance(&twice(&inputs, 2), &twice(&targets, 1), (0..8000).map(|row| row / 2).collect());
+        for (once, repeated) in once.iter().zip(&repeated) {
+            assert!((once / repeated - 1.0).abs() < 1e-2, "{once} {repeated}");
+        }
+        // The inverse of the information: about 1 / (4000 × 0.22).
+        assert!((once[0].sqrt() / 0.034 - 1.0).abs() < 0.15, "{}", once[0].sqrt());
     }
 
     #[test]

@@ -20,6 +20,7 @@ use lodestone_index::{
     CompletionCandidate, CompletionSource, FrozenError, FrozenGraph, InvalidVector, KeyedNeighbours, Lexical,
     LexicalError, RowChange, SimilarHistories, Suggester, VectorError, VectorIndex,
 };
+use lodestone_loyalty::TrainedLoyalty;
 use lodestone_state::LiveState;
 use parking_lot::Mutex;
 use std::{
@@ -65,6 +66,8 @@ pub struct Generation {
     /// Popularity at the training.
     trained_popularity: Arc<PopularitySnapshot>,
     text_projection: TextProjection,
+    /// The loyalty model, or the reason why there is none.
+    pub loyalty: Arc<TrainedLoyalty>,
     /// Locked while the catalogue and its indexes change.
     write_lock: Mutex<()>,
     merges: AtomicU64,
@@ -163,6 +166,7 @@ impl Generation {
                 query_dimension: bundle.title_vectors.dimensions(),
                 user_dimension: bundle.item_vectors.dimensions(),
             },
+            loyalty: bundle.loyalty,
             write_lock: Mutex::default(),
             merges: AtomicU64::new(0),
             catalogue_version: AtomicU64::new(0),

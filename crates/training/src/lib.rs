@@ -58,7 +58,7 @@ pub use report::report;
 pub use search_benchmark::{
     SearchBenchmarkError, SearchBenchmarkOptions, SearchQuality, SearchReport, search_benchmark,
 };
-pub use train::{TrainReport, train};
+pub use train::{LoyaltyHorizonReport, LoyaltyReport, TrainReport, train};
 pub use warm_start::WarmStart;
 
 /// A step of a long operation, for a progress bar.

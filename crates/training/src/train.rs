@@ -30,6 +30,7 @@ use lodestone_core::{
 use lodestone_dataset::{self as dataset, DatasetEvent};
 use lodestone_events::{Event, ItemCounts, Popularity};
 use lodestone_index::{BuildConfig, FrozenError, FrozenGraph, Neighbours, Precision, check_vector};
+use lodestone_loyalty::{HorizonModel, LeftOutHorizon, TrainedLoyalty, Validation, fit_loyalty};
 use lodestone_pipeline::{
     Generation, Models,
     bundle::{Bundle, Head, Manifest},
@@ -40,7 +41,7 @@ use lodestone_pipeline::{
 use prost::Message;
 use rand::{SeedableRng, rngs::StdRng};
 use std::{
-    fs,
+    fmt, fs,
     path::{Path, PathBuf},
     sync::Arc,
     time::Instant,
@@ -69,6 +70,8 @@ pub struct TrainReport {
     pub user_encoder_loss: f32,
     /// Validation loss of the ranking model; none if there were too few lists for one.
     pub ranker_loss: Option<f32>,
+    /// The loyalty model with its backtests, or the reason why there is none.
+    pub loyalty: LoyaltyReport,
     /// By model: the greatest difference between its ONNX export and the trained original.
     pub exports: Vec<(String, f32)>,
     pub checkpoint: CheckpointUse,
@@ -77,6 +80,73 @@ pub struct TrainReport {
     pub seconds: Vec<(&'static str, f64)>,
     /// Peak resident memory of the process; none if the system does not report it.
     pub memory_bytes_max: Option<u64>,
+}
+
+/// The loyalty model of a training.
+#[derive(Debug, Clone, serde::Serialize)]
+pub struct LoyaltyReport {
+    pub horizons: Vec<LoyaltyHorizonReport>,
+    pub left_out_horizons: Vec<LeftOutHorizon>,
+    /// The reason why the bundle has no loyalty model.
+    pub missing: Option<String>,
+}
+
+/// One horizon of a loyalty model.
+#[derive(Debug, Clone, serde::Serialize)]
+pub struct LoyaltyHorizonReport {
+    pub days: u32,
+    pub row_count: usize,
+    pub is_calibrated: bool,
+    /// None if the events are too few for a backtest.
+    pub validation: Option<Validation>,
+}
+
+impl LoyaltyReport {
+    fn of(trained: &TrainedLoyalty) -> Self {
+        let horizon = |of: &HorizonModel| LoyaltyHorizonReport {
+            days: of.days,
+            row_count: of.row_count,
+            is_calibrated: of.is_calibrated,
+            validation: of.validation.clone(),
+        };
+        match trained {
+            TrainedLoyalty::Model(model) => Self {
+                horizons: model.horizons.iter().map(horizon).collect(),
+                left_out_horizons: model.left_out.clone(),
+                missing: None,
+            },
+            TrainedLoyalty::Missing { reason } => {
+                Self { horizons: Vec::new(), left_out_horizons: Vec::new(), missing: Some(reason.clone()) }
+            }
+        }
+    }
+}
+
+impl fmt::Display for LoyaltyReport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(reason) = &self.missing {
+            return writeln!(f, "no loyalty model: {reason}");
+        }
+        for horizon in &self.horizons {
+            let calibration = if horizon.is_calibrated { "" } else { ", not calibrated" };
+            write!(f, "loyalty {} days: {} rows{calibration}", horizon.days, horizon.row_count)?;
+            let Some(validation) = &horizon.validation else {
+                writeln!(f, "; too few events for a backtest")?;
+                continue;
+            };
+            let (groups, counts) = (validation.purchase_interval_coverage, validation.count_interval_coverage);
+            writeln!(f, "; intervals cover {:.0} % of groups and {:.0} % of numbers", 100.0 * groups, 100.0 * counts)?;
+            for of in &validation.quality {
+                let name = format!("{} {}", of.target, of.model);
+                write!(f, "  {name:<16} AUC {:.3}  log-loss {:.4}  Brier {:.4}", of.auc, of.log_loss, of.brier)?;
+                writeln!(f, "  calibration error {:.3}", of.calibration_error)?;
+            }
+        }
+        for of in &self.left_out_horizons {
+            writeln!(f, "loyalty {} days: no model: {}", of.days, of.reason)?;
+        }
+        Ok(())
+    }
 }
 
 /// Share of the encoders' interactions, the newest, that early stopping uses.
@@ -335,6 +405,9 @@ impl Training {
         check_item_vectors("item", &shop.items, &user.item_vectors, width)?;
         stages.end("user encoder");
 
+        let loyalty = fit_loyalty(&shop.events, shop.times.labels.end);
+        stages.end("loyalty");
+
         let [early, all] = &shop.kept;
         let trained_until = shop.times.labels.end;
         let mut bundle = Bundle {
@@ -364,6 +437,7 @@ impl Training {
             training: None,
             golden: None,
             ranker: Vec::new(),
+            loyalty: Arc::new(loyalty),
             items: shop.items.clone(),
         };
         stages.end("indexes and counts");
@@ -428,6 +502,7 @@ impl Training {
             features: features.clone(),
             user_encoder_loss: user.validation_loss,
             ranker_loss,
+            loyalty: LoyaltyReport::of(&bundle.loyalty),
             exports: exports.iter().map(|check| (check.model.to_string(), check.max_difference)).collect(),
             checkpoint: CheckpointUse::Nothing,
             start,
@@ -550,6 +625,7 @@ pub(crate) fn without_models(bundle: &Bundle) -> Bundle {
         known_answer: None,
         training: None,
         ranker: Vec::new(),
+        loyalty: bundle.loyalty.clone(),
         golden: None,
     }
 }

@@ -102,7 +102,7 @@ pub(crate) fn view(state: &LiveState, recent: &Deduper, ids: usize) -> String {
             let events: Vec<_> = (history.events.iter())
                 .map(|e| (state.keys.id(e.item), e.at_s, e.fraction, e.kind, e.quantity))
                 .collect();
-            format!("{events:?} {:?} {}", history.queries, history.position)
+            format!("{events:?} {:?} {} {:?}", history.queries, history.position, history.summary)
         })
         .collect();
     state.publish_popularity(now);

@@ -12,6 +12,7 @@ use lodestone_catalog::Item;
 use lodestone_dataset::{self as dataset, DatasetError};
 use lodestone_events::{Counts, ItemCounts, storage};
 use lodestone_index::{FileError, FrozenGraph, Histories, Neighbours};
+use lodestone_loyalty::TrainedLoyalty;
 use lodestone_state::users::EVENTS_MAX;
 pub use manifest::{FileSum, Head, Manifest, ManifestError, RelevanceFloor, sha256};
 use prost::Message;
@@ -41,6 +42,7 @@ const KNOWN_ANSWER: &str = "known_answer.json";
 const TRAINING: &str = "training.json";
 const RANKER: &str = "ranker.onnx";
 const GOLDEN: &str = "golden.json";
+const LOYALTY: &str = "loyalty.json";
 
 /// A bundle in memory. A row is an index in `items`.
 #[derive(Clone)]
@@ -80,6 +82,8 @@ pub struct Bundle {
     /// Loss curves as JSON, for `evaluate --report`.
     pub training: Option<Vec<u8>>,
     pub ranker: Vec<u8>,
+    /// The loyalty model, or the reason why there is none.
+    pub loyalty: Arc<TrainedLoyalty>,
     /// Golden requests with their expected answers as JSON, for the self-test after loading.
     pub golden: Option<Vec<u8>>,
 }
@@ -172,6 +176,19 @@ impl Bundle {
             ContextCounts::from_bytes(&file(CONTEXT_COUNTS)?, items.len(), &fields)
                 .map_err(|problem| BundleError::Content { path: directory.join(CONTEXT_COUNTS), problem })
         };
+        let loyalty = || {
+            let path = directory.join(LOYALTY);
+            let bytes = file(LOYALTY)?;
+            let problem = |problem: String| BundleError::Content { path, problem };
+            let loyalty: TrainedLoyalty = match serde_json::from_slice(&bytes) {
+                Ok(loyalty) => loyalty,
+                Err(error) => return Err(problem(error.to_string())),
+            };
+            match loyalty.check() {
+                Ok(()) => Ok(Arc::new(loyalty)),
+                Err(reason) => Err(problem(reason)),
+            }
+        };
         let optional = |name: &str| manifest.files.contains_key(name).then(|| file(name)).transpose();
         let tokenizer = optional(TOKENIZER)?;
         if tokenizer.is_some() != matches!(manifest.query_encoder, QueryEncoderKind::Sentence(_)) {
@@ -201,6 +218,7 @@ impl Bundle {
             user_encoder: file(USER_ENCODER)?,
             query_encoder: file(QUERY_ENCODER)?,
             ranker: file(RANKER)?,
+            loyalty: loyalty()?,
             items,
             manifest,
         })
@@ -235,7 +253,8 @@ impl Bundle {
             index.write(&path)?;
             self.manifest.add_file(name, &fs::read(&path).map_err(|source| io(&path, source))?);
         }
-        let files: [(&str, Vec<u8>); 11] = [
+        let loyalty = serde_json::to_vec(&*self.loyalty).expect("finite numbers and texts serialise to JSON");
+        let files: [(&str, Vec<u8>); 12] = [
             (TEXT_PROJECTION, bytemuck::cast_slice(&self.text_projection).to_vec()),
             (TRANSITIONS, self.transitions.to_bytes()),
             (CO_PURCHASES, self.co_purchases.to_bytes()),
@@ -247,6 +266,7 @@ impl Bundle {
             (USER_ENCODER, self.user_encoder),
             (QUERY_ENCODER, self.query_encoder),
             (RANKER, self.ranker),
+            (LOYALTY, loyalty),
         ];
         let known_answer = self.known_answer.as_ref().map(serde_json::to_vec).transpose();
         let known_answer = known_answer.expect("a text and numbers serialise to JSON");

@@ -263,7 +263,7 @@ impl DeclaredFeature {
                     field.name()
                 )),
             },
-            Self::Request { missing, .. } => within("missing", *missing, (-NUMBER_MAX, NUMBER_MAX)),
+            Self::Request { missing, .. } => within("missing", f64::from(*missing), MISSING),
         }
     }
 }
@@ -445,9 +445,10 @@ impl FeatureSchema {
     ) {
         let (mut prepared, mut affinities) = (prepared.iter(), affinities.iter());
         let mut of_request = of_request.iter().copied();
-        let scaled = |value: f32, log: bool| {
-            let value = value.clamp(-NUMBER_MAX, NUMBER_MAX);
-            if log { value.abs().ln_1p().copysign(value) } else { value }
+        let scaled = |value: f32, log: bool| match log {
+            // An attribute may exceed the range of f32.
+            true => value.abs().min(f32::MAX).ln_1p().copysign(value),
+            false => value.clamp(-NUMBER_MAX, NUMBER_MAX),
         };
         let number = |value: Option<&PreparedValue>| match value {
             Some(PreparedValue::Number(number)) => *number,

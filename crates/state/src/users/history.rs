@@ -6,6 +6,7 @@ use lodestone_core::{
     units::{Quantity, UnixMillis},
 };
 use lodestone_events::{Event, EventKind, RefundLine, Refunds};
+use lodestone_loyalty::UserSummary;
 
 /// Maximum number of item events in a history; the latest stay.
 pub const EVENTS_MAX: usize = 200;
@@ -87,7 +88,7 @@ pub struct PastQuery {
 }
 
 /// The events of a user, oldest first. Impressions are not part of it.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct History {
     /// At most [`EVENTS_MAX`], one for each line of an event.
     pub events: Vec<HistoryEvent>,
@@ -99,6 +100,8 @@ pub struct History {
     pub created: u64,
     /// The time of the user's latest event of any type, in seconds since 1970.
     pub last_s: u32,
+    /// The lifetime of a signed-in user. None for a visitor, who is known only until signing in.
+    pub summary: Option<Box<UserSummary>>,
 }
 
 impl History {

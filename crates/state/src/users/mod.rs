@@ -11,6 +11,7 @@ pub use history::{
 use lodestone_catalog::ItemKeys;
 use lodestone_core::ids::{ItemKey, UserId};
 use lodestone_events::Event;
+use lodestone_loyalty::UserSummary;
 use parking_lot::Mutex;
 pub use record::{decode, encode};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -59,6 +60,9 @@ impl Users {
                 None => self.histories.entry(event.user.clone()).or_default(),
             };
             history.add(event, |id| Some(keys.intern_for_event(id)));
+            if event.user.is_signed_in() {
+                history.summary.get_or_insert_default().add(event);
+            }
             let is_new = history.last_s == 0;
             history.created = if is_new { position } else { history.created.min(position) };
             history.position = history.position.max(position);
@@ -106,6 +110,11 @@ impl Users {
     /// Returns a copy of the user's history, or none for an unknown user.
     pub fn history(&self, user: &UserId) -> Option<History> {
         self.histories.get(user).map(|history| (**history).clone())
+    }
+
+    /// Returns a copy of the user's lifetime summary, or none for an unknown user or a visitor.
+    pub fn summary(&self, user: &UserId) -> Option<UserSummary> {
+        self.histories.get(user)?.summary.as_deref().copied()
     }
 
     /// Returns whether the user's history includes the event at log `position`. The positions of a user rise.

@@ -2,6 +2,7 @@
 use super::{EVENTS_MAX, History, HistoryEvent, HistoryQuantity, PastQuery, QUERIES_MAX, QUERY_CHARS_MAX};
 use lodestone_core::ids::{ItemKey, UserId};
 use lodestone_events::EventKind;
+use lodestone_loyalty::UserSummary;
 use prost::Message;
 
 /// Bytes of one event: item key u32, seconds u32, fraction of the second u8, kind u8, quantity u16.
@@ -21,6 +22,9 @@ struct UserRecord {
     created: u64,
     #[prost(uint32, tag = "6")]
     last_s: u32,
+    /// See [`UserSummary::to_bytes`].
+    #[prost(bytes = "vec", optional, tag = "7")]
+    summary: Option<Vec<u8>>,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -49,7 +53,8 @@ pub fn encode(user: &UserId, history: &History) -> Vec<u8> {
     };
     let queries = history.queries.iter().map(query).collect();
     let &History { position, created, last_s, .. } = history;
-    UserRecord { user: user.as_str().to_owned(), position, events, queries, created, last_s }.encode_to_vec()
+    let summary = history.summary.as_ref().map(|summary| summary.to_bytes());
+    UserRecord { user: user.as_str().to_owned(), position, events, queries, created, last_s, summary }.encode_to_vec()
 }
 
 /// Decodes the output of [`encode`]; `key` maps a stored item key to the key of this process.
@@ -77,6 +82,10 @@ pub fn decode(bytes: &[u8], key: impl Fn(ItemKey) -> Option<ItemKey>) -> Result<
     };
     let events = record.events.chunks_exact(EVENT_BYTES).map(event).collect::<Result<_, &'static str>>()?;
     let queries = std::mem::take(&mut record.queries).into_iter().map(query).collect::<Result<_, &'static str>>()?;
+    let summary = match &record.summary {
+        None => None,
+        Some(bytes) => Some(Box::new(UserSummary::from_bytes(bytes).ok_or("a user's summary cannot be read")?)),
+    };
     let UserRecord { position, created, last_s, .. } = record;
-    Ok((user, History { events, queries, position, created, last_s }))
+    Ok((user, History { events, queries, position, created, last_s, summary }))
 }

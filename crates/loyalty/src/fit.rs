@@ -1,0 +1,646 @@
+//! Fits the loyalty model of a bundle to the events of a shop.
+//!
+//! A training row is a user at the end of an earlier day (the cut) with the days after it. Time orders everything: the
+//! rows of the fit are earlier than those of the calibration, and a backtest repeats both on the events before the last
+//! window and compares the forecasts with that window.
+use crate::{
+    beta_geometric::{BetaGeometric, Dropout},
+    history::{Purchase, PurchaseHistory, PurchaseSummary},
+    inputs::{DECAYED, INPUTS, Inputs, inputs},
+    learned::RfmModel,
+    metrics::{Outcomes, Scored},
+    model::{
+        CountBin, Estimate, HorizonModel, LeftOutHorizon, LogitModel, LoyaltyModel, Prior, Quality, TrainedLoyalty,
+        Validation, sigmoid, user_value,
+    },
+    regression::{Family, fit, robust_covariance},
+    segments::segment_rules,
+    summary::{UserSummary, day_of, is_visit},
+};
+use lodestone_core::units::UnixMillis;
+use lodestone_events::{Event, EventKind};
+use rayon::prelude::*;
+use std::collections::BTreeMap;
+
+/// The horizons, in days.
+pub const HORIZONS_DAYS: [u32; 4] = [7, 30, 60, 90];
+/// Users of a training; of more, those with the least hashes.
+const USERS_MAX: usize = 50_000;
+/// Cuts of the fit.
+const CUTS: u32 = 8;
+/// Days of events before the first cut; at least the horizon.
+const HISTORY_DAYS_MIN: u16 = 14;
+/// Fewest rows with and without a purchase, and with and without a return.
+const OUTCOMES_MIN: usize = 20;
+/// Penalty of squared weights, in rows.
+const PENALTY: f64 = 20.0;
+/// Groups of users with similar probabilities, by which intervals are judged.
+const GROUPS: usize = 10;
+/// Range of the calibration's slope. Outside, the calibration's slice contradicts the fit.
+const SLOPES: std::ops::RangeInclusive<f64> = 0.5..=2.0;
+/// Share of users on each side whose number of purchases may be outside its interval.
+const COUNT_TAIL: f64 = 0.1;
+/// Greatest factor of standard errors.
+const INFLATION_MAX: f64 = 5.0;
+/// Days after the first event in which a user is new.
+const NEW_DAYS: u32 = 30;
+
+/// The events of one user, in the order of time.
+type UserEvents<'a> = Vec<&'a Event>;
+
+/// A user at a cut.
+struct Row {
+    user: u32,
+    inputs: Inputs,
+    /// Number of days with a purchase in the window.
+    purchases: f64,
+    returns: bool,
+    is_customer: bool,
+    is_new: bool,
+}
+
+/// Fits the model to the events before `until`, in the order of time, of signed-in users.
+pub fn fit_loyalty(events: &[Event], until: UnixMillis) -> TrainedLoyalty {
+    match fitted(events, until) {
+        Ok(model) => TrainedLoyalty::Model(Box::new(model)),
+        Err(reason) => TrainedLoyalty::Missing { reason },
+    }
+}
+
+/// FNV-1a.
+fn hash(text: &str) -> u64 {
+    text.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
+}
+
+fn fitted(events: &[Event], until: UnixMillis) -> Result<LoyaltyModel, String> {
+    let mut users: BTreeMap<&str, UserEvents> = BTreeMap::new();
+    for event in events.iter().filter(|event| event.at < until && event.user.is_signed_in()) {
+        users.entry(event.user.as_str()).or_default().push(event);
+    }
+    let first = users.values().filter_map(|events| Some(day_of(events.first()?.at))).min();
+    let Some(first) = first else {
+        return Err("no event before the end of the training has a signed-in user".to_owned());
+    };
+    let mut users: Vec<(&str, UserEvents)> = users.into_iter().collect();
+    if users.len() > USERS_MAX {
+        users.select_nth_unstable_by_key(USERS_MAX, |(id, _)| hash(id));
+        users.truncate(USERS_MAX);
+        users.sort_unstable_by_key(|(id, _)| *id);
+    }
+    let users: Vec<UserEvents> = users.into_iter().map(|(_, events)| events).collect();
+    // The last day that ended before the end of the training.
+    let end = day_of(until).saturating_sub(1);
+    let training = Training { users: &users, first };
+    let (mut horizons, mut left_out) = (Vec::new(), Vec::new());
+    for days in HORIZONS_DAYS {
+        match training.horizon(end, days) {
+            Ok(mut model) => {
+                model.validation = training.validation(end, days);
+                horizons.push(model);
+            }
+            Err(reason) => left_out.push(LeftOutHorizon { days, reason }),
+        }
+    }
+    if horizons.is_empty() {
+        let reasons = left_out.iter().map(|of| format!("{} days: {}", of.days, of.reason)).collect::<Vec<_>>();
+        return Err(reasons.join("; "));
+    }
+    let mean_values = training.mean_values(end);
+    let mut model = LoyaltyModel {
+        trained_until_day: end,
+        user_count: users.len(),
+        currency: training.main_currency(end),
+        beta_geometric: training.beta_geometric(end),
+        horizons,
+        left_out,
+        mean_values,
+        segment_rules: segment_rules(0.0),
+    };
+    model.segment_rules = segment_rules(training.mean_probability(&model, end));
+    Ok(model)
+}
+
+struct Training<'a> {
+    users: &'a [UserEvents<'a>],
+    /// The day of the first event.
+    first: u16,
+}
+
+impl Training<'_> {
+    /// Folds the events of a user until the end of `day`.
+    fn summary(events: &[&Event], day: u16) -> UserSummary {
+        let mut summary = UserSummary::default();
+        events.iter().take_while(|event| day_of(event.at) <= day).for_each(|event| summary.add(event));
+        summary
+    }
+
+    /// Returns what purchase days are worth, by currency.
+    fn mean_values(&self, end: u16) -> BTreeMap<String, f64> {
+        let of_user = |events: &UserEvents| {
+            let summary = Self::summary(events, end);
+            let spend = summary.main_spend().copied();
+            spend.map(|spend| (spend.currency().to_owned(), spend.net(), f64::from(summary.purchase_days())))
+        };
+        let mut sums: BTreeMap<String, (f64, f64)> = BTreeMap::new();
+        for (currency, value, days) in self.users.par_iter().filter_map(of_user).collect::<Vec<_>>() {
+            let sum = sums.entry(currency).or_default();
+            *sum = (sum.0 + value, sum.1 + days);
+        }
+        sums.into_iter().map(|(currency, (value, days))| (currency, value / days.max(1.0))).collect()
+    }
+
+    fn main_currency(&self, end: u16) -> String {
+        let mut counts: BTreeMap<&str, usize> = BTreeMap::new();
+        let events = self.users.iter().flatten().filter(|event| day_of(event.at) <= end);
+        for event in events.filter(|event| event.kind == EventKind::Purchase) {
+            if event.lines.iter().any(|line| line.price.is_some()) {
+                *counts.entry(&event.currency).or_default() += 1;
+            }
+        }
+        counts.into_iter().max_by_key(|(_, count)| *count).map_or(String::new(), |(currency, _)| currency.to_owned())
+    }
+
+    fn histories(&self, end: u16) -> Vec<PurchaseHistory> {
+        let history = |events: &UserEvents| {
+            let purchases = events.iter().filter(|event| event.kind == EventKind::Purchase && day_of(event.at) <= end);
+            let purchase = |event: &&Event| Purchase { day: day_of(event.at).into(), value: 0.0, units: 1.0 };
+            PurchaseHistory::new(purchases.map(purchase).collect())
+        };
+        self.users.par_iter().map(history).collect()
+    }
+
+    fn beta_geometric(&self, end: u16) -> Option<BetaGeometric> {
+        let histories = self.histories(end);
+        let summaries: Vec<_> = histories.iter().filter_map(|of| PurchaseSummary::at(of, end.into())).collect();
+        BetaGeometric::fit(&summaries, Dropout::AfterRepeatPurchases).ok()
+    }
+
+    /// Returns the mean probability of a purchase of customers within the longest horizon.
+    fn mean_probability(&self, model: &LoyaltyModel, end: u16) -> f64 {
+        let probability = |events: &UserEvents| {
+            let summary = Self::summary(events, end);
+            let score = (summary.purchase_days() > 0).then(|| model.score(Some(&summary), end))?;
+            Some(score.horizons.last()?.purchase.value)
+        };
+        let probabilities: Vec<f64> = self.users.par_iter().filter_map(probability).collect();
+        probabilities.iter().sum::<f64>() / probabilities.len().max(1) as f64
+    }
+
+    /// Returns the rows of ascending cuts, those of a user together.
+    fn rows(&self, cuts: &[u16], days: u32, mean_values: &BTreeMap<String, f64>) -> Vec<Row> {
+        let of_user = |(user, events): (usize, &UserEvents)| {
+            let (mut summary, mut next, mut rows) = (UserSummary::default(), 0, Vec::new());
+            for cut in cuts {
+                while let Some(event) = events.get(next).filter(|event| day_of(event.at) <= *cut) {
+                    summary.add(event);
+                    next += 1;
+                }
+                if summary.event_count() == 0 {
+                    continue;
+                }
+                let ratio = user_value(&summary, mean_values).map_or(1.0, |(_, _, ratio)| ratio);
+                let last = u32::from(*cut) + days;
+                let window = events[next..].iter().take_while(|event| u32::from(day_of(event.at)) <= last);
+                let (mut purchases, mut purchase_day, mut returns) = (0.0, None, false);
+                for event in window {
+                    returns |= is_visit(event.kind);
+                    if event.kind == EventKind::Purchase && purchase_day != Some(day_of(event.at)) {
+                        purchase_day = Some(day_of(event.at));
+                        purchases += 1.0;
+                    }
+                }
+                rows.push(Row {
+                    user: user as u32,
+                    inputs: inputs(&summary, *cut, ratio),
+                    purchases,
+                    returns,
+                    is_customer: summary.purchase_days() > 0,
+                    is_new: u32::from(*cut) - summary.first_s() / 86_400 <= NEW_DAYS,
+                });
+            }
+            rows
+        };
+        self.users.par_iter().enumerate().flat_map_iter(of_user).collect()
+    }
+
+    /// Fits the models of a horizon to the events until the end of the day `end`.
+    fn horizon(&self, end: u16, days: u32) -> Result<HorizonModel, String> {
+        let length = days as u16;
+        let history = HISTORY_DAYS_MIN.max(length);
+        let earliest = self.first.saturating_add(history);
+        let known = end.saturating_sub(self.first) + 1;
+        let needed = history + length;
+        if known <= needed {
+            return Err(format!("it needs events of {} days, and the training has {known}", needed + 1));
+        }
+        let calibration = end - length;
+        let is_calibrated = calibration >= earliest + length;
+        let last = if is_calibrated { calibration - length } else { calibration };
+        let span = u32::from(last - earliest);
+        let cut = |index: u32| earliest + (span * index / (CUTS - 1)) as u16;
+        let mut cuts: Vec<u16> = (0..CUTS).map(cut).collect();
+        cuts.dedup();
+        let mean_values = self.mean_values(calibration);
+        let mut rows = self.rows(&cuts, days, &mean_values);
+        check_outcomes(&rows)?;
+        let (mean, scale) = standardisation(&rows);
+        let mut model = HorizonModel {
+            days,
+            row_count: rows.len(),
+            is_calibrated,
+            mean,
+            scale,
+            purchase: LogitModel { weights: Vec::new(), covariance: Vec::new(), inflation: 1.0 },
+            return_visit: LogitModel { weights: Vec::new(), covariance: Vec::new(), inflation: 1.0 },
+            further: Vec::new(),
+            count_bins: Vec::new(),
+            prior: prior(&rows, days),
+            validation: None,
+        };
+        rows.par_iter_mut().for_each(|row| row.inputs = model.standardised(row.inputs));
+        model.purchase = logit_model(&rows, |row| row.purchases > 0.0);
+        model.return_visit = logit_model(&rows, |row| row.returns);
+        model.further = further(&rows);
+        let mut slice = self.rows(&[calibration], days, &mean_values);
+        slice.par_iter_mut().for_each(|row| row.inputs = model.standardised(row.inputs));
+        if is_calibrated {
+            calibrate(&mut model.purchase, &slice, |row| row.purchases > 0.0);
+            calibrate(&mut model.return_visit, &slice, |row| row.returns);
+        }
+        model.count_bins = count_bins(&model, &slice);
+        Ok(model)
+    }
+
+    /// Repeats the fit with the events until a horizon before `end`, and compares its forecasts with the days after.
+    /// None if the events are too few, or if the days after have only one outcome.
+    fn validation(&self, end: u16, days: u32) -> Option<Validation> {
+        let cut = end.checked_sub(days as u16)?;
+        let model = self.horizon(cut, days).ok()?;
+        let mut rows = self.rows(&[cut], days, &self.mean_values(cut));
+        check_outcomes(&rows).ok()?;
+        rows.par_iter_mut().for_each(|row| row.inputs = model.standardised(row.inputs));
+        let customers: Vec<&Row> = rows.iter().filter(|row| row.is_customer).collect();
+        let purchase = |row: &Row| sigmoid(model.purchase.logit(&row.inputs));
+        let learned: Vec<f64> = customers.iter().map(|row| purchase(row)).collect();
+        let expected: Vec<f64> =
+            customers.iter().map(|row| model.expected_purchases(purchase(row), &row.inputs)).collect();
+        let counts: Vec<f64> = customers.iter().map(|row| row.purchases).collect();
+        let mut quality: Vec<Quality> = quality("purchase", "learned", learned.clone(), &counts).into_iter().collect();
+        let histories = self.histories(cut);
+        let of_customers = || customers.iter().map(|row| &histories[row.user as usize]);
+        if let Some(known) = self.beta_geometric(cut) {
+            let weeks = f64::from(days) / PurchaseSummary::DAYS_PER_WEEK;
+            let probability = |history| {
+                let summary = PurchaseSummary::at(history, cut.into());
+                summary.map_or(0.0, |summary| known.purchase_probability(&summary, weeks))
+            };
+            quality.extend(self::quality("purchase", "bg-nbd", of_customers().map(probability).collect(), &counts));
+        }
+        if let Ok(rfm) = RfmModel::fit(&histories, cut.into(), days) {
+            let probability = |history| rfm.forecast(history, cut.into()).map_or(0.0, |of| of.purchase_probability);
+            quality.extend(self::quality("purchase", "rfm", of_customers().map(probability).collect(), &counts));
+        }
+        let returned: Vec<f64> = rows.iter().map(|row| f64::from(u8::from(row.returns))).collect();
+        let probabilities = rows.iter().map(|row| sigmoid(model.return_visit.logit(&row.inputs))).collect();
+        quality.extend(self::quality("return", "learned", probabilities, &returned));
+        let within = expected.iter().zip(&counts).filter(|(expected, count)| {
+            let interval = model.count_interval(**expected);
+            (interval.low..=interval.high).contains(*count)
+        });
+        let groups = grouped(&model.purchase, &customers, |row| row.purchases > 0.0);
+        let covered = groups.iter().filter(|group| group.deviation().abs() <= 1.96).count();
+        Some(Validation {
+            cut_day: cut,
+            user_count: rows.len(),
+            customer_count: customers.len(),
+            groups: groups.iter().map(|group| [group.probability, group.share]).collect(),
+            purchase_interval_coverage: covered as f64 / groups.len().max(1) as f64,
+            count_interval_coverage: within.count() as f64 / customers.len().max(1) as f64,
+            quality,
+        })
+    }
+}
+
+/// Refuses rows with hardly one outcome.
+fn check_outcomes(rows: &[Row]) -> Result<(), String> {
+    let buyers = rows.iter().filter(|row| row.purchases > 0.0).count();
+    let returns = rows.iter().filter(|row| row.returns).count();
+    for (count, what) in [
+        (buyers, "users who purchased within the window"),
+        (rows.len() - buyers, "users who did not purchase within the window"),
+        (returns, "users who returned within the window"),
+        (rows.len() - returns, "users who did not return within the window"),
+    ] {
+        if count < OUTCOMES_MIN {
+            return Err(format!("it needs {OUTCOMES_MIN} observations of {what}, and there are {count}"));
+        }
+    }
+    Ok(())
+}
+
+/// Returns the mean and the spread of each input. The spread of a constant input is 1, so that it never counts.
+fn standardisation(rows: &[Row]) -> (Vec<f64>, Vec<f64>) {
+    let count = rows.len().max(1) as f64;
+    let (mut means, mut scales) = (Vec::with_capacity(INPUTS), Vec::with_capacity(INPUTS));
+    for column in 0..INPUTS {
+        let mean = rows.iter().map(|row| row.inputs[column]).sum::<f64>() / count;
+        let variance = rows.iter().map(|row| (row.inputs[column] - mean).powi(2)).sum::<f64>() / count;
+        let scale = variance.sqrt();
+        means.push(mean);
+        scales.push(if scale > 1e-6 { scale } else { 1.0 });
+    }
+    (means, scales)
+}
+
+/// Fits a logistic regression to standardised rows.
+fn logit_model(rows: &[Row], outcome: impl Fn(&Row) -> bool) -> LogitModel {
+    let inputs: Vec<f64> = rows.iter().flat_map(|row| std::iter::once(1.0).chain(row.inputs)).collect();
+    let targets: Vec<f64> = rows.iter().map(|row| f64::from(u8::from(outcome(row)))).collect();
+    let clusters: Vec<u32> = rows.iter().map(|row| row.user).collect();
+    let columns = INPUTS + 1;
+    let weights = fit(&inputs, columns, &targets, Family::Bernoulli, PENALTY);
+    let covariance = robust_covariance(&inputs, columns, &targets, &clusters, Family::Bernoulli, PENALTY, &weights);
+    LogitModel { weights, covariance, inflation: 1.0 }
+}
+
+/// Fits the number of further purchases of buyers.
+fn further(rows: &[Row]) -> Vec<f64> {
+    let buyers = || rows.iter().filter(|row| row.purchases > 0.0);
+    let inputs: Vec<f64> =
+        buyers().flat_map(|row| std::iter::once(1.0).chain(DECAYED.map(|column| row.inputs[column]))).collect();
+    let targets: Vec<f64> = buyers().map(|row| row.purchases - 1.0).collect();
+    fit(&inputs, DECAYED.len() + 1, &targets, Family::Poisson, PENALTY)
+}
+
+/// Scales the logit to a later slice (Platt), and its standard errors to the deviations of groups of that slice.
+fn calibrate(model: &mut LogitModel, slice: &[Row], outcome: impl Fn(&Row) -> bool + Copy) {
+    let inputs: Vec<f64> = slice.iter().flat_map(|row| [1.0, model.logit(&row.inputs)]).collect();
+    let targets: Vec<f64> = slice.iter().map(|row| f64::from(u8::from(outcome(row)))).collect();
+    let outcomes = targets.iter().sum::<f64>() as usize;
+    if outcomes.min(slice.len() - outcomes) >= OUTCOMES_MIN {
+        let fitted = fit(&inputs, 2, &targets, Family::Bernoulli, 0.0);
+        if SLOPES.contains(&fitted[1]) && fitted[0].is_finite() {
+            model.weights.iter_mut().for_each(|weight| *weight *= fitted[1]);
+            model.weights[0] += fitted[0];
+            model.covariance.iter_mut().for_each(|of| *of *= fitted[1] * fitted[1]);
+        }
+    }
+    let groups = grouped(model, &slice.iter().collect::<Vec<_>>(), outcome);
+    let squares: f64 = groups.iter().map(|group| group.excess(model.inflation)).sum();
+    model.inflation = (squares / groups.len().max(1) as f64).sqrt().clamp(1.0, INFLATION_MAX);
+}
+
+/// Users with similar probabilities.
+struct Group {
+    share: f64,
+    probability: f64,
+    /// Variance of the mean probability by the weights' uncertainty, inflated.
+    parameter_variance: f64,
+    /// Variance of the share by chance.
+    chance_variance: f64,
+}
+
+impl Group {
+    /// The distance of share and probability in standard errors.
+    fn deviation(&self) -> f64 {
+        (self.share - self.probability) / (self.parameter_variance + self.chance_variance).sqrt().max(1e-9)
+    }
+
+    /// The square of the factor of standard errors that explains the distance, in addition to chance.
+    fn excess(&self, inflation: f64) -> f64 {
+        let beyond_chance = (self.share - self.probability).powi(2) - self.chance_variance;
+        (beyond_chance / (self.parameter_variance / (inflation * inflation)).max(1e-12))
+            .clamp(0.0, INFLATION_MAX.powi(2))
+    }
+}
+
+/// Splits rows by their probability into groups of equal size.
+fn grouped(model: &LogitModel, rows: &[&Row], outcome: impl Fn(&Row) -> bool) -> Vec<Group> {
+    let mut scored: Vec<(f64, f64, bool)> = rows
+        .iter()
+        .map(|row| {
+            let probability = sigmoid(model.logit(&row.inputs));
+            // The errors of users of a group have the same cause, so standard errors are averaged and not variances.
+            let error = probability * (1.0 - probability) * model.standard_error(&row.inputs);
+            (probability, error, outcome(row))
+        })
+        .collect();
+    scored.sort_by(|left, right| left.0.total_cmp(&right.0));
+    let size = scored.len().div_ceil(GROUPS).max(1);
+    let group = |members: &[(f64, f64, bool)]| {
+        let count = members.len() as f64;
+        let mean = |of: &dyn Fn(&(f64, f64, bool)) -> f64| members.iter().map(of).sum::<f64>() / count;
+        let error = mean(&|of| of.1);
+        Group {
+            share: mean(&|of| f64::from(u8::from(of.2))),
+            probability: mean(&|of| of.0),
+            parameter_variance: error * error,
+            chance_variance: mean(&|of| of.0 * (1.0 - of.0)) / count,
+        }
+    };
+    scored.chunks(size).map(group).collect()
+}
+
+/// Returns the intervals of the number of purchases, from the outcomes of customers with similar expectations.
+fn count_bins(model: &HorizonModel, slice: &[Row]) -> Vec<CountBin> {
+    let mut scored: Vec<(f64, f64)> = slice
+        .iter()
+        .map(|row| {
+            let probability = sigmoid(model.purchase.logit(&row.inputs));
+            (model.expected_purchases(probability, &row.inputs), row.purchases)
+        })
+        .collect();
+    scored.sort_by(|left, right| left.0.total_cmp(&right.0));
+    let size = scored.len().div_ceil(GROUPS).max(1);
+    let bin = |members: &[(f64, f64)]| {
+        let mut counts: Vec<f64> = members.iter().map(|of| of.1).collect();
+        counts.sort_by(f64::total_cmp);
+        let last = (counts.len() - 1) as f64;
+        let expected_max = members.last().map_or(0.0, |of| of.0);
+        let at = |rank: f64| counts[rank as usize];
+        CountBin { expected_max, low: at((last * COUNT_TAIL).floor()), high: at((last * (1.0 - COUNT_TAIL)).ceil()) }
+    };
+    scored.chunks(size).map(bin).collect()
+}
+
+/// Returns the means of new users, or of all users if hardly any is new.
+fn prior(rows: &[Row], days: u32) -> Prior {
+    let new: Vec<&Row> = rows.iter().filter(|row| row.is_new).collect();
+    let of: Vec<&Row> = if new.len() >= OUTCOMES_MIN { new } else { rows.iter().collect() };
+    let count = of.len().max(1) as f64;
+    // Wilson's interval.
+    let share = |outcomes: usize| {
+        let (p, z2) = (outcomes as f64 / count, 1.96f64 * 1.96);
+        let centre = (p + z2 / (2.0 * count)) / (1.0 + z2 / count);
+        let margin = 1.96 * (p * (1.0 - p) / count + z2 / (4.0 * count * count)).sqrt() / (1.0 + z2 / count);
+        Estimate { value: p, low: (centre - margin).clamp(0.0, p), high: (centre + margin).clamp(p, 1.0) }
+    };
+    let mut counts: Vec<f64> = of.iter().map(|row| row.purchases).collect();
+    counts.sort_by(f64::total_cmp);
+    let mean = counts.iter().sum::<f64>() / count;
+    let high = counts.get(((counts.len() as f64) * (1.0 - COUNT_TAIL)) as usize).copied().unwrap_or(f64::from(days));
+    Prior {
+        purchase: share(of.iter().filter(|row| row.purchases > 0.0).count()),
+        return_visit: share(of.iter().filter(|row| row.returns).count()),
+        purchases: Estimate { value: mean, low: 0.0, high: high.max(mean) },
+    }
+}
+
+/// Returns the quality of probabilities. None if there is only one outcome.
+fn quality(target: &str, model: &str, probabilities: Vec<f64>, counts: &[f64]) -> Option<Quality> {
+    let outcomes = Outcomes { counts: counts.to_vec(), values: Vec::new() };
+    let metrics = Scored::new(probabilities.clone(), probabilities, None).metrics(&outcomes, &vec![1.0; counts.len()]);
+    metrics.auc.is_finite().then(|| Quality {
+        target: target.to_owned(),
+        model: model.to_owned(),
+        auc: metrics.auc,
+        log_loss: metrics.log_loss,
+        brier: metrics.brier,
+        calibration_error: metrics.calibration_error,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::simulate::gamma;
+    use lodestone_core::{
+        ids::{EventId, ItemId, UserId},
+        units::{PriceMicros, Quantity},
+    };
+    use lodestone_events::EventLine;
+    use rand::{Rng, SeedableRng, rngs::StdRng};
+
+    const DAY: i64 = UnixMillis::DAY;
+    const DAYS: i64 = 300;
+    const FIRST_DAY: i64 = 19_000;
+
+    fn event(kind: EventKind, user: usize, at: i64, number: usize, price: f64) -> Event {
+        let id = EventId::parse(&format!("{user}-{number}")).unwrap();
+        let price = PriceMicros::new((price * 1e6) as i64);
+        let line = EventLine { item: ItemId::parse("i").unwrap(), quantity: Quantity::ONE, price, rank: 0 };
+        let user = UserId::signed_in(&format!("u{user}")).unwrap();
+        Event { lines: vec![line], currency: "EUR".into(), ..Event::new(id, kind, user, UnixMillis(at)) }
+    }
+
+    /// Users who purchase with rates of their own until they drop out, and visit three times as often.
+    fn shop(users: usize) -> Vec<Event> {
+        let mut rng = StdRng::seed_from_u64(3);
+        let mut events = Vec::new();
+        for user in 0..users {
+            let (rate, leave) = (gamma(&mut rng, 0.8) / 25.0 + 0.002, rng.random::<f64>() * 0.15);
+            let value = 5.0 + 60.0 * rng.random::<f64>();
+            let mut at = rng.random::<f64>() * 150.0;
+            let mut number = 0;
+            while at < DAYS as f64 {
+                let ms = FIRST_DAY * DAY + (at * DAY as f64) as i64;
+                let kind =
+                    if rng.random::<f64>() < 0.35 || number == 0 { EventKind::Purchase } else { EventKind::View };
+                events.push(event(kind, user, ms, number, value));
+                number += 1;
+                if rng.random::<f64>() < leave {
+                    break;
+                }
+                at += -(1.0 - rng.random::<f64>()).ln() / (3.0 * rate);
+            }
+        }
+        events.sort_by_key(|event| event.at);
+        events
+    }
+
+    fn model(trained: TrainedLoyalty) -> LoyaltyModel {
+        match trained {
+            TrainedLoyalty::Model(model) => *model,
+            TrainedLoyalty::Missing { reason } => panic!("{reason}"),
+        }
+    }
+
+    #[test]
+    fn forecasts_of_a_later_slice_are_calibrated_and_rank_users_like_bg_nbd_or_better() {
+        let model = model(fit_loyalty(&shop(3000), UnixMillis((FIRST_DAY + DAYS) * DAY)));
+        assert_eq!(model.horizons.iter().map(|of| of.days).collect::<Vec<_>>(), HORIZONS_DAYS);
+        assert_eq!(model.check(), Ok(()));
+        assert_eq!((&*model.currency, model.user_count), ("EUR", 3000));
+        for horizon in &model.horizons {
+            let validation = horizon.validation.as_ref().unwrap();
+            let auc = |target: &str, model: &str| {
+                validation.quality.iter().find(|of| of.target == target && of.model == model).unwrap().auc
+            };
+            let learned = &validation.quality[0];
+            println!("{} days, calibrated {}: {validation:#?}", horizon.days, horizon.is_calibrated);
+            assert!(learned.auc > auc("purchase", "bg-nbd") - 0.02, "{validation:?}");
+            assert!(learned.auc > auc("purchase", "rfm") - 0.02, "{validation:?}");
+            assert!(learned.calibration_error < 0.08 && auc("return", "learned") > 0.6, "{validation:?}");
+            assert!(validation.count_interval_coverage > 0.75, "{validation:?}");
+            assert!(validation.purchase_interval_coverage >= 0.5, "{validation:?}");
+        }
+    }
+
+    #[test]
+    fn the_logit_is_the_sum_of_its_contributions_and_a_file_is_read_as_written() {
+        let events = shop(500);
+        let end = UnixMillis((FIRST_DAY + DAYS) * DAY);
+        let trained = fit_loyalty(&events, end);
+        let json = serde_json::to_string(&trained).unwrap();
+        let read: TrainedLoyalty = serde_json::from_str(&json).unwrap();
+        assert_eq!(read.check(), Ok(()));
+        let model = model(read);
+        let day = day_of(end) - 1;
+        for user in 0..100 {
+            let of_user: Vec<&Event> =
+                events.iter().filter(|of| of.user.signed_in_id() == Some(&format!("u{user}"))).collect();
+            let summary = Training::summary(&of_user, day);
+            let score = model.score(Some(&summary), day);
+            let mut shorter: Option<f64> = None;
+            for horizon in &score.horizons {
+                for (estimate, explanation) in [
+                    (horizon.purchase, horizon.purchase_explanation.as_ref().unwrap()),
+                    (horizon.return_visit, horizon.return_explanation.as_ref().unwrap()),
+                ] {
+                    let sum = explanation.base_logit + explanation.drivers.iter().map(|of| of.1).sum::<f64>();
+                    let logit = (estimate.value / (1.0 - estimate.value)).ln();
+                    assert!((sum - logit).abs() < 1e-9, "{sum} {logit}");
+                    assert!(estimate.low <= estimate.value && estimate.value <= estimate.high);
+                }
+                let of = horizon.purchases;
+                assert!(of.low <= of.value && of.value <= of.high && of.value >= horizon.purchase.value);
+                assert!(shorter.is_none_or(|shorter| shorter < of.value + 0.5));
+                shorter = Some(of.value);
+            }
+            let risk = model.risk(&summary, day, "EUR").unwrap();
+            let longest = score.horizons.last().unwrap();
+            assert!((risk.purchase_probability - longest.purchase.value).abs() < 1e-12);
+            assert!((risk.expected_value - longest.value.unwrap().value).abs() < 1e-9);
+            assert_eq!(risk.segment, score.rule.segment);
+            assert_eq!(model.risk(&summary, day, "USD"), None);
+        }
+    }
+
+    #[test]
+    fn later_events_and_visitors_change_nothing() {
+        let events = shop(300);
+        let until = UnixMillis((FIRST_DAY + 200) * DAY);
+        let mut early: Vec<Event> = events.iter().filter(|event| event.at < until).cloned().collect();
+        let whole = fit_loyalty(&events, until);
+        assert_eq!(whole, fit_loyalty(&early, until));
+        let mut visit = event(EventKind::Purchase, 0, FIRST_DAY * DAY, 0, 3.0);
+        visit.user = UserId::visitor("v").unwrap();
+        early.insert(0, visit);
+        assert_eq!(whole, fit_loyalty(&early, until));
+    }
+
+    #[test]
+    fn too_few_events_are_a_reason() {
+        let missing = |events: &[Event], days: i64| match fit_loyalty(events, UnixMillis((FIRST_DAY + days) * DAY)) {
+            TrainedLoyalty::Missing { reason } => reason,
+            TrainedLoyalty::Model(model) => panic!("{:?}", model.left_out),
+        };
+        assert!(missing(&[], 300).contains("signed-in user"));
+        let events = shop(300);
+        assert!(missing(&events, 12).contains("7 days: it needs events of 22 days, and the training has 12"));
+        assert!(missing(&shop(2), 300).contains("observations of users who purchased"));
+        // Horizons that the events do not cover are left out alone.
+        let short = model(fit_loyalty(&shop(2000), UnixMillis((FIRST_DAY + 100) * DAY)));
+        assert!(short.horizons.iter().all(|of| of.days <= 30) && short.left_out.len() >= 2, "{:?}", short.left_out);
+    }
+}

@@ -1,0 +1,360 @@
+//! `lodestone loyalty`
+use super::{
+    exit::Exit,
+    output::{FormatArgs, write_file},
+    paths::{existing_directory, new_file},
+    progress::style,
+};
+use anyhow::{anyhow, ensure};
+use indicatif::ProgressBar;
+use lodestone_core::{ids::UserId, units::UnixMillis};
+use lodestone_dataset::{Cells, format_day, into_events, read_history, write_table};
+use lodestone_events::{Event, EventKind};
+use lodestone_experiments::plots::{self, Bar, BarGroup, Line, PAGE_STYLE, Scales, escape, section, wide};
+use lodestone_loyalty::{
+    HorizonModel, HorizonScore, LoyaltyModel, LoyaltyScore, Segment, TrainedLoyalty, UserSummary, day_of,
+};
+use lodestone_pipeline::bundle::Bundle;
+use std::{
+    collections::BTreeMap,
+    fmt::{self, Write},
+    path::{Path, PathBuf},
+};
+
+/// Months of the heat map of cohorts.
+const MONTHS_MAX: usize = 24;
+
+#[derive(clap::Subcommand)]
+pub(crate) enum LoyaltyCommand {
+    Score(ScoreArgs),
+    Report(ReportArgs),
+}
+
+#[derive(clap::Args)]
+struct InputArgs {
+    /// The shop's data: events.parquet, and the files that `lodestone events export` wrote to events/.
+    #[arg(long, value_name = "DIR", value_parser = existing_directory)]
+    data: PathBuf,
+    /// The bundle with the loyalty model.
+    #[arg(long, value_name = "DIR", value_parser = existing_directory)]
+    bundle: PathBuf,
+}
+
+/// Scores all signed-in users of a shop and writes them as Parquet, a row per user.
+///
+/// The scores are those that the server would return at the end of the last day of the events. The columns are
+/// described in docs/loyalty.md.
+#[derive(clap::Args)]
+#[command(after_help = "\
+Example:
+  lodestone loyalty score --data data --bundle bundle --out scores.parquet")]
+pub(crate) struct ScoreArgs {
+    #[command(flatten)]
+    input: InputArgs,
+    /// The file of the scores.
+    #[arg(long, value_name = "FILE", value_parser = new_file)]
+    out: PathBuf,
+    #[command(flatten)]
+    format: FormatArgs,
+}
+
+/// Writes a self-contained HTML page about the shop's customers.
+///
+/// It has the sizes of the segments, the share of each month's new customers that purchases again by month, the
+/// concentration of value, and the calibration of the model in its backtest.
+#[derive(clap::Args)]
+#[command(after_help = "\
+Example:
+  lodestone loyalty report --data data --bundle bundle --out report.html")]
+pub(crate) struct ReportArgs {
+    #[command(flatten)]
+    input: InputArgs,
+    /// The file of the page.
+    #[arg(long, value_name = "FILE", value_parser = new_file)]
+    out: PathBuf,
+    #[command(flatten)]
+    format: FormatArgs,
+}
+
+pub(crate) fn run(command: &LoyaltyCommand) -> anyhow::Result<Exit> {
+    match command {
+        LoyaltyCommand::Score(args) => score(args),
+        LoyaltyCommand::Report(args) => report(args),
+    }
+}
+
+/// A scored user.
+struct ScoredUser {
+    user: UserId,
+    summary: UserSummary,
+    score: LoyaltyScore,
+}
+
+/// The users of a shop at the end of the last day of its events.
+struct Base {
+    bundle: String,
+    model: LoyaltyModel,
+    day: u16,
+    users: Vec<ScoredUser>,
+    events: Vec<Event>,
+}
+
+impl Base {
+    fn read(input: &InputArgs) -> anyhow::Result<Self> {
+        let Bundle { manifest, loyalty, .. } = Bundle::open(&input.bundle)?;
+        let model = match &*loyalty {
+            TrainedLoyalty::Model(model) => (**model).clone(),
+            TrainedLoyalty::Missing { reason } => {
+                return Err(anyhow!(
+                    "bundle {} has no loyalty model: {reason}; train on more events of signed-in users",
+                    manifest.name
+                ));
+            }
+        };
+        let events = into_events(read_history(&input.data)?);
+        let day = events.last().map_or(0, |event| day_of(event.at));
+        let mut summaries: BTreeMap<UserId, UserSummary> = BTreeMap::new();
+        let bar = ProgressBar::new(events.len() as u64).with_style(style("{pos}/{len}")).with_message("events");
+        for event in events.iter().filter(|event| event.user.is_signed_in()) {
+            bar.inc(1);
+            summaries.entry(event.user.clone()).or_default().add(event);
+        }
+        bar.finish_and_clear();
+        ensure!(!summaries.is_empty(), "{} has no events of signed-in users", input.data.display());
+        let bar = ProgressBar::new(summaries.len() as u64).with_style(style("{pos}/{len}")).with_message("users");
+        let scored = |(user, summary): (UserId, UserSummary)| {
+            bar.inc(1);
+            ScoredUser { user, score: model.score(Some(&summary), day), summary }
+        };
+        let users = summaries.into_iter().map(scored).collect();
+        bar.finish_and_clear();
+        Ok(Self { bundle: manifest.name, model, day, users, events })
+    }
+
+    fn segment_sizes(&self) -> Vec<SegmentSize> {
+        let size = |segment: Segment| SegmentSize {
+            segment: segment.name(),
+            users: self.users.iter().filter(|user| user.score.rule.segment == segment).count(),
+        };
+        Segment::ALL.into_iter().map(size).collect()
+    }
+
+    fn summary(&self, out: &Path) -> Summary {
+        Summary {
+            bundle: self.bundle.clone(),
+            day: format_day(self.day.into()),
+            users: self.users.len(),
+            segments: self.segment_sizes(),
+            out: out.to_owned(),
+        }
+    }
+}
+
+#[derive(serde::Serialize)]
+struct SegmentSize {
+    segment: &'static str,
+    users: usize,
+}
+
+/// The result of a command.
+#[derive(serde::Serialize)]
+struct Summary {
+    bundle: String,
+    /// The day at whose end the users are scored.
+    day: String,
+    users: usize,
+    segments: Vec<SegmentSize>,
+    out: PathBuf,
+}
+
+impl fmt::Display for Summary {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "{} users by bundle {} at the end of {}", self.users, self.bundle, self.day)?;
+        for of in &self.segments {
+            let share = 100.0 * of.users as f64 / self.users.max(1) as f64;
+            writeln!(f, "{:<8} {:>9}  {share:>5.1} %", of.segment, of.users)?;
+        }
+        writeln!(f, "written to {}", self.out.display())
+    }
+}
+
+fn score(args: &ScoreArgs) -> anyhow::Result<Exit> {
+    let base = Base::read(&args.input)?;
+    let users = &base.users;
+    let texts = |of: &dyn Fn(&ScoredUser) -> String| Cells::Texts(users.iter().map(of).collect());
+    let integers = |of: &dyn Fn(&ScoredUser) -> i64| Cells::Integers(users.iter().map(of).collect());
+    let mut columns = vec![
+        ("user_id".to_owned(), texts(&|of| of.user.signed_in_id().unwrap_or_default().to_owned())),
+        ("segment".to_owned(), texts(&|of| of.score.rule.segment.name().to_owned())),
+        ("currency".to_owned(), texts(&|of| of.score.currency.clone())),
+        ("purchase_days".to_owned(), integers(&|of| of.summary.purchase_days().into())),
+        ("visit_days".to_owned(), integers(&|of| of.summary.visit_days().into())),
+    ];
+    for (index, horizon) in base.model.horizons.iter().enumerate() {
+        let days = horizon.days;
+        let mut numbers = |name: String, of: &dyn Fn(&HorizonScore) -> Option<f64>| {
+            let cells = users.iter().map(|user| user.score.horizons.get(index).and_then(of)).collect();
+            columns.push((name, Cells::Numbers(cells)));
+        };
+        numbers(format!("purchase_probability_{days}d"), &|of| Some(of.purchase.value));
+        numbers(format!("purchase_probability_{days}d_low"), &|of| Some(of.purchase.low));
+        numbers(format!("purchase_probability_{days}d_high"), &|of| Some(of.purchase.high));
+        numbers(format!("return_probability_{days}d"), &|of| Some(of.return_visit.value));
+        numbers(format!("return_probability_{days}d_low"), &|of| Some(of.return_visit.low));
+        numbers(format!("return_probability_{days}d_high"), &|of| Some(of.return_visit.high));
+        numbers(format!("expected_purchases_{days}d"), &|of| Some(of.purchases.value));
+        numbers(format!("expected_value_{days}d"), &|of| of.value.map(|value| value.value));
+        numbers(format!("purchase_probability_change_{days}d"), &|of| {
+            of.earlier.map(|earlier| of.purchase.value - earlier[0])
+        });
+    }
+    write_table(&args.out, columns)?;
+    args.format.print(&base.summary(&args.out))?;
+    Ok(Exit::Success)
+}
+
+fn report(args: &ReportArgs) -> anyhow::Result<Exit> {
+    let base = Base::read(&args.input)?;
+    write_file("--out", &args.out, &page(&base))?;
+    args.format.print(&base.summary(&args.out))?;
+    Ok(Exit::Success)
+}
+
+fn page(base: &Base) -> String {
+    let mut html = format!(
+        "<!doctype html><html lang=\"en\"><head><meta charset=\"utf-8\"><meta name=\"viewport\" \
+         content=\"width=device-width\"><title>Loyalty</title><style>{PAGE_STYLE}{plot_style}</style></head><body>\
+         <h1>Loyalty</h1><p>{users} signed-in users at the end of {day}, scored by bundle {bundle}.</p>",
+        users = base.users.len(),
+        day = escape(&format_day(base.day.into())),
+        bundle = escape(&base.bundle),
+        plot_style = plots::STYLE
+    );
+    section(&mut html, "Segments", "Number of users. The first rule of the bundle that applies decides.");
+    let bar = |of: SegmentSize| BarGroup {
+        name: of.segment.replace('_', " "),
+        bars: vec![Bar { name: String::new(), mean: of.users as f64, low: of.users as f64, high: of.users as f64 }],
+    };
+    wide(&mut html, &plots::bars(&base.segment_sizes().into_iter().map(bar).collect::<Vec<_>>()));
+    cohorts(&mut html, &base.events);
+    concentration(&mut html, base);
+    for horizon in &base.model.horizons {
+        calibration(&mut html, horizon);
+    }
+    html.push_str("</body></html>\n");
+    html
+}
+
+/// Returns the months since 1970.
+fn month(at: UnixMillis) -> Option<i32> {
+    let time = jiff::Timestamp::from_millisecond(at.0).ok()?.to_zoned(jiff::tz::TimeZone::UTC);
+    Some((i32::from(time.year()) - 1970) * 12 + i32::from(time.month()) - 1)
+}
+
+/// Adds a heat map: the customers by the month of their first purchase, and the share that purchases in each later
+/// month.
+fn cohorts(html: &mut String, events: &[Event]) {
+    let mut months: BTreeMap<&UserId, Vec<i32>> = BTreeMap::new();
+    for event in events.iter().filter(|event| event.kind == EventKind::Purchase && event.user.is_signed_in()) {
+        if let Some(month) = month(event.at) {
+            months.entry(&event.user).or_default().push(month);
+        }
+    }
+    let last = months.values().filter_map(|of| of.last()).max().copied().unwrap_or(0);
+    let mut cohorts: BTreeMap<i32, (usize, Vec<usize>)> = BTreeMap::new();
+    for months in months.values_mut() {
+        months.dedup();
+        let first = months[0];
+        let known = (last - first) as usize + 1;
+        let (size, buyers) = cohorts.entry(first).or_insert_with(|| (0, vec![0; known.min(MONTHS_MAX)]));
+        *size += 1;
+        months.iter().for_each(|month| {
+            if let Some(count) = buyers.get_mut((month - first) as usize) {
+                *count += 1;
+            }
+        });
+    }
+    section(
+        html,
+        "Retention by cohort",
+        "Rows: month of the first purchase, with the number of customers. Columns: months since. Cells: share of these \
+         customers with a purchase in that month, in percent. The last month may be incomplete.",
+    );
+    let columns = cohorts.values().map(|(_, buyers)| buyers.len()).max().unwrap_or(0);
+    let mut table = "<table><tr><th>month</th><th>customers</th>".to_owned();
+    (1..columns).for_each(|month| _ = write!(table, "<th>{month}</th>"));
+    table.push_str("</tr>");
+    for (first, (size, buyers)) in &cohorts {
+        let _ = write!(table, "<tr><td>{}-{:02}</td><td>{size}</td>", 1970 + first / 12, first % 12 + 1);
+        for count in &buyers[1..] {
+            let share = *count as f64 / (*size).max(1) as f64;
+            let _ = write!(table, "<td style=\"background:rgba(31,111,235,{:.2})\">{:.0}</td>", share, 100.0 * share);
+        }
+        table.push_str("</tr>");
+    }
+    table.push_str("</table>");
+    wide(html, &table);
+}
+
+/// Adds the share of value that the customers with the highest values account for, in the main currency.
+fn concentration(html: &mut String, base: &Base) {
+    let of_user = |user: &ScoredUser| {
+        let spend = user.summary.main_spend().filter(|spend| spend.currency() == base.model.currency)?;
+        Some(spend.net())
+    };
+    let mut values: Vec<f64> = base.users.iter().filter_map(of_user).collect();
+    values.sort_by(|left, right| right.total_cmp(left));
+    let total: f64 = values.iter().sum();
+    if total <= 0.0 {
+        section(html, "Concentration of value", "No purchase of the events has a price.");
+        return;
+    }
+    let mut sum = 0.0;
+    let shares: Vec<(f64, f64)> = values
+        .iter()
+        .enumerate()
+        .map(|(index, value)| {
+            sum += value;
+            ((index + 1) as f64 / values.len() as f64, sum / total)
+        })
+        .collect();
+    let tenth = shares[(values.len().div_ceil(10) - 1).min(shares.len() - 1)].1;
+    let currency = if base.model.currency.is_empty() { "the shop's currency" } else { &base.model.currency };
+    section(
+        html,
+        "Concentration of value",
+        &format!(
+            "Customers by the value of their purchases without refunds in {currency}, the highest first. The first tenth \
+             accounts for {:.0} % of the value.",
+            100.0 * tenth
+        ),
+    );
+    let step = (shares.len() / 200).max(1);
+    let points = std::iter::once((0.0, 0.0)).chain(shares.into_iter().step_by(step)).chain([(1.0, 1.0)]).collect();
+    let line = Line { name: "value".to_owned(), points };
+    wide(html, &plots::lines(&[line], "share of customers", "share of value", Scales::Shared));
+}
+
+/// Adds the calibration of a horizon in its backtest.
+fn calibration(html: &mut String, horizon: &HorizonModel) {
+    let title = format!("Purchase within {} days", horizon.days);
+    let Some(validation) = &horizon.validation else {
+        section(html, &title, "The events of the training are too few for a backtest.");
+        return;
+    };
+    let quality = validation.quality.iter().map(|of| {
+        let (target, model) = (&of.target, &of.model);
+        format!("{target} {model}: AUC {:.3}, log-loss {:.4}, Brier {:.4}", of.auc, of.log_loss, of.brier)
+    });
+    let note = format!(
+        "Backtest: fitted to the events until {}, compared with the {} days after it; {} customers in ten groups. {}.",
+        format_day(validation.cut_day.into()),
+        horizon.days,
+        validation.customer_count,
+        quality.collect::<Vec<_>>().join("; ")
+    );
+    section(html, &title, &note);
+    let points = validation.groups.iter().map(|group| (group[0], group[1])).collect();
+    let line = Line { name: "purchase".to_owned(), points };
+    wide(html, &plots::lines(&[line], "predicted", "observed", Scales::Shared));
+}
