@@ -399,6 +399,8 @@ impl Candidate {
         if path.join(MANIFEST).is_file() {
             std::fs::remove_dir_all(&path).with_context(|| path.display().to_string())?;
         }
+        // Before it is this command's to remove.
+        check_new_directory(&path).map_err(|problem| anyhow!("{} {problem}", path.display()))?;
         Ok(Self(path))
     }
 

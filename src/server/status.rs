@@ -214,6 +214,7 @@ impl Reason {
             | Self::BundleRefused
             | Self::BundleIsCurrent
             | Self::NoEarlierBundle
+            | Self::LoyaltyModelMissing
             | Self::Internal => None,
         }
     }

@@ -93,7 +93,7 @@ async fn is_known(server: &GrpcServer, catalog: &str) -> bool {
 
 async fn item_title(server: &GrpcServer, catalog: &str, id: &str) -> Option<String> {
     let mut items = CatalogServiceClient::new(server.channel.clone());
-    let request = proto::GetItemRequest { item_id: id.to_owned(), ..Default::default() };
+    let request = proto::GetItemRequest { item_id: id.to_owned() };
     match items.get_item(to(catalog, request)).await {
         Ok(response) => Some(response.into_inner().item.unwrap().title),
         Err(status) => {
@@ -134,8 +134,8 @@ async fn catalogues_are_isolated_and_survive_a_restart() {
     let actions = vec![proto::RuleAction { action: Some(pin) }];
     let rule = proto::Rule { rule_id: "of-outlet".to_owned(), actions, ..Default::default() };
     let mut rules = RuleServiceClient::new(server.channel.clone());
-    rules.create_rule(to(OUTLET, proto::CreateRuleRequest { rule: Some(rule), ..Default::default() })).await.unwrap();
-    let get = || proto::GetRuleRequest { rule_id: "of-outlet".to_owned(), ..Default::default() };
+    rules.create_rule(to(OUTLET, proto::CreateRuleRequest { rule: Some(rule) })).await.unwrap();
+    let get = || proto::GetRuleRequest { rule_id: "of-outlet".to_owned() };
     assert_eq!(reason(&rules.get_rule(get()).await.unwrap_err()), (Code::NotFound, "RULE_NOT_FOUND".to_owned()));
     let first = async |catalog: &str| found(&server, catalog, "blue mug").await[0].clone();
     assert_eq!(first(OUTLET).await, item_id(30).to_string());
@@ -164,8 +164,7 @@ async fn catalogues_are_isolated_and_survive_a_restart() {
         assert!(fields(&refused).contains(&"consistency_token".to_owned()), "{refused:?}");
     }
     let mut explain = ExplainServiceClient::new(server.channel.clone());
-    let replay =
-        || proto::ReplayAnswerRequest { attribution_token: answer.attribution_token.clone(), ..Default::default() };
+    let replay = || proto::ReplayAnswerRequest { attribution_token: answer.attribution_token.clone() };
     wait_until("the record is readable", Duration::from_secs(60), async || {
         explain.clone().replay_answer(to(OUTLET, replay())).await.is_ok()
     })

@@ -337,15 +337,14 @@ async fn what_was_given_back_in_full_is_not_bought() {
     ];
     let write = async |server: &GrpcServer| {
         let events = events.clone();
-        EventServiceClient::new(server.channel.clone()).write_events(proto::WriteEventsRequest { events }).await.unwrap();
+        EventServiceClient::new(server.channel.clone())
+            .write_events(proto::WriteEventsRequest { events })
+            .await
+            .unwrap();
     };
     let recommend = async |server: &GrpcServer, user: &str, kind: RecommendType| {
-        let request = proto::RecommendRequest {
-            viewer: viewer(user),
-            r#type: kind.into(),
-            page_size: 200,
-            ..Default::default()
-        };
+        let request =
+            proto::RecommendRequest { viewer: viewer(user), r#type: kind.into(), page_size: 200, ..Default::default() };
         RankingServiceClient::new(server.channel.clone()).recommend(request).await.unwrap().into_inner().results
     };
     let check = async |server: &GrpcServer, round: &str| {

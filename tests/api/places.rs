@@ -307,10 +307,21 @@ async fn the_most_specific_offer_applies_in_every_kind_of_answer() {
     let discounted = shown(channel, &request(&key("a", "", "", ""), "discount >= 0.25", "discount desc", 10)).await;
     assert_eq!(names(&discounted), ["vase"]);
     // Boosts of prices and features of the ranking read what the viewer sees, and the answer is replayed from its record.
-    let mut boosted = request(&key("", "", "wholesale", ""), filter, "", 10);
-    let boost = proto::Boost { filter: "price < 6".to_owned(), factor: 50.0 };
-    boosted.options.as_mut().unwrap().boosts.push(boost);
+    let mut boosted =
+        proto::SearchRequest { query: "thing".to_owned(), ..request(&key("", "", "wholesale", ""), filter, "", 10) };
+    let options = boosted.options.as_mut().unwrap();
+    options.boosts.push(proto::Boost { filter: "price < 6".to_owned(), factor: 50.0, ..Default::default() });
+    options.debug_level = proto::DebugLevel::Scores.into();
+    let factors = |answer: &proto::SearchResponse| -> BTreeMap<String, f64> {
+        let factor = |result: &proto::Result| result.debug.as_ref().unwrap().score_parts.unwrap().boost_factor;
+        answer.results.iter().map(|result| (result.item_id.clone(), factor(result))).collect()
+    };
+    let expected = |vase: f64| BTreeMap::from([("pot".to_owned(), 1.0), ("vase".to_owned(), vase)]);
+    let for_others = proto::SearchRequest { viewer: Some(viewer(&key("", "", "", ""))), ..boosted.clone() };
+    let others = search(channel, &for_others).await.unwrap();
+    assert_eq!(factors(&others), expected(1.0));
     let answer = search(channel, &boosted).await.unwrap();
+    assert_eq!(factors(&answer), expected(50.0));
     assert_eq!(answer.results[0].item_id, "vase");
     let replayed = replay(channel, &answer.attribution_token).await;
     assert!(replayed.identical, "{}", replayed.first_difference);
@@ -376,7 +387,7 @@ async fn prices_in_several_currencies_are_compared_only_within_one() {
     assert!(found[0].0 == "filter" && found[0].1.contains("EUR and GBP; choose one by a condition"), "{found:?}");
     let listed = list("price > 5 AND currency = \"EUR\"").await.unwrap();
     assert!(listed.len() == 1 && listed[0].item_id == "jug" && listed[0].offers == vec![dollar(8)], "{listed:?}");
-    let purge = proto::PurgeItemsRequest { filter: "price > 5".to_owned(), force: true };
+    let purge = proto::PurgeItemsRequest { filter: "price > 5".to_owned(), force: true, ..Default::default() };
     violations(&catalog(channel).purge_items(purge).await.unwrap_err());
     // Sold out is sold out in every currency.
     let results = set(channel, vec![inventory("cup", swiss.clone(), None, Some(0))]).await;

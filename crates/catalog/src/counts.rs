@@ -137,7 +137,7 @@ impl Catalog {
                 *spellings.entry(text).or_default() += 1;
             }
         }
-        let most = spellings.into_iter().max_by(|a, b| a.1.cmp(&b.1).then(b.0.cmp(&a.0)));
+        let most = spellings.into_iter().max_by(|a, b| a.1.cmp(&b.1).then(b.0.cmp(a.0)));
         most.map_or(normal, |(text, _)| text).to_owned()
     }
 }

@@ -561,10 +561,8 @@ fn bytes_that_are_not_of_the_declared_encoding_are_refused() {
         assert_contains(&refused(&encoded(label), "feed.jsonl", &json), &["line 2", "file.encoding"]);
     }
     for (label, name) in [("UTF-8", "UTF-8"), ("shift_jis", "Shift_JIS")] {
-        let xml = [
-            format!("<?xml version=\"1.0\" encoding=\"{label}\"?>\n<rss><item><id>1</id>\n<title>Mug ").as_bytes(),
-            b"\xff</title></item></rss>",
-        ];
+        let head = format!("<?xml version=\"1.0\" encoding=\"{label}\"?>\n<rss><item><id>1</id>\n<title>Mug ");
+        let xml = [head.as_bytes(), b"\xff</title></item></rss>"];
         assert_contains(&refused("google-merchant-center", "feed.xml", xml.concat()), &["feed.xml", "line", name]);
     }
     let lone: Vec<u8> =

@@ -200,7 +200,7 @@ impl TokenKey {
             return;
         };
         for (counter, part) in (0u32..).zip(body.chunks_mut(32)) {
-            // No token has two kinds, so a block is never a signature.
+            // Shorter than the body of a page token, so that a block is never signed.
             let block = [&[*kind, TokenKind::Attribution as u8], signature, &counter.to_le_bytes()].concat();
             let stream = self.mac(&block).finalize().into_bytes();
             part.iter_mut().zip(stream).for_each(|(byte, key)| *byte ^= key);

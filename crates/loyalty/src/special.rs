@@ -24,9 +24,9 @@ pub(crate) fn digamma(mut x: f64) -> f64 {
 const TERMS_MAX: usize = 400_000;
 
 /// Returns (1 - z)^exponent · ₂F₁(a, b; c; z) for c above -1 except 0, where it has a pole, and z in [0, 1). One of the
-/// factors may overflow where the product does not. BG/NBD has a c below 0 without a repeat purchase if its a + b is below
-/// 1. Sums the series after Euler's transformation (NIST DLMF 15.8.1), whose terms do not grow if c is less than a + b, as
-/// in BG/NBD.
+/// factors may overflow where the product does not. BG/NBD has a c below 0 without a repeat purchase if its a + b is less
+/// than 1. Sums the series after Euler's transformation (NIST DLMF 15.8.1), whose terms do not grow if c is less than
+/// a + b, as in BG/NBD.
 pub(crate) fn scaled_hypergeometric(a: f64, b: f64, c: f64, z: f64, exponent: f64) -> f64 {
     let power = c - a - b;
     let scale = |power: f64| ((1.0 - z).ln() * power).exp();

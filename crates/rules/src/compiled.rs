@@ -4,7 +4,11 @@ use crate::{
     synonyms::{Synonyms, Terms},
 };
 use lodestone_catalog::{Filter, is_url, path_normal};
-use lodestone_core::{ids::ItemId, text::normalize, units::UnixMillis};
+use lodestone_core::{
+    ids::ItemId,
+    text::{normalize, tokens},
+    units::UnixMillis,
+};
 use prost::Message;
 use prost_types::Timestamp;
 use regex::RegexBuilder;
@@ -479,7 +483,11 @@ fn action(problems: &mut Problems, field: &str, kind: &RuleActionKind) -> Option
             Action::Banner(payload.clone())
         }
         RuleActionKind::ReplaceQuery(query) => {
-            problems.normal(field, query, limits::QUERY_CHARS);
+            let before = problems.0.len();
+            problems.text(field, query, limits::QUERY_CHARS);
+            if problems.0.len() == before && !tokens(query).iter().any(|token| token.kind.is_sequential()) {
+                problems.add(field, format!("`{}` has no word, and would find nothing", shortened(query)));
+            }
             Action::ReplaceQuery(query.clone())
         }
         RuleActionKind::AddSynonyms(synonyms) => {

@@ -54,6 +54,8 @@ pub enum TrainError {
          shop"
     )]
     OtherItems { data: PathBuf, bundle: String, item_count: usize },
+    #[error("bundle {candidate} has no item of bundle {current}, which is of another shop")]
+    OtherBundle { candidate: String, current: String },
     #[error("the training was stopped")]
     Stopped,
 }

@@ -98,10 +98,15 @@ pub fn gate(
 ) -> Result<Verdict, TrainError> {
     let opened = [Bundle::open(candidate)?, Bundle::open(current)?];
     let since = UnixMillis(opened.iter().map(|bundle| bundle.manifest.trained_until_ms).fold(i64::MIN, i64::max));
+    let names = opened.each_ref().map(|bundle| bundle.manifest.name.clone());
     // Both have the same targets: those that only one of them has would decide for the other one.
     let [in_candidate, in_current] =
         opened.map(|bundle| bundle.items.into_iter().map(|item| item.id).collect::<AHashSet<ItemId>>());
     let in_both: AHashSet<ItemId> = in_candidate.intersection(&in_current).cloned().collect();
+    if in_both.is_empty() {
+        let [candidate, current] = names;
+        return Err(TrainError::OtherBundle { candidate, current });
+    }
     let mut cases = Cases::default();
     let mut score = |bundle: &Path, stage, cases: &mut Cases| {
         let progress = &mut |step| progress(Progress { stage, ..step });

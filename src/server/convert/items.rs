@@ -31,7 +31,8 @@ const MASK_MAX: usize = 22 + limits::ATTRIBUTES;
 const LIST_SIZE_DEFAULT: usize = 100;
 const LIST_SIZE_MAX: usize = 1000;
 
-/// The range of the times of an item: the years 1 to 9999, as `google.protobuf.Timestamp` defines it, in seconds since 1970.
+/// The range of the times of an item: the years 1 to 9999, as `google.protobuf.Timestamp` defines it, in seconds since
+/// 1970.
 const TIME_S: RangeInclusive<i64> = -62_135_596_800..=253_402_300_799;
 
 /// The server's clock and how far a stated time may be ahead of it.
