@@ -68,7 +68,7 @@ POPULARITY, INTEREST = np.zeros((2, len(KINDS) + 1), np.float32)
 POPULARITY[[VIEW, CLICK, REVIEW]], POPULARITY[[ADD_TO_CART, FAVORITE]], POPULARITY[PURCHASE] = 1.0, 2.0, 4.0
 INTEREST[[VIEW, CLICK, REVIEW]], INTEREST[[ADD_TO_CART, FAVORITE]], INTEREST[PURCHASE] = 0.4, 0.7, 1.0
 # The columns of the ranking model's input and their version, as in crates/pipeline/src/features/mod.rs.
-FEATURES_VERSION = 8
+FEATURES_VERSION = 9
 FEATURES = [
     "user_similarity", "user_known", "query_similarity", "lexical_score", "lexical_score_relative", "transition_weight",
     "transition_weight_last", "co_purchase_weight", "item_to_item_weight", "similar_last", "similar_max",

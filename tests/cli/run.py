@@ -221,7 +221,7 @@ def mistakes(work):
     shutil.copytree(BUNDLE, earlier)
     manifest = json.loads((earlier / "manifest.json").read_text())
     (earlier / "manifest.json").write_text(json.dumps({**manifest, "format": 5, "person_encoder": "a field of format 5"}))
-    versions = ["has version 5", "reads version 14", "train again"]
+    versions = ["has version 5", "reads version 15", "train again"]
     refused(versions, "bundle", "show", "--bundle", earlier)
     refused(versions, "serve", "--bundle", earlier, "--data", work / "x")
     store = work / "store-of-earlier"
@@ -556,7 +556,7 @@ def loyalty(work):
     check(ran.returncode == SUCCESS, f"all users are scored {ran.stderr}")
     scored = json.loads(ran.stdout)
     sizes = {of["segment"]: of["users"] for of in scored["segments"]}
-    check(sum(sizes.values()) == scored["users"] > 3000 and len(sizes) == 6 and min(sizes["lost"], sizes["growing"]) > 0,
+    check(sum(sizes.values()) == scored["users"] > 3000 and len(sizes) == 6 and min(sizes["at_risk"], sizes["growing"]) > 0,
           f"each user is in a segment {sizes}")
     check(scores.read_bytes()[:4] == b"PAR1", "the scores are a Parquet file")
     ran = run("loyalty", "report", "--data", DATA, "--bundle", BUNDLE, "--out", page)
