@@ -6,6 +6,7 @@ use super::{
     services::Services,
     status,
 };
+use lodestone_core::units::UnixMillis;
 use lodestone_engine::{Replay, ReplayedSlot};
 use lodestone_pipeline::{
     DegradationCode,
@@ -53,10 +54,7 @@ fn to_response(replay: Replay) -> proto::ReplayAnswerResponse {
         first_difference: difference.unwrap_or_default(),
         slots: slots.into_iter().enumerate().map(|(index, replayed)| slot(&record, index, replayed)).collect(),
         answer_id: uuid::Uuid::from_slice(&record.id).map(|id| id.to_string()).unwrap_or_default(),
-        answer_time: Some(prost_types::Timestamp {
-            seconds: record.at_ms.div_euclid(1000),
-            nanos: (record.at_ms.rem_euclid(1000) * 1_000_000) as i32,
-        }),
+        answer_time: Some(convert::timestamp(UnixMillis(record.at_ms))),
         request: logged_request(&record),
         corrected_query: record.corrected_query.clone(),
         serving_configs: record.rankings.iter().map(|ranking| ranking.serving_config.clone()).collect(),

@@ -8,7 +8,7 @@ use super::{
     status,
     violations::Violations,
 };
-use lodestone_core::{ids::UserId, units::UnixMillis};
+use lodestone_core::ids::UserId;
 use lodestone_engine::{AtRiskPage, AtRiskRequest, UserLoyalty};
 use lodestone_events::EventKind;
 use lodestone_loyalty::{
@@ -100,7 +100,7 @@ impl LoyaltyService for Services {
 fn segments(violations: &mut Violations, sent: &[i32]) -> Vec<Segment> {
     violations.count("segments", sent.len(), Segment::ALL.len());
     let mut segments = Vec::new();
-    for (index, number) in sent.iter().enumerate() {
+    for (index, number) in sent.iter().take(Segment::ALL.len()).enumerate() {
         match Segment::ALL.into_iter().find(|segment| segment_to_proto(*segment) as i32 == *number) {
             Some(segment) => segments.push(segment),
             None => violations.add(
@@ -154,12 +154,8 @@ fn at_risk_response(page: AtRiskPage) -> proto::ListAtRiskResponse {
         total_size: page.total_size as i32,
         currency_code: page.currency,
         horizon_days: page.horizon_days as i32,
-        snapshot_time: Some(timestamp_ms(page.at)),
+        snapshot_time: Some(convert::timestamp(page.at)),
     }
-}
-
-fn timestamp_ms(at: UnixMillis) -> Timestamp {
-    Timestamp { seconds: at.0.div_euclid(1000), nanos: (at.0.rem_euclid(1000) * 1_000_000) as i32 }
 }
 
 fn estimate(of: Estimate) -> Option<proto::IntervalEstimate> {

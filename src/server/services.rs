@@ -68,7 +68,7 @@ impl Services {
     /// Adds a violation if a consistency token names a position of another log.
     fn check_log(&self, violations: &mut Violations, field: &str, position: u64, log: u32) {
         if position > 0 && log != self.engine.log_id() {
-            violations.add(field, "is the token of another server or catalogue");
+            violations.add(field, "is the token of another server or catalogue; leave it out");
         }
     }
 }

@@ -2,6 +2,7 @@
 use crate::support::{
     bundles::{Shop, item_id},
     grpc::GrpcServer,
+    status::{reason, violations},
     wait::wait_until,
 };
 use lodestone::server::{
@@ -17,7 +18,6 @@ use lodestone_rollout::HealthBounds;
 use std::{sync::Arc, time::Duration};
 use tonic::{Code, Request, Status};
 use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
-use tonic_types::StatusExt;
 
 const OUTLET: &str = "outlet";
 const USER: &str = "shared-user";
@@ -38,15 +38,9 @@ async fn start(shop: &Shop) -> (GrpcServer, Catalogs) {
     (GrpcServer::start_with(default, catalogs.clone()).await, catalogs)
 }
 
-fn reason(status: &Status) -> (Code, String) {
-    (status.code(), status.get_error_details().error_info().map_or(String::new(), |info| info.reason.clone()))
-}
-
 /// The fields of a refused request.
 fn fields(status: &Status) -> Vec<String> {
-    let details = status.get_error_details();
-    let found = details.bad_request().map_or(&[][..], |request| &request.field_violations);
-    found.iter().map(|violation| violation.field.clone()).collect()
+    violations(status).into_iter().map(|(field, _)| field).collect()
 }
 
 fn search(query: &str) -> proto::SearchRequest {

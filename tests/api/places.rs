@@ -1,6 +1,6 @@
 //! Prices and stock at places, in regions, for groups of customers and in currencies, over gRPC: what viewers see, filter
 //! and sort by, and what remains after a restart.
-use crate::support::{bundles::Shop, grpc::GrpcServer, items::all_fields, wait::wait_until};
+use crate::support::{bundles::Shop, grpc::GrpcServer, items::all_fields, status::violations, wait::wait_until};
 use lodestone::server::proto::{
     self, Availability, ItemStatus, RecommendType, catalog_service_client::CatalogServiceClient,
     explain_service_client::ExplainServiceClient, ranking_service_client::RankingServiceClient,
@@ -10,7 +10,6 @@ use lodestone_rollout::HealthBounds;
 use prost_types::{FieldMask, Timestamp};
 use std::{collections::BTreeMap, time::Duration};
 use tonic::{Code, Status, transport::Channel};
-use tonic_types::StatusExt;
 
 const COUNT: usize = 400;
 const UNIT: i64 = 1_000_000;
@@ -131,12 +130,6 @@ async fn shown(channel: &Channel, request: &proto::SearchRequest) -> Vec<(String
             return found;
         }
     }
-}
-
-fn violations(status: &Status) -> Vec<(String, String)> {
-    assert_eq!(status.code(), Code::InvalidArgument, "{status:?}");
-    let found = status.get_details_bad_request().unwrap().field_violations;
-    found.into_iter().map(|violation| (violation.field, violation.description)).collect()
 }
 
 fn ago(seconds: i64) -> Option<Timestamp> {

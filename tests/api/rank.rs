@@ -1,9 +1,10 @@
 //! Rank over gRPC: the caller's retrieval scores, items that the catalogue does not have, and values of features.
-use crate::support::{bundles::Shop, grpc::GrpcServer, items::all_fields};
+use crate::support::{bundles::Shop, grpc::GrpcServer, items::all_fields, status::violations};
 use lodestone::server::proto::{
     self, DebugLevel, ReasonCode, catalog_service_client::CatalogServiceClient,
     explain_service_client::ExplainServiceClient, ranking_service_client::RankingServiceClient,
 };
+use lodestone_core::units::UnixMillis;
 use lodestone_pipeline::serving::{Serving, ServingConfig};
 use lodestone_rollout::HealthBounds;
 use lodestone_training::TrainOptions;
@@ -67,10 +68,7 @@ fn features(answer: &proto::RankResponse, id: &str) -> HashMap<String, f32> {
 }
 
 fn refused_fields(status: &Status) -> Vec<String> {
-    assert_eq!(status.code(), Code::InvalidArgument, "{status:?}");
-    let details = status.get_error_details();
-    let violations = &details.bad_request().unwrap().field_violations;
-    violations.iter().map(|violation| violation.field.clone()).collect()
+    violations(status).into_iter().map(|(field, _)| field).collect()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -139,6 +137,26 @@ async fn an_item_of_the_request_is_ranked_as_if_it_were_written() {
     }
     let notices = after.info.unwrap().notices;
     assert!(notices.iter().any(|notice| notice.description.contains("the first of them `guest`")), "{notices:?}");
+    server.end().await;
+}
+
+/// The bundle has the prices of its training, because no item of the shop has a sale with dates.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_item_of_the_request_has_the_price_of_now() {
+    let shop = Shop::new();
+    let server = GrpcServer::start(shop.open(HealthBounds::default())).await;
+    let now = UnixMillis::now().0 / 1000;
+    let time = |seconds: i64| Some(prost_types::Timestamp { seconds: now + seconds, nanos: 0 });
+    let on_sale = |id: &str, start, end| {
+        let mut candidate = described(id, "red mug");
+        let item = candidate.item.as_mut().unwrap();
+        (item.sale_price_micros, item.sale_start_time, item.sale_end_time) = (Some(3_000_000), start, end);
+        candidate
+    };
+    let sent = vec![on_sale("begun", time(-3600), time(3600)), on_sale("ended", None, time(-3600))];
+    let answer = rank(&server, sent).await.unwrap();
+    let price = |id: &str| result(&answer, id).item.as_ref().unwrap().price_micros;
+    assert_eq!((price("begun"), price("ended")), (Some(3_000_000), Some(4_950_000)));
     server.end().await;
 }
 

@@ -2,6 +2,7 @@
 use crate::support::{
     bundles::{Shop, search_by},
     grpc::GrpcServer,
+    status::{reason, violations},
     wait::wait_until,
 };
 use lodestone::server::proto::{
@@ -130,25 +131,6 @@ async fn applied_to(server: &GrpcServer, request: proto::SearchRequest) -> Vec<S
     applied(response.info.as_ref()).into_iter().map(str::to_owned).collect()
 }
 
-/// The code and the `ErrorInfo.reason` of a status.
-fn reason(status: &Status) -> (Code, String) {
-    (status.code(), status.get_error_details().error_info().map_or(String::new(), |info| info.reason.clone()))
-}
-
-/// The fields and descriptions of a refused request.
-fn violations(status: &Status) -> Vec<(String, String)> {
-    assert_eq!(reason(status), (Code::InvalidArgument, "INVALID_REQUEST".to_owned()), "{status:?}");
-    let details = status.get_error_details();
-    let found = details.bad_request().map_or(&[][..], |request| &request.field_violations);
-    found.iter().map(|violation| (violation.field.clone(), violation.description.clone())).collect()
-}
-
-fn metric(server: &GrpcServer, line: &str) -> Option<u64> {
-    let text = server.engine.metrics_text();
-    let found = text.lines().find_map(|found| found.strip_prefix(&format!("lodestone_{line} ")));
-    found.map(|number| number.parse().unwrap())
-}
-
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_rule_is_in_effect_when_it_is_acknowledged_and_survives_restarts_and_compaction() {
     let shop = Shop::new();
@@ -162,7 +144,7 @@ async fn a_rule_is_in_effect_when_it_is_acknowledged_and_survives_restarts_and_c
     assert_eq!(info.applied_rules.len(), 1);
     assert_eq!((&info.applied_rules[0].rule_id[..], &info.applied_rules[0].etag), ("launch", &created.etag));
     assert!(applied(search(&server, "blue mug number").await.info.as_ref()).is_empty());
-    assert_eq!(metric(&server, "rule_answers_total{rule=\"launch\"}"), Some(1));
+    assert_eq!(server.metric("rule_answers_total{rule=\"launch\"}"), Some(1));
 
     // An update needs the current etag.
     let changed = proto::Rule { actions: rule("", None, vec![pin("i36", 1)]).actions, ..created.clone() };
@@ -189,7 +171,7 @@ async fn a_rule_is_in_effect_when_it_is_acknowledged_and_survives_restarts_and_c
     delete(&server, "extra-3", "").await.unwrap();
     let expected = ["extra-0", "extra-1", "extra-2", "extra-4", "launch"];
     assert_eq!(listed(&server, 2).await, expected);
-    assert_eq!(metric(&server, "rules"), Some(5));
+    assert_eq!(server.metric("rules"), Some(5));
     let foreign = proto::ListRulesRequest { page_size: 1, page_token: "x".to_owned() };
     assert_eq!(reason(&rules(&server).list_rules(foreign).await.unwrap_err()).1, "PAGE_TOKEN_INVALID");
     server.end().await;

@@ -2,6 +2,7 @@
 use crate::support::{
     bundles::{Shop, item_id},
     grpc::GrpcServer,
+    status::{reason, violations},
     wait::wait_until,
 };
 use lodestone::server::proto::{
@@ -16,7 +17,6 @@ use lodestone_pipeline::serving::{Serving, ServingConfig};
 use lodestone_rollout::HealthBounds;
 use std::{collections::BTreeSet, path::Path, time::Duration};
 use tonic::{Code, Status, transport::Channel};
-use tonic_types::StatusExt;
 
 fn configs(server: &GrpcServer) -> ServingConfigServiceClient<Channel> {
     ServingConfigServiceClient::new(server.channel.clone())
@@ -91,25 +91,6 @@ fn named(response: &proto::SearchResponse) -> (&str, &str) {
     (&info.serving_config, &info.serving_config_etag)
 }
 
-/// The code and the `ErrorInfo.reason` of a status.
-fn reason(status: &Status) -> (Code, String) {
-    (status.code(), status.get_error_details().error_info().map_or(String::new(), |info| info.reason.clone()))
-}
-
-/// The fields and descriptions of a refused request.
-fn violations(status: &Status) -> Vec<(String, String)> {
-    assert_eq!(reason(status), (Code::InvalidArgument, "INVALID_REQUEST".to_owned()), "{status:?}");
-    let details = status.get_error_details();
-    let found = details.bad_request().map_or(&[][..], |request| &request.field_violations);
-    found.iter().map(|violation| (violation.field.clone(), violation.description.clone())).collect()
-}
-
-fn metric(server: &GrpcServer, line: &str) -> Option<u64> {
-    let text = server.engine.metrics_text();
-    let found = text.lines().find_map(|found| found.strip_prefix(&format!("lodestone_{line} ")));
-    found.map(|number| number.parse().unwrap())
-}
-
 /// Reads a serving file.
 fn serving(directory: &Path, text: &str) -> Serving {
     let path = directory.join("serving.toml");
@@ -134,7 +115,7 @@ async fn a_configuration_is_in_effect_when_it_is_acknowledged_and_survives_resta
     assert_eq!(named(&response), ("retrieval", &created.etag[..]));
     assert_eq!(response.info.as_ref().unwrap().ranked_count, 0, "the ranking model does not run");
     assert!(plain.info.as_ref().unwrap().ranked_count > 7);
-    assert_eq!(metric(&server, "serving_config_answers_total{serving_config=\"retrieval\"}"), Some(1));
+    assert_eq!(server.metric("serving_config_answers_total{serving_config=\"retrieval\"}"), Some(1));
 
     // An update needs the current etag. Its answers differ; earlier ones can still be replayed.
     let ranked = proto::ServingConfig { ranker: None, ..created.clone() };
@@ -186,7 +167,7 @@ async fn a_configuration_is_in_effect_when_it_is_acknowledged_and_survives_resta
     delete(&server, "extra-2", "").await.unwrap();
     let expected = ["extra-0", "extra-1", "extra-3", "retrieval"];
     assert_eq!(ids(&listed(&server, 2).await), expected);
-    assert_eq!(metric(&server, "serving_configs"), Some(4));
+    assert_eq!(server.metric("serving_configs"), Some(4));
     let foreign = proto::ListServingConfigsRequest { page_size: 1, page_token: "x".to_owned() };
     let foreign = configs(&server).list_serving_configs(foreign).await.unwrap_err();
     assert_eq!(reason(&foreign).1, "PAGE_TOKEN_INVALID");
@@ -367,7 +348,7 @@ async fn configurations_of_the_file_are_read_only_and_those_that_are_in_use_stay
     }
     rules.delete_rule(proto::DeleteRuleRequest { rule_id: "of-b".to_owned(), ..Default::default() }).await.unwrap();
     delete(&server, "c", "").await.unwrap();
-    assert_eq!(metric(&server, "serving_config_answers_total{serving_config=\"c\"}"), None);
+    assert_eq!(server.metric("serving_config_answers_total{serving_config=\"c\"}"), None);
     server.end().await;
 
     // A file that does not fit the configurations of the API is refused before anything is served.

@@ -81,12 +81,6 @@ async fn found(server: &GrpcServer, query: &str) -> Vec<String> {
     ids(&search(&server.engine, query, "", 100).await.unwrap())
 }
 
-fn metric(server: &GrpcServer, name: &str) -> u64 {
-    let text = server.engine.metrics_text();
-    let line = text.lines().find_map(|line| line.strip_prefix(&format!("lodestone_{name} ")));
-    line.unwrap_or_else(|| panic!("{name} is missing")).parse().unwrap()
-}
-
 fn applied(status: ItemStatus) -> (ItemStatus, Vec<String>) {
     (status, Vec::new())
 }
@@ -123,10 +117,10 @@ async fn some_fields_change_in_place_and_the_rest_stays() {
     let expected = proto::Item { title: expected.title, ..before };
     assert_eq!(get(&server, "i3").await, expected);
 
-    let position = metric(&server, "log_position");
+    let position = server.metric("log_position").unwrap();
     let again = update(item("i3", "Striped zebra cushion"), &["title"], None);
     assert_eq!(change(&server, vec![again.clone(), again]).await, [applied(Updated), applied(Updated)]);
-    assert_eq!(metric(&server, "log_position"), position, "the same values again are not stored");
+    assert_eq!(server.metric("log_position"), Some(position), "the same values again are not stored");
     server.end().await;
     let server = GrpcServer::start(shop.reopen(HealthBounds::default()).await).await;
     assert_eq!(get(&server, "i3").await, expected, "after a restart");
@@ -142,11 +136,11 @@ async fn the_newest_value_of_a_field_wins_in_whichever_order_writes_arrive() {
     let price = ["price_micros"];
     assert_eq!(upsert(&server, vec![item("lamp", "Walnut lamp")], ago(100)).await, [applied(Created)]);
     assert_eq!(change(&server, vec![update(priced("lamp", 5), &price, ago(50))]).await, [applied(Updated)]);
-    let position = metric(&server, "log_position");
+    let position = server.metric("log_position").unwrap();
     // A message that was delayed.
     let late = update(priced("lamp", 6), &price, ago(60));
     assert_eq!(change(&server, vec![late.clone()]).await, [applied(Stale)]);
-    assert_eq!(metric(&server, "log_position"), position, "a stale write is not stored");
+    assert_eq!(server.metric("log_position"), Some(position), "a stale write is not stored");
     // A catalogue that was exported before the price changed.
     let export = vec![proto::Item { price_micros: Some(7), ..item("lamp", "Walnut floor lamp") }];
     let kept = (Replaced, vec!["price_micros".to_owned()]);
@@ -409,7 +403,7 @@ async fn a_day_of_price_changes_takes_no_memory() {
     upsert(&server, items, None).await;
     let corrected = async || search(&server.engine, "walnt", "", 10).await.unwrap();
     let before = corrected().await;
-    let live = metric(&server, "live_items");
+    let live = server.metric("live_items").unwrap();
     let set = async |round: usize| {
         let inventory = |n: usize| proto::Inventory {
             item_id: format!("new-{n}"),
@@ -434,8 +428,8 @@ async fn a_day_of_price_changes_takes_no_memory() {
     let per_second = (ROUNDS * COUNT) as f64 / seconds;
     println!("{per_second:.0} updates/s, resident memory +{:.1} MB", grown as f64 / 1e6);
     assert!(grown < 32_000_000, "memory grew by {grown} bytes");
-    assert_eq!(metric(&server, "live_items"), live, "a price changes no vector");
-    assert_eq!(metric(&server, "items"), (ITEMS + COUNT) as u64);
+    assert_eq!(server.metric("live_items"), Some(live), "a price changes no vector");
+    assert_eq!(server.metric("items"), Some((ITEMS + COUNT) as u64));
     let after = corrected().await;
     assert_eq!((ids(&after), after.corrected_query), (ids(&before), before.corrected_query));
     server.end().await;

@@ -77,8 +77,8 @@ impl OfferKey {
     }
 
     /// Returns the rank of the prices of an offer among those that apply to a viewer; the greatest rank applies. With a
-    /// chosen currency, an offer that names it wins; without one, an offer in the currency of the item, then the first
-    /// code.
+    /// chosen currency, an offer that names it wins; without one, an offer without a currency, then the first code in
+    /// alphabetical order.
     pub(crate) fn price_rank(&self, viewer: &Self) -> (u8, bool, Reverse<&str>) {
         let is_named = !self.currency.is_empty();
         (self.specificity(), is_named != viewer.currency.is_empty(), Reverse(&*self.currency))

@@ -529,12 +529,12 @@ impl<'c> FieldValues<'c> {
         match self {
             Self::Column(column) => column.map_or(SortValue::Missing, |column| column.value(at)),
             Self::Distances(column, from) => column.map_or(SortValue::Missing, |column| column.distance(at, from)),
-            Self::Titles(catalog, first) => match catalog.get(Row((first + at) as u32)).title_normal.as_ref() {
+            Self::Titles(catalog, first) => match catalog.own(Row((first + at) as u32)).title_normal.as_ref() {
                 title if title.text.is_empty() => SortValue::Missing,
                 title => SortValue::Text(title),
             },
             Self::Ids(catalog, first) => {
-                SortValue::Text(TextValue::new(catalog.get(Row((first + at) as u32)).item.id.as_str()))
+                SortValue::Text(TextValue::new(catalog.own(Row((first + at) as u32)).item.id.as_str()))
             }
         }
     }

@@ -83,6 +83,8 @@ pub struct Catalog {
     rows_of_request: Vec<Row>,
     /// By row. Also in the rows; read from here for many rows, because it takes fewer cache lines.
     keys: Arc<Vec<ItemKey>>,
+    /// The keys of the last rows, which only one request has, so that it does not copy those of all items.
+    keys_of_request: Vec<ItemKey>,
     row_count: usize,
     alive_count: usize,
     pub(crate) groups: Groups,
@@ -203,11 +205,17 @@ impl Catalog {
 
     /// Returns the content of a row, also of a dead one.
     pub fn get(&self, row: Row) -> &CatalogRow {
-        let own = &self.chunks[row.index() / CHUNK_ROWS][row.index() % CHUNK_ROWS];
+        let own = self.own(row);
         match &self.view {
             Some(view) if !self.written_in_view.contains(&row) => view.row(row, own, &self.prepared),
             _ => own,
         }
+    }
+
+    /// Returns a row without the offers that apply to a viewer, which change neither ids, texts, vectors nor times. Unlike
+    /// [`Catalog::get`], it copies no item in a view.
+    pub fn own(&self, row: Row) -> &CatalogRow {
+        &self.chunks[row.index() / CHUNK_ROWS][row.index() % CHUNK_ROWS]
     }
 
     /// Returns true if an item that is not deleted has offers.
@@ -222,7 +230,7 @@ impl Catalog {
 
     /// Returns the key of a row's item, also of a deleted one.
     pub fn key_of(&self, row: Row) -> ItemKey {
-        self.keys[row.index()]
+        self.keys.get(row.index()).copied().unwrap_or_else(|| self.keys_of_request[row.index() - self.keys.len()])
     }
 
     /// Returns the columns of a block of [`BLOCK_ROWS`] rows.
@@ -257,7 +265,8 @@ impl Catalog {
         for (block, (columns, among)) in self.columns.iter().zip(among.chunks(words)).enumerate() {
             let mut mask: Mask = [0; BLOCK_ROWS / 64];
             mask[..among.len()].copy_from_slice(among);
-            let item_of = |index: usize| &*self.get(Row((block * BLOCK_ROWS + index) as u32)).item;
+            // Filters read only ids and texts from items; other values have columns.
+            let item_of = |index: usize| &*self.own(Row((block * BLOCK_ROWS + index) as u32)).item;
             matching.extend(filter.mask(columns, &item_of, mask));
         }
         matching
@@ -302,20 +311,25 @@ impl Catalog {
     }
 
     /// Returns the catalogue of one request: this one, as its viewer sees it, and further items, which no index has, with
-    /// the offers that apply to the viewer; and their rows. They have keys that no other item has, unless their ids have
+    /// the offers that apply to the viewer and the prices of `now`; and their rows. They have keys that no other item has, unless their ids have
     /// keys already. At most 65,536 items.
     pub fn with_items(
         &self,
         keys: &ItemKeys,
         viewer: &OfferKey,
+        now: UnixMillis,
         items: impl IntoIterator<Item = (Arc<Item>, ItemVectors)>,
     ) -> (Self, Vec<Row>) {
         let (mut catalog, mut rows) = (self.clone(), Vec::new());
+        if catalog.next_price_change().is_none_or(|change| change > now) {
+            // The columns have the prices of this time too.
+            catalog.time = catalog.time.max(now);
+        }
         for (item, vectors) in items {
             let next = ItemKey(REQUEST_KEY_FIRST + catalog.rows_of_request.len() as u32);
             let key = keys.get(&item.id).unwrap_or(next);
             let item = if viewer.is_empty() { item } else { Arc::new(item.for_viewer(viewer)) };
-            let row = catalog.put(key, item, vectors);
+            let row = catalog.put(key, item, vectors, true);
             if catalog.view.is_some() {
                 catalog.written_in_view.insert(row);
             }
@@ -326,10 +340,11 @@ impl Catalog {
 
     /// Adds an item, or replaces the one with the same id. Returns its row.
     pub fn upsert(&mut self, keys: &ItemKeys, item: Arc<Item>, vectors: ItemVectors) -> Row {
-        self.put(keys.intern(&item.id), item, vectors)
+        self.put(keys.intern(&item.id), item, vectors, false)
     }
 
-    fn put(&mut self, key: ItemKey, item: Arc<Item>, vectors: ItemVectors) -> Row {
+    fn put(&mut self, key: ItemKey, item: Arc<Item>, vectors: ItemVectors, is_of_request: bool) -> Row {
+        let group_id = item.group_id.clone();
         let ((log_price, prepared), offers) = (self.dated_values(&item), offer_counts(&item));
         let (created_at, in_stock) = (item.created_at, item.is_in_stock());
         let price_change = item.next_price_change(self.time).unwrap_or(NEVER);
@@ -348,12 +363,11 @@ impl Catalog {
                 self.replace(row, content, self.time);
                 row
             }
-            None => self.push(content),
+            None => self.push(content, is_of_request),
         };
         let of_block = &mut self.price_changes[row.index() / BLOCK_ROWS];
         *of_block = (*of_block).min(price_change);
-        let group_id = self.get(row).item.clone();
-        self.groups.set(row, Some(&group_id.group_id));
+        self.groups.set(row, Some(&group_id));
         set_bit(&mut self.offered, row, in_stock);
         self.alive_count += usize::from(!self.is_alive(row));
         set_bit(&mut self.alive, row, true);
@@ -405,7 +419,7 @@ impl Catalog {
         Arc::make_mut(&mut self.chunks[row.index() / CHUNK_ROWS])[row.index() % CHUNK_ROWS] = content;
     }
 
-    fn push(&mut self, content: CatalogRow) -> Row {
+    fn push(&mut self, content: CatalogRow, is_of_request: bool) -> Row {
         if self.row_count.is_multiple_of(CHUNK_ROWS) {
             self.chunks.push(Arc::default());
         }
@@ -425,7 +439,10 @@ impl Catalog {
             }
             row_of_key[key] = row.0;
         }
-        Arc::make_mut(&mut self.keys).push(content.key);
+        match is_of_request {
+            true => self.keys_of_request.push(content.key),
+            false => Arc::make_mut(&mut self.keys).push(content.key),
+        }
         self.columns[row.index() / BLOCK_ROWS].add(row.index() % BLOCK_ROWS, &content.item, self.time);
         Arc::make_mut(&mut self.chunks[row.index() / CHUNK_ROWS]).push(content);
         self.row_count += 1;
@@ -521,7 +538,7 @@ mod tests {
         catalog.upsert(&keys, item("a", "a"), vectors());
         let viewed = keys.intern_for_event(&ItemId::parse("viewed").unwrap());
         let sent = ["viewed", "new"].map(|id| (item(id, id), vectors()));
-        let (of_request, rows) = catalog.with_items(&keys, &OfferKey::default(), sent);
+        let (of_request, rows) = catalog.with_items(&keys, &OfferKey::default(), UnixMillis(0), sent);
         assert_eq!((of_request.item_count(), catalog.item_count(), keys.len()), (3, 1, 2));
         assert_eq!(of_request.key_of(rows[0]), viewed);
         for (row, id) in rows.into_iter().zip(["viewed", "new"]) {

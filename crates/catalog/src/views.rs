@@ -17,8 +17,7 @@ use std::{
     },
 };
 
-/// Maximum number of blocks with values of offers that are kept for the next request, over all viewers. A block has
-/// about 60 KB.
+/// Maximum number of blocks with values of offers that are kept for the next request, over all viewers.
 const KEPT_BLOCKS_MAX: usize = 4096;
 
 /// Identifies a content of a catalogue or of one of its blocks within the process.
@@ -46,7 +45,8 @@ struct ViewBlock {
     /// The version of the block that it was built from.
     version: Version,
     /// None: all items of the block have their own values.
-    differing: Option<Differing>,
+    /// Boxed, because most blocks of most viewers have none.
+    differing: Option<Box<Differing>>,
 }
 
 struct Differing {
@@ -106,13 +106,15 @@ impl ViewCache {
         }
     }
 
-    fn insert(&self, viewer: &OfferKey, version: Version, view: Arc<View>, catalog: Arc<Catalog>) {
+    /// Keeps a view; without a catalogue if no offer applies, so that viewers with keys that no offer names take little
+    /// memory.
+    fn insert(&self, viewer: &OfferKey, version: Version, view: Arc<View>, catalog: Option<Arc<Catalog>>) {
         let mut views = self.0.lock();
         let Views { by_viewer, tick } = &mut *views;
         for other in by_viewer.values_mut() {
             other.catalog = other.catalog.take().filter(|(of, _)| *of == version);
         }
-        let cached = CachedView { view, catalog: Some((version, catalog)), last_tick: *tick };
+        let cached = CachedView { view, catalog: catalog.map(|catalog| (version, catalog)), last_tick: *tick };
         by_viewer.insert(viewer.clone(), cached);
         let mut kept: usize = by_viewer.values().map(|cached| 1 + cached.view.kept_block_count()).sum();
         while kept > KEPT_BLOCKS_MAX && by_viewer.len() > 1 {
@@ -140,15 +142,19 @@ impl Catalog {
         let block = |index: usize| {
             let version = self.block_versions[index];
             let known = known.as_ref().and_then(|known| known.blocks.get(index));
-            known
-                .filter(|known| known.version == version)
-                .cloned()
-                .unwrap_or_else(|| Arc::new(ViewBlock { version, differing: differing(self.columns(index), viewer) }))
+            known.filter(|known| known.version == version).cloned().unwrap_or_else(|| {
+                Arc::new(ViewBlock { version, differing: differing(self.columns(index), viewer).map(Box::new) })
+            })
         };
-        let blocks = (0..self.block_versions.len()).map(block).collect();
+        let blocks: Vec<Arc<ViewBlock>> = (0..self.block_versions.len()).map(block).collect();
+        let is_own = blocks.iter().all(|block| block.differing.is_none());
         let view = Arc::new(View { viewer: viewer.clone(), time: self.time(), blocks });
+        if is_own {
+            self.views.insert(viewer, self.version, view, None);
+            return self.clone();
+        }
         let catalog = Arc::new(self.with_view(view.clone()));
-        self.views.insert(viewer, self.version, view, catalog.clone());
+        self.views.insert(viewer, self.version, view, Some(catalog.clone()));
         catalog
     }
 
@@ -465,7 +471,7 @@ mod tests {
             // Reads the row of a deleted item before it is written.
             view.get(Row(1));
             let sent = [1, 9].map(|number| (Arc::new(item(number, 8, "EUR", &at_a(6))), ItemVectors::new(&[], &[])));
-            let (of_request, rows) = view.with_items(&keys, &viewer, sent);
+            let (of_request, rows) = view.with_items(&keys, &viewer, view.time(), sent);
             for (row, number) in rows.iter().zip([1, 9]) {
                 let (found, expected) =
                     (&of_request.get(*row).item, item(number, 8, "EUR", &at_a(6)).for_viewer(&viewer));

@@ -285,7 +285,7 @@ impl Engine {
         keys: Vec<u64>,
         until: UnixMillis,
     ) -> Result<(Vec<ItemId>, usize), EngineError> {
-        let catalog = self.generations.current().generation.catalog_at(UnixMillis::now());
+        let catalog = self.generations.current().generation.catalog.load_full();
         let state = self.generations.state.clone();
         let list = move |_: &mut usize| {
             let missing = bits::ones(catalog.alive(), 0).map(|row| catalog.get(Row(row as u32)));

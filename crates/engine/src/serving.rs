@@ -7,7 +7,7 @@ use crate::{
 use lodestone_pipeline::serving::{DEFAULT, Serving, ServingSnapshot};
 use lodestone_rollout::LoadedGeneration;
 use lodestone_rules::{
-    CompiledRule, CompiledServingConfig, EntryKind, RuleChange, RuleProblem, RuleSnapshot, ServingConfig,
+    CompiledRule, CompiledServingConfig, EntryKind, RuleChange, RuleProblem, RuleSnapshot, ServingConfig, limits,
 };
 use prost_types::Timestamp;
 use std::{collections::BTreeMap, sync::Arc};
@@ -112,7 +112,7 @@ impl Engine {
     pub fn head_problems<'a>(&self, heads: impl Iterator<Item = &'a String>) -> Vec<RuleProblem> {
         let routes = self.generations.routes();
         let mut problems = Vec::new();
-        for head in heads {
+        for head in heads.take(limits::HEADS) {
             let lacks = |loaded: &&Arc<LoadedGeneration>| !loaded.head_names().any(|known| known == head);
             if let Some(loaded) = routes.loaded().find(lacks) {
                 let known = loaded.head_names().collect::<Vec<_>>().join(", ");

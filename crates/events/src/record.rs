@@ -247,8 +247,8 @@ struct EventRecord {
     #[prost(oneof = "AttributionRecord", tags = "13, 14")]
     attribution: Option<AttributionRecord>,
     /// The number of the platform; 0: unknown.
-    #[prost(uint32, tag = "15")]
-    platform: u32,
+    #[prost(int32, tag = "15")]
+    platform: i32,
     /// Empty: unknown. The same holds for the locale.
     #[prost(string, tag = "16")]
     region: String,
@@ -367,6 +367,7 @@ struct TextsRecord {
 
 impl From<&Event> for EventRecord {
     fn from(event: &Event) -> Self {
+        let [_, region, locale] = event.context.texts();
         Self {
             id: event.id.as_str().to_owned(),
             kind: event.kind as i32,
@@ -380,9 +381,9 @@ impl From<&Event> for EventRecord {
             coupon: event.coupon.clone(),
             categories: event.categories.clone(),
             currency: event.currency.clone(),
-            platform: event.context.platform.map_or(0, |platform| platform as u32),
-            region: event.context.texts()[1].to_owned(),
-            locale: event.context.texts()[2].to_owned(),
+            platform: event.context.platform.map_or(0, |platform| platform as i32),
+            region: region.to_owned(),
+            locale: locale.to_owned(),
             attribution: match &event.attribution {
                 Attribution::None => None,
                 Attribution::Answer(token) => Some(AttributionRecord::Answer(token.clone())),
@@ -420,15 +421,10 @@ impl EventRecord {
     }
 }
 
-fn read_context(platform: u32, region: &str, locale: &str) -> Result<ViewerContext, Reason> {
+fn read_context(platform: i32, region: &str, locale: &str) -> Result<ViewerContext, Reason> {
     let platform = match platform {
         0 => None,
-        number => Some(
-            i32::try_from(number)
-                .ok()
-                .and_then(Platform::from_number)
-                .ok_or_else(|| format!("the platform {number} is unknown"))?,
-        ),
+        number => Some(Platform::from_number(number).ok_or_else(|| format!("the platform {number} is unknown"))?),
     };
     let region = match region {
         "" => None,

@@ -14,7 +14,7 @@ use lodestone_core::statistics::ln_gamma;
 use rayon::prelude::*;
 
 /// Whether customers may drop out right after their first purchase.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
 pub enum Dropout {
     /// BG/NBD: only after repeat purchases.
     AfterRepeatPurchases,
@@ -40,7 +40,7 @@ impl Dropout {
 }
 
 /// A fitted model. Times have the unit of the summaries from which it was fitted.
-#[derive(Debug, Clone, Copy, PartialEq, serde::Serialize, serde::Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, serde::Serialize)]
 pub struct BetaGeometric {
     pub dropout: Dropout,
     /// Shape of the purchase rates.

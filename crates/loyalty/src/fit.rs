@@ -41,7 +41,7 @@ const SLOPES: std::ops::RangeInclusive<f64> = 0.5..=2.0;
 /// Share of users on each side whose number of purchases may be outside its interval.
 const COUNT_TAIL: f64 = 0.1;
 /// Greatest factor of standard errors.
-const INFLATION_MAX: f64 = 5.0;
+const INFLATION_MAX: f64 = 10.0;
 /// Days after the first event in which a user is new.
 const NEW_DAYS: u32 = 30;
 
@@ -110,7 +110,6 @@ fn fitted(events: &[Event], until: UnixMillis) -> Result<LoyaltyModel, String> {
         trained_until_day: end,
         user_count: users.len(),
         currency: training.main_currency(end),
-        beta_geometric: training.beta_geometric(end),
         horizons,
         left_out,
         mean_values,
@@ -374,6 +373,10 @@ fn further(rows: &[Row]) -> Vec<f64> {
 
 /// Scales the logit to a later slice (Platt), and its standard errors to the deviations of groups of that slice.
 fn calibrate(model: &mut LogitModel, slice: &[Row], outcome: impl Fn(&Row) -> bool + Copy) {
+    // The standard errors are measured first: after the scaling, the level of the slice fits by construction.
+    let groups = grouped(model, &slice.iter().collect::<Vec<_>>(), outcome);
+    let squares: f64 = groups.iter().map(|group| group.excess(model.inflation)).sum();
+    model.inflation = (squares / groups.len().max(1) as f64).sqrt().clamp(1.0, INFLATION_MAX);
     let inputs: Vec<f64> = slice.iter().flat_map(|row| [1.0, model.logit(&row.inputs)]).collect();
     let targets: Vec<f64> = slice.iter().map(|row| f64::from(u8::from(outcome(row)))).collect();
     let outcomes = targets.iter().sum::<f64>() as usize;
@@ -385,9 +388,6 @@ fn calibrate(model: &mut LogitModel, slice: &[Row], outcome: impl Fn(&Row) -> bo
             model.covariance.iter_mut().for_each(|of| *of *= fitted[1] * fitted[1]);
         }
     }
-    let groups = grouped(model, &slice.iter().collect::<Vec<_>>(), outcome);
-    let squares: f64 = groups.iter().map(|group| group.excess(model.inflation)).sum();
-    model.inflation = (squares / groups.len().max(1) as f64).sqrt().clamp(1.0, INFLATION_MAX);
 }
 
 /// Users with similar probabilities.

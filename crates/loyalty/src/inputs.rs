@@ -112,6 +112,9 @@ pub(crate) const DRIVERS: [Driver; INPUTS] = {
     ]
 };
 
+/// The inputs of browsing, which are per visit day.
+pub(crate) const BROWSING: std::ops::Range<usize> = 21..24;
+
 /// Returns the days since the last purchase divided by the user's mean interval, which is shrunk towards 45 days. None
 /// without a purchase.
 pub(crate) fn overdue(summary: &UserSummary, day: u16) -> Option<f64> {
@@ -177,6 +180,7 @@ mod tests {
     #[test]
     fn every_driver_has_an_input_and_a_user_without_events_has_finite_inputs() {
         assert!(Driver::ALL.iter().all(|driver| DRIVERS.contains(driver)));
+        assert!((0..INPUTS).all(|input| BROWSING.contains(&input) == (DRIVERS[input] == Driver::Browsing)));
         assert!(inputs(&UserSummary::default(), 20_000, 1.0).iter().all(|input| input.is_finite()));
     }
 }

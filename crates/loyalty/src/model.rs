@@ -3,8 +3,7 @@
 //! For each horizon, two logistic regressions on the inputs of a [`UserSummary`] yield the probabilities of a purchase
 //! and of a return. Their logits are exact sums of contributions, which are the drivers of a score.
 use crate::{
-    beta_geometric::BetaGeometric,
-    inputs::{DECAYED, DRIVERS, Driver, INPUTS, Inputs, inputs, overdue},
+    inputs::{BROWSING, DECAYED, DRIVERS, Driver, INPUTS, Inputs, inputs, overdue},
     segments::{Quantities, Segment, SegmentRule, first_rule},
     summary::UserSummary,
 };
@@ -43,8 +42,18 @@ pub(crate) struct LogitModel {
     pub(crate) weights: Vec<f64>,
     /// Covariance of the weights, clustered by user: the rows of the lower triangle.
     pub(crate) covariance: Vec<f64>,
-    /// Factor of the standard errors, by which the intervals of the calibration's slice agree with its outcomes.
+    /// Factor of the standard errors, by which the intervals of the calibration's slice agree with its outcomes before the
+    /// logit was scaled to it.
     pub(crate) inflation: f64,
+}
+
+/// Returns the inputs of [`CHANGE_DAYS`] days ago: purchases and visits are those of that day, all else is of now.
+fn earlier_inputs(summary: &UserSummary, day: u16, ratio: f64, now: &Inputs) -> Option<Inputs> {
+    let then = day.checked_sub(CHANGE_DAYS)?;
+    let mut earlier = inputs(&summary.as_of(then)?, then, ratio);
+    // The views of now, divided by the visits of then, would be those of nobody.
+    earlier[BROWSING].copy_from_slice(&now[BROWSING]);
+    Some(earlier)
 }
 
 pub(crate) fn sigmoid(logit: f64) -> f64 {
@@ -241,8 +250,6 @@ pub struct LoyaltyModel {
     /// At least one, in the order of their days.
     pub horizons: Vec<HorizonModel>,
     pub left_out: Vec<LeftOutHorizon>,
-    /// Times in weeks. None if the purchases do not determine it.
-    pub beta_geometric: Option<BetaGeometric>,
     /// The currency with the most purchases; empty if events name none.
     pub currency: String,
     /// Mean value of the purchases of a purchase day, by currency.
@@ -407,7 +414,7 @@ impl LoyaltyModel {
             None => (self.currency.clone(), self.prior_value(), 1.0),
         };
         let raw = inputs(summary, day, ratio);
-        let earlier = self.earlier_inputs(summary, day, ratio);
+        let earlier = earlier_inputs(summary, day, ratio, &raw);
         let score = |model: &HorizonModel| model.score(&raw, value, earlier.as_ref());
         let horizons: Vec<HorizonScore> = self.horizons.iter().map(score).collect();
         let last = horizons.last().expect("a checked model has a horizon");
@@ -415,12 +422,6 @@ impl LoyaltyModel {
         let rule = self.rule(&quantities).clone();
         let currency = value.map_or(String::new(), |_| currency);
         LoyaltyScore { is_prior: false, currency, horizons, rule, quantities }
-    }
-
-    /// Returns the inputs of [`CHANGE_DAYS`] days ago: purchases and visits are those of that day, all else is of now.
-    fn earlier_inputs(&self, summary: &UserSummary, day: u16, ratio: f64) -> Option<Inputs> {
-        let then = day.checked_sub(CHANGE_DAYS)?;
-        Some(inputs(&summary.as_of(then)?, then, ratio))
     }
 
     /// Scores a user for a list of users at risk; only those whose values are in `currency`.
@@ -431,9 +432,10 @@ impl LoyaltyModel {
             return None;
         }
         let model = self.longest();
-        let inputs = model.standardised(inputs(summary, day, ratio));
+        let raw = inputs(summary, day, ratio);
+        let inputs = model.standardised(raw);
         let probability = sigmoid(model.purchase.logit(&inputs));
-        let earlier = self.earlier_inputs(summary, day, ratio);
+        let earlier = earlier_inputs(summary, day, ratio, &raw);
         let earlier = earlier.map(|raw| sigmoid(model.purchase.logit(&model.standardised(raw))));
         Some(RiskScore {
             segment: self.rule(&quantities(summary, day, probability, earlier)).segment,

@@ -119,7 +119,7 @@ fn user_input(history: &History, catalog: &Catalog, now: UnixMillis, events_max:
     let mut input = UserInput::default();
     let count = found.len();
     for (index, (row, event)) in found.into_iter().enumerate() {
-        input.items.extend_from_slice(catalog.get(row).vectors.user_space());
+        input.items.extend_from_slice(catalog.own(row).vectors.user_space());
         input.kinds.push(event.kind as i64);
         input.positions.push((count - 1 - index) as i64);
         input.ages.push(now.days_since(UnixMillis(i64::from(event.at_s) * 1000)).ln_1p());

@@ -107,7 +107,7 @@ pub enum SoldOut {
 impl SoldOut {
     /// Returns true if a row may appear.
     pub fn shows(self, catalog: &Catalog, row: Row) -> bool {
-        let is_discontinued = || catalog.get(row).item.availability() == Availability::Discontinued;
+        let is_discontinued = || catalog.own(row).item.availability() == Availability::Discontinued;
         match self {
             Self::Hidden => catalog.is_offered(row),
             Self::Last | Self::Shown => catalog.is_alive(row),

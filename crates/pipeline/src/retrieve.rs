@@ -360,7 +360,7 @@ pub fn similar(input: &RetrievalInput) -> Candidates {
     let mut fusion = input.fusion();
     anchored_list(input, &mut fusion, NeighbourTable::Transitions, CandidateSource::Transitions);
     for anchor in input.anchors.iter().take(SIMILAR_ANCHORS_MAX) {
-        let vectors = &input.catalog.get(anchor.row).vectors;
+        let vectors = &input.catalog.own(anchor.row).vectors;
         for (space, vector) in [(Space::User, vectors.user_space()), (Space::Query, vectors.query_space())] {
             let mut found = search_vectors(input, &mut fusion, vector, space);
             found.retain(|(row, _)| !input.is_anchor(*row));
@@ -468,7 +468,7 @@ pub fn evidence_for(
     table: Option<&KeyedNeighbours>,
     target: ItemKey,
 ) -> Vec<ItemKey> {
-    let vector = |key: ItemKey| catalog.row_of_key(key).map(|row| catalog.get(row).vectors.user_space());
+    let vector = |key: ItemKey| catalog.row_of_key(key).map(|row| catalog.own(row).vectors.user_space());
     let weight = |key: ItemKey| match table {
         Some(table) => catalog.row_of_key(key).map(|_| table.weight(key, target)),
         None => Some(dot(vector(key)?, vector(target)?)),

@@ -159,7 +159,7 @@ impl RequestItems {
             Ok(embedded) => {
                 let ids: Vec<ItemId> = items.iter().map(|item| item.id.clone()).collect();
                 let offers = &request.viewer().offers;
-                let (catalog, rows) = catalog.with_items(keys, offers, items.into_iter().zip(embedded));
+                let (catalog, rows) = catalog.with_items(keys, offers, now, items.into_iter().zip(embedded));
                 let rows = ids.into_iter().zip(rows).collect();
                 Self { catalog: Arc::new(catalog), rows, is_failed: false, time: Some(begun.elapsed()) }
             }

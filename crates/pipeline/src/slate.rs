@@ -145,7 +145,7 @@ pub fn policy_rules(
         }
     };
     let rankings: Vec<ConfiguredRanking> = policy.plan.configs.iter().map(ranking).collect();
-    let is_repeat = |candidate: &Candidate| context.user.stats(context.catalog.get(candidate.row).key).bought_count > 0;
+    let is_repeat = |candidate: &Candidate| context.user.stats(context.catalog.key_of(candidate.row)).bought_count > 0;
     let repeats = match rankings.iter().any(|ranking| ranking.repeat_fraction.is_some()) {
         true => candidates.iter().map(is_repeat).collect(),
         false => Vec::new(),
@@ -195,14 +195,14 @@ pub fn arrange(
         seed: rules.seed,
     };
     let catalog: &Catalog = context.catalog;
-    let vector = |candidate: CandidateIndex| catalog.get(candidates[candidate.index()].row).vectors.query_space();
+    let vector = |candidate: CandidateIndex| catalog.own(candidates[candidate.index()].row).vectors.query_space();
     let arranged = policy::arrange(&input, vector);
     let entry = |placed: &Placed| {
         let candidate = candidates.get(placed.candidate.index());
         let row = candidate
             .map_or_else(|| rules.pinned_rows[placed.candidate.index() - candidates.len()], |candidate| candidate.row);
         SlateEntry {
-            key: catalog.get(row).key,
+            key: catalog.key_of(row),
             score: placed.score,
             is_pinned: placed.is_pinned,
             sources: candidate.map_or([None; 2], Candidate::best_sources),
@@ -212,7 +212,7 @@ pub fn arrange(
     let entries: Vec<SlateEntry> = arranged.placed.iter().map(entry).collect();
     let group_of = |entry: &SlateEntry| {
         let row = catalog.row_of_key(entry.key).filter(|_| context.one_per_group);
-        row.map_or("", |row| catalog.get(row).item.group_id.as_str()).into()
+        row.map_or("", |row| catalog.own(row).item.group_id.as_str()).into()
     };
     let groups: Vec<Box<str>> = entries.iter().map(group_of).collect();
     let debug = match options.debug >= DebugLevel::Scores {

@@ -65,6 +65,8 @@ pub mod limits {
     /// Slots that exploration fills at random.
     pub const EPSILON_SLOTS: usize = 20;
     pub const TEMPERATURE: f64 = 10.0;
+    /// Weights of heads of a serving configuration.
+    pub const HEADS: usize = 64;
     /// The greatest absolute weight of a head.
     pub const HEAD_WEIGHT: f64 = 1000.0;
 }

@@ -29,7 +29,8 @@ impl CompiledServingConfig {
             problems
                 .add("sold_out", format!("{} is not a SoldOut; use 1 to {}", config.sold_out, SoldOut::Show as i32));
         }
-        for (head, weight) in &config.head_weights {
+        problems.count("head_weights", config.head_weights.len(), limits::HEADS);
+        for (head, weight) in config.head_weights.iter().take(limits::HEADS) {
             problems.within(format_args!("head_weights.{head}"), *weight, -limits::HEAD_WEIGHT, limits::HEAD_WEIGHT);
         }
         if config.ranker == Some(false) && !config.head_weights.is_empty() {

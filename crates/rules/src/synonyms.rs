@@ -21,11 +21,14 @@ const MEANINGS_MAX: usize = 256;
 /// The meanings of terms: the alternatives that are searched in place of a term.
 #[derive(Debug, Default, Clone)]
 pub struct Synonyms {
-    /// The sets with a term, by its [`key`].
-    by_term: AHashMap<String, Vec<Arc<Terms>>>,
+    /// The sets with a term, each with its index in them, by its [`key`].
+    by_term: AHashMap<String, Vec<SetTerm>>,
     /// Upper bound of the number of words of the longest term.
     longest: usize,
 }
+
+/// A set, and the index of one of its terms.
+type SetTerm = (Arc<Terms>, usize);
 
 /// The reason why a file of synonyms is rejected.
 #[derive(Debug, thiserror::Error)]
@@ -101,7 +104,8 @@ impl Synonyms {
     pub fn check_meanings(&self, terms: &Terms, replaced: Option<&Arc<Terms>>) -> Result<(), SynonymsProblem> {
         for term in &terms.left {
             let others = self.by_term.get(&key(term)).map_or(&[][..], Vec::as_slice);
-            let others = others.iter().filter(|other| replaced.is_none_or(|replaced| !Arc::ptr_eq(other, replaced)));
+            let others = others.iter().map(|(other, _)| other);
+            let others = others.filter(|other| replaced.is_none_or(|replaced| !Arc::ptr_eq(other, replaced)));
             let count = others.map(|other| other.meaning_count()).sum::<usize>() + terms.meaning_count();
             if count > MEANINGS_MAX {
                 return Err(SynonymsProblem::TooManyMeanings { term: term.join(" "), count });
@@ -131,14 +135,14 @@ impl Synonyms {
     }
 
     fn insert(&mut self, terms: &Arc<Terms>) {
-        for term in &terms.left {
+        for (index, term) in terms.left.iter().enumerate() {
             // A CJK word may be split into its characters.
             let words = term.iter().map(|word| if word.starts_with(text::is_cjk) { word.chars().count() } else { 1 });
             self.longest = self.longest.max(words.sum());
             let sets = self.by_term.entry(key(term)).or_default();
             // A set may name a term twice.
-            if !sets.last().is_some_and(|last| Arc::ptr_eq(last, terms)) {
-                sets.push(terms.clone());
+            if !sets.last().is_some_and(|(last, _)| Arc::ptr_eq(last, terms)) {
+                sets.push((terms.clone(), index));
             }
         }
     }
@@ -148,7 +152,7 @@ impl Synonyms {
     }
 
     /// Returns the longest term at the start of `words`: its number of words, and the sets that have it.
-    fn longest_at(&self, words: &[&str]) -> Option<(usize, &[Arc<Terms>])> {
+    fn longest_at(&self, words: &[&str]) -> Option<(usize, &[SetTerm])> {
         let longest = words.len().min(self.longest);
         (1..=longest).rev().find_map(|count| Some((count, self.by_term.get(&key(&words[..count]))?.as_slice())))
     }
@@ -166,12 +170,11 @@ impl MergedSynonyms<'_> {
     /// them, each a list of words; at most [`MEANINGS_MAX`].
     pub fn longest_at(&self, words: &[&str]) -> Option<(usize, Vec<Vec<String>>)> {
         let all = || self.others.iter().map(Arc::as_ref).chain([self.of_index]);
-        let found: Vec<(usize, &[Arc<Terms>])> = all().filter_map(|synonyms| synonyms.longest_at(words)).collect();
+        let found: Vec<(usize, &[SetTerm])> = all().filter_map(|synonyms| synonyms.longest_at(words)).collect();
         let longest = found.iter().map(|(count, _)| *count).max()?;
-        let term = key(&words[..longest]);
         let sets = found.iter().filter(|(count, _)| *count == longest).flat_map(|(_, sets)| *sets);
         let mut seen = AHashSet::new();
-        let meanings = sets.flat_map(|set| set.meanings(&term)).filter(|meaning| seen.insert(*meaning));
+        let meanings = sets.flat_map(|(set, index)| set.meanings(*index)).filter(|meaning| seen.insert(*meaning));
         Some((longest, meanings.take(MEANINGS_MAX).cloned().collect()))
     }
 }
@@ -208,10 +211,10 @@ impl Terms {
         self.right.as_ref().unwrap_or(&self.left).len()
     }
 
-    /// Returns the meanings of the term with this [`key`].
-    fn meanings<'a>(&'a self, term: &str) -> impl Iterator<Item = &'a Vec<String>> {
+    /// Returns the meanings of the term with this index.
+    fn meanings(&self, index: usize) -> impl Iterator<Item = &Vec<String>> {
         // The typed term is the first alternative of its group.
-        let own = self.left.iter().find(|other| self.right.is_none() && key(other) == term);
+        let own = if self.right.is_none() { self.left.get(index) } else { None };
         own.into_iter().chain(self.right.as_ref().unwrap_or(&self.left))
     }
 

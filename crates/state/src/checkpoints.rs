@@ -375,13 +375,8 @@ fn restore_part(
             Change::Event(_) | Change::Rule(_) => return Err("an item change is of another kind".into()),
         },
         part::RULE => match Change::decode(0, content)? {
-            Change::Rule(change) => {
-                // The rest of the checkpoint does not depend on it.
-                let id = change.id().to_owned();
-                if let Err(reason) = state.apply_rule(change) {
-                    tracing::warn!(id, reason, "left out an entry of a checkpoint that is not valid");
-                }
-            }
+            // The log, which is replayed without the checkpoint, quarantines an entry that is not valid.
+            Change::Rule(change) => state.apply_rule(change)?,
             Change::Event(_) | Change::Item(_) => return Err("a rule change is of another kind".into()),
         },
         part::EVENT_IDS => {

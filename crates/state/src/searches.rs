@@ -32,8 +32,8 @@ pub struct Searches {
 pub struct Search {
     /// The spelling of the first user.
     pub text: String,
-    /// The number of searches, in which an accepted completion counts as two, without those of a user among the last
-    /// [`Search::users`].
+    /// The number of searches, without those of a user among the last [`Search::users`]. One counts as two if it accepts a
+    /// completion.
     pub count: f32,
     /// Hashes of the last different users, at most the required number, the latest last.
     pub users: Vec<u64>,

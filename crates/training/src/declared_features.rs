@@ -82,7 +82,7 @@ pub(crate) fn check(
     }
     let until_end = labels.end..events.last().map_or(labels.end, |event| UnixMillis(event.at.0.saturating_add(1)));
     // The time of the bundle's prices.
-    let time = until_end.end;
+    let time = labels.end;
     let periods = [labels, until_end].map(|times| Period::new(items, events, times));
     let of = |feature: &DeclaredFeature| {
         let name = feature.name().to_owned();

@@ -150,7 +150,7 @@ fn shown_item(item: &Item) -> proto::Item {
             AttributeValue::Texts(texts) => Kind::Texts(proto::TextList { texts: texts.clone() }),
             AttributeValue::Number(number) => Kind::Number(*number),
             AttributeValue::Flag(flag) => Kind::Flag(*flag),
-            AttributeValue::Time(time) => Kind::Time(timestamp(UnixMillis(time.time_ms))),
+            AttributeValue::Time(time) => Kind::Time(super::timestamp(UnixMillis(time.time_ms))),
             AttributeValue::GeoPoint(GeoPoint { latitude, longitude }) => {
                 Kind::GeoPoint(proto::GeoPoint { latitude: *latitude, longitude: *longitude })
             }
@@ -174,18 +174,14 @@ fn shown_item(item: &Item) -> proto::Item {
         rating_count: item.rating_count.map(i64::from),
         url: item.url.clone(),
         image_url: item.image_url.clone(),
-        create_time: item.created_at.map(timestamp),
+        create_time: item.created_at.map(super::timestamp),
         availability: item.stated_availability.map_or(proto::Availability::Unspecified, availability).into(),
         sale_price_micros: item.sale_price.map(|price| price.micros()),
-        sale_start_time: item.sale_start.map(timestamp),
-        sale_end_time: item.sale_end.map(timestamp),
+        sale_start_time: item.sale_start.map(super::timestamp),
+        sale_end_time: item.sale_end.map(super::timestamp),
         cost_micros: item.cost.map(|cost| cost.micros()),
         offers: Vec::new(),
     }
-}
-
-fn timestamp(at: UnixMillis) -> prost_types::Timestamp {
-    prost_types::Timestamp { seconds: at.0.div_euclid(1000), nanos: (at.0.rem_euclid(1000) * 1_000_000) as i32 }
 }
 
 fn availability(availability: Availability) -> proto::Availability {

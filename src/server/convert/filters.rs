@@ -5,7 +5,11 @@ use crate::server::{
     violations::Violations,
 };
 use lodestone_catalog::{Field, Filter, FilterValue, Operator};
+use prost::Message;
 use std::fmt::Display;
+
+/// Bytes of a filter that is a message, of which each part that is wrong has a violation. Its text has the limit of texts.
+const EXPRESSION_BYTES_MAX: usize = 64 << 10;
 
 /// Parses a filter that a request has as a text or as a message. None without one, and if there are violations.
 pub(crate) fn filter(
@@ -32,6 +36,11 @@ pub(crate) fn from_message(
     field: &str,
     expression: &proto::FilterExpression,
 ) -> Option<Filter> {
+    let bytes = expression.encoded_len();
+    if bytes > EXPRESSION_BYTES_MAX {
+        violations.add(field, format!("has {bytes} bytes; the limit is {EXPRESSION_BYTES_MAX}"));
+        return None;
+    }
     let before = violations.found.len();
     let filter = node(violations, field, expression).filter(|_| violations.found.len() == before)?;
     // The limits are those of the text.

@@ -18,7 +18,9 @@ pub(crate) use consistency::{LogPosition, consistency_token};
 pub(crate) use events::event;
 pub(crate) use filters::filter;
 pub(crate) use items::{Clock, ItemsRequest, attribute_kinds, inventory, item, item_update, list_items, update_mask};
+use lodestone_core::units::UnixMillis;
 pub(crate) use models::{bundle_name, bundle_share, bundle_to_proto, reason};
+use prost_types::Timestamp;
 pub(crate) use requests::{check_features, rank, recommend, search, suggest};
 pub(crate) use rules::{
     add_problems, ranking_request, rule, rule_to_proto, serving_config, serving_config_to_proto, synonym_set,
@@ -35,6 +37,10 @@ pub(crate) fn currency(violations: &mut Violations, field: impl Display, code: &
         violations.add(field, format!("`{}` is not an ISO 4217 code of 3 capital letters", shortened(code)));
     }
     code.to_owned()
+}
+
+pub(crate) fn timestamp(at: UnixMillis) -> Timestamp {
+    Timestamp { seconds: at.0.div_euclid(1000), nanos: (at.0.rem_euclid(1000) * 1_000_000) as i32 }
 }
 
 /// Truncates a value for an error message to 40 characters.

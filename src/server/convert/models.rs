@@ -1,7 +1,7 @@
 //! Converts the state of bundles to messages, and validates requests of ModelService.
-use super::{TEXT_CHARS_MAX, shortened};
+use super::{TEXT_CHARS_MAX, shortened, timestamp};
 use crate::server::{proto, violations::Violations};
-use lodestone_core::{ids::ID_BYTES_MAX, units::UnixMillis};
+use lodestone_core::ids::ID_BYTES_MAX;
 use lodestone_rollout::{BundleState, BundleStatus, CanaryReport, HealthSummary, ShadowReport};
 use std::time::Duration;
 
@@ -56,9 +56,9 @@ pub(crate) fn bundle_to_proto(bundle: &BundleStatus) -> proto::Bundle {
         }
         .into(),
         reason: bundle.reason.clone(),
-        change_time: bundle.changed_at.map(time),
-        create_time: bundle.created_at.map(time),
-        trained_until_time: bundle.trained_until.map(time),
+        change_time: bundle.changed_at.map(timestamp),
+        create_time: bundle.created_at.map(timestamp),
+        trained_until_time: bundle.trained_until.map(timestamp),
         item_count: bundle.item_count as i64,
         load_duration: bundle.load_time.map(duration),
         share: bundle.share,
@@ -98,11 +98,6 @@ fn canary(report: &CanaryReport) -> proto::CanaryReport {
         difference_low: report.difference.map(|(low, _)| low),
         difference_high: report.difference.map(|(_, high)| high),
     }
-}
-
-fn time(at: UnixMillis) -> prost_types::Timestamp {
-    let nanos = (at.0.rem_euclid(1000) * 1_000_000) as i32;
-    prost_types::Timestamp { seconds: at.0.div_euclid(1000), nanos }
 }
 
 fn duration(time: Duration) -> prost_types::Duration {

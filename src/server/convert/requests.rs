@@ -12,10 +12,11 @@ use crate::server::{
     proto,
     violations::{Violation, Violations},
 };
-use lodestone_catalog::{Field, Filter, Item, OrderBy, limits, path_normal};
+use lodestone_catalog::{Field, Filter, Item, OrderBy, ReadMask, limits, path_normal};
 use lodestone_core::{ids::ItemId, text::normalize, units::UnixMillis};
 use lodestone_pipeline::*;
 use prost::Message;
+use prost_types::FieldMask;
 use sha2::{Digest, Sha256};
 use std::{
     collections::{BTreeMap, HashSet},
@@ -39,6 +40,16 @@ const VARIANTS_MAX: usize = 100;
 const SUGGESTIONS_MAX: usize = 20;
 const SERVING_CONFIG_BYTES_MAX: usize = 64;
 const PAGE_NUMBER_MAX: i64 = i32::MAX as i64;
+
+/// Parses the mask of the items in an answer, which shoppers may see.
+fn answer_mask(violations: &mut Violations, field: &str, sent: Option<&FieldMask>) -> Option<ReadMask> {
+    let is_left_out = |name: &String| matches!(name.as_str(), "cost_micros" | "offers");
+    if let Some(name) = sent.and_then(|mask| mask.paths.iter().find(|name| is_left_out(name))) {
+        let description = format!("answers leave `{name}` out; ListItems returns it");
+        violations.notices.push(Violation::new(format!("{field}.paths"), description));
+    }
+    read_mask(violations, field, sent)
+}
 
 fn ids(violations: &mut Violations, field: &str, texts: &[String], limit: usize) -> Vec<ItemId> {
     violations.count(field, texts.len(), limit);
@@ -110,7 +121,7 @@ fn options(violations: &mut Violations, options: Option<&proto::RankingOptions>,
         boosts: boosts(violations, &options.boosts),
         pins: pins(violations, &options.pins),
         diversity,
-        read_mask: read_mask(violations, "options.read_mask", options.read_mask.as_ref()),
+        read_mask: answer_mask(violations, "options.read_mask", options.read_mask.as_ref()),
         debug: debug(violations, "options.debug_level", options.debug_level),
         request_id: options.request_id.clone(),
         serving_config: serving_config(violations, "options.serving_config", &options.serving_config),
@@ -472,11 +483,11 @@ pub(crate) fn rank(violations: &mut Violations, request: &proto::RankRequest, no
 
 /// Adds a violation for each feature of a candidate that is not declared as one of requests.
 pub(crate) fn check_features(violations: &mut Violations, candidates: &[proto::RankCandidate], declared: &[String]) {
+    let known = if declared.is_empty() { "none".to_owned() } else { declared.join(", ") };
     for (index, candidate) in candidates.iter().take(CANDIDATES_MAX).enumerate() {
         let mut names: Vec<&String> = candidate.features.keys().filter(|name| !declared.contains(name)).collect();
         names.sort_unstable();
         for name in names.into_iter().take(CANDIDATE_FEATURES_MAX) {
-            let known = if declared.is_empty() { "none".to_owned() } else { declared.join(", ") };
             let name = shortened(name);
             let description = format!("is not a feature of kind `request`; the serving bundle declares {known}");
             violations.add(format_args!("candidates[{index}].features[{name}]"), description);
@@ -492,7 +503,7 @@ fn candidate(violations: &mut Violations, index: usize, sent: &proto::RankCandid
         violations.add(path("retrieval_score"), format!("is {score}; it must be finite"));
     }
     violations.count(path("features"), sent.features.len(), CANDIDATE_FEATURES_MAX);
-    for (name, value) in sent.features.iter().filter(|(_, value)| !value.is_finite()) {
+    for (name, value) in sent.features.iter().take(CANDIDATE_FEATURES_MAX).filter(|(_, value)| !value.is_finite()) {
         violations.add(path(&format!("features[{}]", shortened(name))), format!("is {value}; it must be finite"));
     }
     Some(RankCandidate {
@@ -527,7 +538,7 @@ pub(crate) fn suggest(violations: &mut Violations, request: proto::SuggestReques
         options: Options {
             log_position: position,
             log,
-            read_mask: read_mask(violations, "read_mask", request.read_mask.as_ref()),
+            read_mask: answer_mask(violations, "read_mask", request.read_mask.as_ref()),
             serving_config: serving_config(violations, "serving_config", &request.serving_config),
             debug: debug(violations, "debug_level", request.debug_level),
             one_per_group: true,

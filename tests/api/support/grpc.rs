@@ -35,6 +35,13 @@ impl GrpcServer {
         Self { channel, engine, stop, task }
     }
 
+    /// Returns the number in a line of the metrics, which begins after `lodestone_`.
+    pub(crate) fn metric(&self, line: &str) -> Option<u64> {
+        let text = self.engine.metrics_text();
+        let found = text.lines().find_map(|found| found.strip_prefix(&format!("lodestone_{line} ")));
+        found.map(|number| number.parse().unwrap())
+    }
+
     /// Ends the server and drops its engine.
     pub(crate) async fn end(self) {
         drop((self.channel, self.engine));

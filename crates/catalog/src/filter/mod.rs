@@ -323,7 +323,11 @@ impl Node {
         match self {
             Self::And(nodes) | Self::Or(nodes) => nodes.iter().all(|node| node.is_only_about(field)),
             Self::Not(node) => node.is_only_about(field),
-            Self::Predicate(of, _) => of == field,
+            // A path of categories that a filter compares with `category` is a condition on the path.
+            Self::Predicate(of, _) => {
+                let are_categories = [of, field].iter().all(|of| matches!(of, Field::Category | Field::CategoryPath));
+                of == field || are_categories
+            }
         }
     }
 

@@ -208,7 +208,7 @@ fn append_anchored(out: &mut Vec<f32>, anchors: Option<&Anchors>, vectors: &Item
 /// Returns the cosine to the last item and the greatest cosine to any recent item in the user space, and the greatest
 /// in the query space.
 fn similarity_to_recent(context: &FeatureContext, user: &UserContext, row: Row) -> (f32, f32, f32) {
-    let vectors = &context.catalog.get(row).vectors;
+    let vectors = &context.catalog.own(row).vectors;
     let similar = user.recent_vectors[0].dots(vectors.user_space());
     let title_similar = user.recent_vectors[1].dots(vectors.query_space());
     let (mut last, mut best, mut best_title) = (0.0, 0.0f32, 0.0f32);
