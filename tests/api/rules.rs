@@ -680,10 +680,7 @@ async fn log_answers(server: &GrpcServer) {
             click(server, &format!("u{user}"), &response, 1).await;
         }
     }
-    wait_until("the answers are logged", Duration::from_secs(30), async || {
-        preview(server, rule("p", None, vec![Action::Banner("x".to_owned())])).await.answer_count >= 40
-    })
-    .await;
+    wait_for_answers(server, 40).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -752,10 +749,7 @@ async fn a_preview_estimates_the_effect_of_a_rule_from_answers_that_explored() {
         }
     }
     let rule = rule("p", exact("blue mug"), vec![boost(&format!("item_id = \"{third}\""), 100.0)]);
-    wait_until("the answers are logged", Duration::from_secs(30), async || {
-        preview(&server, rule.clone()).await.answer_count >= 241
-    })
-    .await;
+    wait_for_answers(&server, 241).await;
     let boosted = preview(&server, rule).await;
     assert!(boosted.changed_answer_count > 20, "{boosted:?}");
     let clicks = &boosted.estimates[0];
@@ -764,6 +758,83 @@ async fn a_preview_estimates_the_effect_of_a_rule_from_answers_that_explored() {
     // About a third of the answers show it first; with the rule all do, so one of three slots is clicked.
     assert!((0.06..0.2).contains(&clicks.shown) && estimate > 2.0 * clicks.shown, "{clicks:?}");
     assert!(low < 0.333 && high > 0.333, "{clicks:?}");
+    server.end().await;
+}
+
+/// Waits until the log has as many answers.
+async fn wait_for_answers(server: &GrpcServer, count: i32) {
+    wait_until("the answers are logged", Duration::from_secs(30), async || {
+        preview(server, rule("p", None, vec![Action::Banner("x".to_owned())])).await.answer_count >= count
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_previewed_pin_shows_what_the_answer_could_show_and_one_variant_of_a_product() {
+    let shop = Shop::new();
+    let server = GrpcServer::start(shop.open(HealthBounds::default())).await;
+    let mut catalog = CatalogServiceClient::new(server.channel.clone());
+    let item = |id: &str, group: &str, price: i64, stock: i64| proto::Item {
+        item_id: id.to_owned(),
+        group_id: group.to_owned(),
+        title: "violet parasol".to_owned(),
+        price_micros: Some(price * 1_000_000),
+        stock_quantity: Some(stock),
+        ..Default::default()
+    };
+    let items = vec![
+        item("small", "parasol", 10, 5),
+        item("large", "parasol", 30, 5),
+        item("beach", "", 20, 5),
+        item("garden", "", 25, 5),
+        item("sold-out", "", 10, 0),
+        item("costly", "", 900, 5),
+    ];
+    let written = catalog.upsert_items(proto::UpsertItemsRequest { items, update_time: None }).await.unwrap();
+    assert!(written.into_inner().results.iter().all(|result| result.violations.is_empty()));
+    let search = proto::SearchRequest {
+        filter: "price < 100".to_owned(),
+        options: Some(proto::RankingOptions { exclude_item_ids: vec!["garden".to_owned()], ..Default::default() }),
+        page_size: 3,
+        ..request("violet parasol")
+    };
+    let shown = answer(&server, search.clone()).await;
+    let shown = ids(&shown).into_iter().map(str::to_owned).collect::<Vec<_>>();
+    assert!(shown.contains(&"beach".to_owned()) && shown.iter().filter(|id| *id != "beach").count() >= 1, "{shown:?}");
+    wait_for_answers(&server, 1).await;
+    let pinned = async |id: &str, rank: i32| {
+        let preview = preview(&server, rule("p", exact("violet parasol"), vec![pin(id, rank)])).await;
+        assert_eq!((preview.matched_answer_count, preview.left_out_answer_count), (1, 0), "{preview:?}");
+        preview.pages.first().map_or(shown.clone(), |page| page.new_item_ids.clone())
+    };
+    for unseen in ["costly", "garden", "sold-out"] {
+        assert_eq!(pinned(unseen, 1).await, shown, "{unseen} cannot be in that answer");
+    }
+    let variant = ["small", "large"].into_iter().find(|id| !shown.contains(&(*id).to_owned())).unwrap();
+    let page = pinned(variant, 1).await;
+    assert_eq!(page[0], variant);
+    assert_eq!(page.iter().filter(|id| ["small", "large"].contains(&id.as_str())).count(), 1, "{page:?}");
+    let of_group = pinned("parasol", 1).await;
+    assert!(["small", "large"].contains(&of_group[0].as_str()) && shown.contains(&of_group[0]), "{of_group:?}");
+
+    // What was deleted since is neither hidden nor moved.
+    catalog.delete_items(proto::DeleteItemsRequest { item_ids: vec!["beach".to_owned()] }).await.unwrap();
+    let hiding = vec![Action::Hide("price > 500".to_owned())];
+    let hidden = preview(&server, rule("p", exact("violet parasol"), hiding)).await;
+    assert_eq!((hidden.matched_answer_count, hidden.changed_slot_count), (1, 0), "{hidden:?}");
+
+    // A rule that has changed since may have hidden what the pin would show.
+    let kept = vec![Action::Filter("price < 15".to_owned())];
+    create(&server, rule("cheap", exact("violet parasol"), kept)).await;
+    let cheap = answer(&server, search).await;
+    assert_eq!(ids(&cheap), ["small"]);
+    wait_for_answers(&server, 2).await;
+    let both = preview(&server, rule("p", exact("violet parasol"), vec![pin("large", 1)])).await;
+    assert_eq!((both.matched_answer_count, both.left_out_answer_count, both.changed_answer_count), (2, 0, 1));
+    delete(&server, "cheap", "").await.unwrap();
+    let unknown = preview(&server, rule("p", exact("violet parasol"), vec![pin("large", 1)])).await;
+    assert_eq!(unknown.left_out_answer_count, 1);
+    assert!(unknown.left_out_reasons[0].reason.contains("a rule that applied to it has changed"), "{unknown:?}");
     server.end().await;
 }
 

@@ -10,7 +10,7 @@ use lodestone_events::{Attribution, Change, Event, EventLine, LogError, log, sto
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs,
-    ops::Range,
+    ops::{ControlFlow, Range},
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -69,15 +69,20 @@ fn export_days(directory: &Path, days: &[i64], out: &Path, exported: &mut Export
     }
     let mut failed = Ok(());
     let until = exported.position;
-    log::read(directory, 1, |position, _, change| {
-        let Change::Event(event) = change else { return };
-        if failed.is_err() || position > until {
-            return;
+    log::try_read(directory, 1, |position, _, change| {
+        if position > until {
+            return ControlFlow::Break(());
         }
-        if let Some(file) = files.get_mut(&day_of(event.at)) {
+        if let Change::Event(event) = change
+            && let Some(file) = files.get_mut(&day_of(event.at))
+        {
             exported.events += 1;
             exported.foreign += u64::from(matches!(event.attribution, Attribution::Foreign(_)));
             failed = file.add(event);
+        }
+        match failed {
+            Ok(()) => ControlFlow::Continue(()),
+            Err(_) => ControlFlow::Break(()),
         }
     })?;
     failed?;

@@ -1,8 +1,8 @@
 //! Previews of rules: the pages of logged answers with one more rule, and the estimate of their rewards.
 use crate::{EngineError, engine::Engine, token::answer_of_token};
-use lodestone_catalog::{Catalog, Filter};
+use lodestone_catalog::{Catalog, Filter, Group};
 use lodestone_core::{
-    ids::{ItemId, UserId},
+    ids::{ItemId, Row, UserId},
     units::UnixMillis,
 };
 use lodestone_dataset::DatasetSlot;
@@ -13,13 +13,17 @@ use lodestone_experiments::{
 };
 use lodestone_pipeline::{
     answers::{self, AnswerRecord, PreviewedPage, RuleOnRecord},
+    retrieve::EligibleRows,
     rules::RuleInput,
     run::RankingRequest,
+    serving::ServingSnapshot,
+    slate,
 };
-use lodestone_rules::{Action, CompiledRule};
+use lodestone_rules::{Action, CompiledRule, RuleSnapshot};
 use std::{
-    collections::{BTreeMap, HashMap, VecDeque},
-    path::{Path, PathBuf},
+    collections::{BTreeMap, HashMap, HashSet, VecDeque},
+    ops::ControlFlow,
+    path::PathBuf,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -89,12 +93,15 @@ enum ReadAnswer {
 /// Everything that a preview reads.
 struct PreviewInput {
     rule: CompiledRule,
+    /// Finds the rule, without its dates.
+    found: RuleSnapshot,
     count: usize,
     request_of: RequestOfRecord,
     answers: PathBuf,
     log: PathBuf,
     catalog: Arc<Catalog>,
     state: Arc<lodestone_state::LiveState>,
+    serving: Arc<ServingSnapshot>,
     deadline: Instant,
 }
 
@@ -109,14 +116,17 @@ impl Engine {
     ) -> Result<RulePreview, EngineError> {
         let running = self.preview.clone().try_lock_owned();
         let running = running.map_err(|_| EngineError::Overloaded { retry_after: RETRY_AFTER })?;
+        let rule = rule.without_dates();
         let input = PreviewInput {
-            rule: rule.without_dates(),
+            found: RuleSnapshot::of(rule.clone()).map_err(EngineError::Internal)?,
+            rule,
             count,
             request_of,
             answers: self.answers.directory().to_owned(),
             log: self.log.clone(),
             catalog: self.generations.current().generation.catalog_at(UnixMillis::now()),
             state: self.generations.state.clone(),
+            serving: self.serving(),
             deadline,
         };
         let preview = tokio::task::spawn_blocking(move || {
@@ -167,28 +177,19 @@ impl PreviewInput {
             if room == 0 {
                 break;
             }
-            for answer in self.read_file(path, room)?.into_iter().rev() {
-                latest.push_front(answer);
-            }
+            let mut of_file = Vec::new();
+            answers::read_last(path, room, |record| match self.check_deadline() {
+                Ok(()) => {
+                    of_file.push(self.read_record(&record));
+                    ControlFlow::Continue(())
+                }
+                Err(_) => ControlFlow::Break(()),
+            })
+            .map_err(EngineError::Answers)?;
+            self.check_deadline()?;
+            of_file.into_iter().rev().for_each(|answer| latest.push_front(answer));
         }
         Ok(latest)
-    }
-
-    /// Returns the last `count` answers of a file.
-    fn read_file(&self, path: &Path, count: usize) -> Result<VecDeque<ReadAnswer>, EngineError> {
-        let mut answers = VecDeque::with_capacity(count.min(1024));
-        let mut in_time = Ok(());
-        answers::read_file(path, |record| {
-            if in_time.is_ok() {
-                in_time = self.check_deadline();
-                if answers.len() == count {
-                    answers.pop_front();
-                }
-                answers.push_back(self.read_record(&record));
-            }
-        })
-        .map_err(EngineError::Answers)?;
-        in_time.map(|()| answers)
     }
 
     fn read_record(&self, record: &AnswerRecord) -> ReadAnswer {
@@ -196,14 +197,13 @@ impl PreviewInput {
         let Some(request) = (self.request_of)(record) else { return ReadAnswer::Unmatched };
         let config = record.rankings.first().map_or("", |ranking| &ranking.serving_config);
         let Some(input) = RuleInput::of(&request, config) else { return ReadAnswer::Unmatched };
-        if !self.rule.applies(&input.facts(UnixMillis(record.at_ms))) {
+        if self.found.applying(&input.facts(UnixMillis(record.at_ms))).next().is_none() {
             return ReadAnswer::Unmatched;
         }
         if record.applied_rules.iter().any(|applied| applied.rule_id == self.rule.id()) {
             return left_out("a rule with this id was in effect, and the record does not separate its effects");
         }
-        let catalog = self.catalog.view(&request.viewer().offers);
-        let on_record = match self.on_record(record, &catalog) {
+        let on_record = match self.on_record(record, &request) {
             Ok(on_record) => on_record,
             Err(reason) => return left_out(reason),
         };
@@ -216,12 +216,11 @@ impl PreviewInput {
         ReadAnswer::Matched(Box::new(MatchedAnswer { query, log_position: record.log_position, slots, page }))
     }
 
-    /// Evaluates the actions of the rule on the items of a record, as the viewer sees them now.
-    fn on_record(&self, record: &AnswerRecord, catalog: &Catalog) -> Result<RuleOnRecord, &'static str> {
-        let rows: Vec<_> = record.items.iter().map(|id| self.row_of(id)).collect();
-        let matches = |filter: &Filter| -> Vec<bool> {
-            rows.iter().map(|row| row.is_some_and(|row| catalog.matches(filter, row))).collect()
-        };
+    /// Evaluates the actions of the rule on the items of a record, as the viewer sees them now. An item that was deleted
+    /// since matches no filter, so it stays where it was.
+    fn on_record(&self, record: &AnswerRecord, request: &RankingRequest) -> Result<RuleOnRecord, &'static str> {
+        let catalog = self.catalog.view(&request.viewer().offers);
+        let rows: Vec<Option<Row>> = record.items.iter().map(|id| self.row_of(id)).collect();
         let mut on_record = RuleOnRecord { hidden: vec![false; rows.len()], ..RuleOnRecord::default() };
         let mut pins: Vec<(&ItemId, usize)> = Vec::new();
         let mut filters: Vec<&Filter> = Vec::new();
@@ -233,23 +232,87 @@ impl PreviewInput {
                     return Err("the rule changes the searched query, and the log has no candidates of the new one");
                 }
                 Action::Pin { item, rank } => pins.push((item, *rank)),
-                Action::Boost { filter, factor } => on_record.boosts.push((*factor, matches(filter))),
+                Action::Boost { filter, factor } => {
+                    let matches = |row: &Option<Row>| row.is_some_and(|row| catalog.matches(filter, row));
+                    on_record.boosts.push((*factor, rows.iter().map(matches).collect()));
+                }
                 Action::Restrict(filter) => {
                     filters.push(filter);
-                    let kept = matches(filter);
-                    on_record.hidden.iter_mut().zip(kept).for_each(|(hidden, kept)| *hidden |= !kept);
+                    let hides = |row: &Option<Row>| row.is_some_and(|row| !catalog.matches(filter, row));
+                    on_record.hidden.iter_mut().zip(&rows).for_each(|(hidden, row)| *hidden |= hides(row));
                 }
             }
         }
-        let can_pin = |(item, _): &(&ItemId, usize)| {
-            let row = self.row_of(item.as_str()).filter(|row| catalog.is_offered(*row));
-            row.is_some_and(|row| filters.iter().all(|filter| catalog.matches(filter, row)))
-        };
-        on_record.pins = pins.into_iter().filter(can_pin).map(|(item, rank)| (item.to_string(), rank)).collect();
+        if !pins.is_empty() {
+            let eligible = self.eligible_rows(record, request, &catalog, &filters)?;
+            self.pin(&mut on_record, &pins, &eligible, &catalog, (record, &rows, request.options().one_per_group));
+        }
         Ok(on_record)
     }
 
-    fn row_of(&self, id: &str) -> Option<lodestone_core::ids::Row> {
+    /// Returns the rows that pins could show in a recorded answer. `filters` are those of the previewed rule.
+    fn eligible_rows<'c>(
+        &self,
+        record: &AnswerRecord,
+        request: &RankingRequest,
+        catalog: &'c Catalog,
+        filters: &[&Filter],
+    ) -> Result<EligibleRows<'c>, &'static str> {
+        let ranking = record.rankings.first();
+        let config = ranking.and_then(|ranking| self.serving.config(&ranking.serving_config).ok());
+        let config = config.filter(|config| ranking.is_some_and(|ranking| ranking.serving_config_etag == config.etag));
+        let Some(config) = config else {
+            return Err("its serving configuration has changed, so that it is unknown which items a pin could show");
+        };
+        let rules = self.state.rules();
+        let mut of_rules = Vec::new();
+        for applied in &record.applied_rules {
+            let Some(rule) = rules.rules.get(&applied.rule_id).filter(|rule| rule.rule.etag == applied.etag) else {
+                return Err(
+                    "a rule that applied to it has changed, so that it is unknown which items a pin could show",
+                );
+            };
+            let actions = (0u32..).zip(&rule.actions).filter(|(index, _)| !applied.unused_actions.contains(index));
+            of_rules.extend(actions.filter_map(|(_, action)| match action {
+                Action::Restrict(filter) => Some(filter.clone()),
+                _ => None,
+            }));
+        }
+        let excluded = request.options().exclude.iter().flat_map(|id| catalog.named_rows(&self.state.keys, id));
+        let filters = filters.iter().copied().chain(&of_rules).chain(request.filter());
+        Ok(EligibleRows::for_request(catalog, request.sold_out(config.sold_out), excluded, filters))
+    }
+
+    /// Adds the pins of the rule that show an item. If a product has one result, a pinned variant hides the others.
+    fn pin(
+        &self,
+        on_record: &mut RuleOnRecord,
+        pins: &[(&ItemId, usize)],
+        eligible: &EligibleRows,
+        catalog: &Catalog,
+        (record, rows, one_per_group): (&AnswerRecord, &[Option<Row>], bool),
+    ) {
+        let candidates = rows.get(..record.candidate_count as usize).unwrap_or(rows);
+        let is_candidate = |row: Row| candidates.contains(&Some(row));
+        let mut pinned: Vec<Row> = record.pins.iter().filter_map(|pin| *rows.get(pin.item? as usize)?).collect();
+        for (item, rank) in pins {
+            let named = catalog.named_rows(&self.state.keys, item).filter(|row| eligible.contains(*row));
+            let Some(row) = slate::pinned_row(named, is_candidate) else { continue };
+            pinned.push(row);
+            on_record.pins.push((catalog.own(row).item.id.to_string(), *rank));
+        }
+        if one_per_group {
+            let groups: HashSet<Group> = pinned.iter().filter_map(|row| catalog.group_of(*row)).collect();
+            for (hidden, row) in on_record.hidden.iter_mut().zip(rows) {
+                let is_other = |row: Row| {
+                    catalog.group_of(row).is_some_and(|group| groups.contains(&group)) && !pinned.contains(&row)
+                };
+                *hidden |= row.is_some_and(is_other);
+            }
+        }
+    }
+
+    fn row_of(&self, id: &str) -> Option<Row> {
         self.catalog.row_of(&self.state.keys, &ItemId::parse(id).ok()?)
     }
 
@@ -269,11 +332,15 @@ impl PreviewInput {
         let mut events: HashMap<UserId, Vec<Event>> = HashMap::new();
         let users = matched.iter().filter_map(|answer| UserId::from_key(&answer.slots.first()?.user));
         users.for_each(|user| _ = events.entry(user).or_default());
-        log::read(&self.log, from, |_, _, change| {
+        log::try_read(&self.log, from, |_, _, change| {
             if let Change::Event(event) = change
                 && let Some(of_user) = events.get_mut(&event.user)
             {
                 of_user.push(event);
+            }
+            match self.check_deadline() {
+                Ok(()) => ControlFlow::Continue(()),
+                Err(_) => ControlFlow::Break(()),
             }
         })
         .map_err(EngineError::Log)?;

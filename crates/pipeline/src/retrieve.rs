@@ -51,6 +51,18 @@ impl<'a> EligibleRows<'a> {
         }
     }
 
+    /// Items that an answer may contain, and that pins may show: not excluded, matching all filters, in stock unless the
+    /// request shows others. `filters` are those of the request and of its rules.
+    pub fn for_request<'f>(
+        catalog: &'a Catalog,
+        sold_out: SoldOut,
+        excluded: impl Iterator<Item = Row>,
+        filters: impl Iterator<Item = &'f Filter>,
+    ) -> Self {
+        let shown = Self::of(catalog, sold_out).without(excluded);
+        filters.fold(shown, |rows, filter| rows.matching(catalog, filter))
+    }
+
     /// Keeps the rows that are in stock.
     pub fn in_stock(&self, catalog: &Catalog) -> Self {
         let bits = self.bits.iter().zip(catalog.offered()).map(|(eligible, offered)| eligible & offered);

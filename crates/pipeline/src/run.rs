@@ -102,7 +102,7 @@ impl RuledRequest<'_> {
             synonyms: self.effects.synonyms.clone(),
             rule_filter: self.effects.filter.clone(),
             limits: plan.retrieval_limits(),
-            sold_out: request.sold_out(plan),
+            sold_out: request.sold_out(plan.main().sold_out),
             ranker: match plan.uses_ranker() && !request.is_by_field() {
                 true => RankerUse::Scores,
                 false => RankerUse::Skipped,
@@ -291,9 +291,9 @@ impl RankingRequest {
         fields.into_iter().find(|(_, compares)| *compares).map(|(field, _)| field)
     }
 
-    /// What becomes of items that are sold out.
-    fn sold_out(&self, plan: &Plan) -> SoldOut {
-        let wanted = self.options().sold_out.unwrap_or(plan.main().sold_out);
+    /// What becomes of items that are sold out. `of_config` is the policy of the serving configuration.
+    pub fn sold_out(&self, of_config: SoldOut) -> SoldOut {
+        let wanted = self.options().sold_out.unwrap_or(of_config);
         // A list of recommendations has no end that they could follow.
         let wanted =
             if matches!((self, wanted), (Self::Recommend(_), SoldOut::Last)) { SoldOut::Hidden } else { wanted };
@@ -1094,12 +1094,10 @@ fn reason_of_list(context: &RequestContext, request: &RecommendRequest) -> Optio
     Some(Reason { code, evidence })
 }
 
-/// The rows that the response may contain: not excluded, matching the filters of the request and its rules, in stock
-/// unless the request shows others.
+/// The rows that the response may contain. `filter` is that of the request.
 fn eligible_rows<'a>(context: &RequestContext<'a>, filter: Option<&Filter>) -> EligibleRows<'a> {
-    let catalog: &'a Catalog = context.catalog;
-    let shown = EligibleRows::of(catalog, context.sold_out).without(context.excluded.iter().copied());
-    context.rule_filter.iter().chain(filter).fold(shown, |rows, filter| rows.matching(catalog, filter))
+    let filters = context.rule_filter.iter().chain(filter);
+    EligibleRows::for_request(context.catalog, context.sold_out, context.excluded.iter().copied(), filters)
 }
 
 fn unknown_items(context: &RequestContext, request: &RankingRequest) -> Vec<ItemId> {

@@ -292,14 +292,20 @@ fn pin_slots(
         });
         CandidateIndex(index as u32)
     };
-    let is_candidate = |row: &Row| candidates.iter().any(|candidate| candidate.row == *row);
+    let is_candidate = |row: Row| candidates.iter().any(|candidate| candidate.row == row);
     let slot = |pin: &Pin| {
-        let rows: Vec<Row> = context.named_rows(&pin.item).filter(|row| may_pin(*row)).collect();
-        let row = rows.iter().find(|row| is_candidate(row)).or(rows.first()).copied();
+        let row = pinned_row(context.named_rows(&pin.item).filter(|row| may_pin(*row)), is_candidate);
         PinSlot { candidate: row.map(&mut index_of), rank: pin.rank }
     };
     let pins = options.pins.iter().map(slot).collect();
     (pins, others)
+}
+
+/// Returns the row that a pin shows, of those that its id names and that it may show: the one that is a candidate,
+/// otherwise the first.
+pub fn pinned_row(named: impl Iterator<Item = Row>, is_candidate: impl Fn(Row) -> bool) -> Option<Row> {
+    let named: Vec<Row> = named.collect();
+    named.iter().find(|row| is_candidate(**row)).or(named.first()).copied()
 }
 
 /// By candidate: 2 if the query names its id or SKU, 1 if it has all words of the query, otherwise 0. The ranking model

@@ -41,8 +41,9 @@ impl CompiledRule {
             && (condition.serving_configs.is_empty() || has_config())
     }
 
-    /// Returns whether the rule applies. Compiles its regular expressions, so it is for single rules.
-    pub fn applies(&self, facts: &RequestFacts) -> bool {
+    /// Returns whether the rule applies, without an index.
+    #[cfg(test)]
+    pub(crate) fn applies(&self, facts: &RequestFacts) -> bool {
         let holds = |test: &QueryTest, query: &str| match test {
             QueryTest::Exact(text) => query == text,
             QueryTest::Prefix(text) => query.starts_with(text.as_str()),

@@ -31,6 +31,18 @@ pub enum RegexLimit {
 }
 
 impl RuleSnapshot {
+    /// Returns a snapshot that has one rule. Fails if its regular expressions do not compile.
+    pub fn of(rule: CompiledRule) -> Result<Self, String> {
+        let rule = Arc::new(rule);
+        let ordered = vec![rule.clone()];
+        Ok(Self {
+            index: ConditionIndex::build(&ordered, &ConditionIndex::default())?,
+            rules: BTreeMap::from([(rule.id().to_owned(), rule)]),
+            ordered,
+            ..Self::default()
+        })
+    }
+
     /// Returns the rules that apply to a request, in their order; at most the first [`limits::APPLIED`].
     pub fn applying<'a>(&'a self, facts: &'a RequestFacts) -> impl Iterator<Item = &'a Arc<CompiledRule>> {
         let found = self.index.find(facts).into_iter().filter_map(|number| self.ordered.get(number as usize));

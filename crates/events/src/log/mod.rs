@@ -22,6 +22,7 @@ use segment::{HEADER_BYTES, Header, HeaderError, PAYLOAD_BYTES_MAX, Segment};
 use std::{
     borrow::Cow,
     fs, io,
+    ops::ControlFlow,
     path::{Path, PathBuf},
     sync::Arc,
     thread,
@@ -149,8 +150,12 @@ impl EventLog {
 
     /// Calls `visit` with each change from position `from` on, in order, with its position and ingestion time in whole
     /// seconds. Skips quarantined changes. Returns the last position of the log (0 if it is empty).
-    pub fn replay(&self, from: u64, visit: impl FnMut(u64, UnixMillis, Change)) -> Result<u64, LogError> {
+    pub fn replay(&self, from: u64, mut visit: impl FnMut(u64, UnixMillis, Change)) -> Result<u64, LogError> {
         let skipped = quarantine::positions(self.directory.path())?;
+        let visit = |position, at, change| {
+            visit(position, at, change);
+            ControlFlow::Continue(())
+        };
         replay(self.directory.segments()?, from, self.last, visit_applied(skipped, visit))?;
         Ok(self.last)
     }
@@ -330,7 +335,20 @@ fn seal(directory: &LogDirectory, path: &Path, end: u64) -> Result<(), LogError>
 
 /// Reads a log that another process may be writing. Calls `visit` with each change from position `from` on that is
 /// complete now and not quarantined, and returns the last position.
-pub fn read(directory: &Path, from: u64, visit: impl FnMut(u64, UnixMillis, Change)) -> Result<u64, LogError> {
+pub fn read(directory: &Path, from: u64, mut visit: impl FnMut(u64, UnixMillis, Change)) -> Result<u64, LogError> {
+    let last = try_read(directory, from, |position, at, change| {
+        visit(position, at, change);
+        ControlFlow::Continue(())
+    })?;
+    Ok(last.unwrap_or(0))
+}
+
+/// Reads a log as [`read`] does, until `visit` breaks. Returns the last position, or none after a break.
+pub fn try_read(
+    directory: &Path,
+    from: u64,
+    visit: impl FnMut(u64, UnixMillis, Change) -> ControlFlow<()>,
+) -> Result<Option<u64>, LogError> {
     let failed = |source: io::Error| LogError::Open { path: directory.to_owned(), source: Arc::new(source) };
     // Listed before the log is read, because a checkpoint never includes changes that the log has not.
     let checkpoint = checkpoint::newest_position(directory).map_err(failed)?;
@@ -340,56 +358,66 @@ pub fn read(directory: &Path, from: u64, visit: impl FnMut(u64, UnixMillis, Chan
         return Err(no_segments(&log));
     }
     let last = replay(paths, from, u64::MAX, visit_applied(quarantine::positions(directory)?, visit))?;
-    check_end(directory, checkpoint, last)?;
+    if let Some(last) = last {
+        check_end(directory, checkpoint, last)?;
+    }
     Ok(last)
 }
 
 /// Returns a visitor that skips quarantined changes.
 fn visit_applied(
     skipped: AHashSet<u64>,
-    mut visit: impl FnMut(u64, UnixMillis, Change),
-) -> impl FnMut(u64, UnixMillis, Change) {
-    move |position, at, change| {
-        if !skipped.contains(&position) {
-            visit(position, at, change);
-        }
+    mut visit: impl FnMut(u64, UnixMillis, Change) -> ControlFlow<()>,
+) -> impl FnMut(u64, UnixMillis, Change) -> ControlFlow<()> {
+    move |position, at, change| match skipped.contains(&position) {
+        true => ControlFlow::Continue(()),
+        false => visit(position, at, change),
     }
 }
 
-/// Visits the changes from `from` to `until`. A second thread reads and decodes them while `visit` runs.
+/// Visits the changes from `from` to `until`. A second thread reads and decodes them while `visit` runs. Returns the
+/// last position, or none after a break.
 fn replay(
     paths: Vec<PathBuf>,
     from: u64,
     until: u64,
-    mut visit: impl FnMut(u64, UnixMillis, Change),
-) -> Result<u64, LogError> {
+    mut visit: impl FnMut(u64, UnixMillis, Change) -> ControlFlow<()>,
+) -> Result<Option<u64>, LogError> {
     let (sender, decoded) = crossbeam_channel::bounded::<Vec<Stamped>>(DECODED_AHEAD);
     thread::scope(|scope| {
         let reading = scope.spawn(move || {
             let mut batch = Vec::with_capacity(DECODED_COUNT);
             let last = decode(paths, from, until, &mut |stamped| {
                 batch.push(stamped);
-                if batch.len() == DECODED_COUNT {
-                    // Sending fails only after a panic of `visit`, which ends the replay.
-                    let _ = sender.send(std::mem::replace(&mut batch, Vec::with_capacity(DECODED_COUNT)));
+                match batch.len() == DECODED_COUNT {
+                    // Sending fails after a break or a panic of `visit`, which end the replay.
+                    true => match sender.send(std::mem::replace(&mut batch, Vec::with_capacity(DECODED_COUNT))) {
+                        Ok(()) => ControlFlow::Continue(()),
+                        Err(_) => ControlFlow::Break(()),
+                    },
+                    false => ControlFlow::Continue(()),
                 }
             });
             let _ = sender.send(batch);
             last
         });
-        for (position, at, change) in decoded.into_iter().flatten() {
-            visit(position, at, change);
-        }
-        reading.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        let broken = decoded.into_iter().flatten().try_for_each(|(position, at, change)| visit(position, at, change));
+        let last = reading.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
+        Ok(last.filter(|_| broken.is_continue()))
     })
 }
 
 /// A change with its position and ingestion time.
 type Stamped = (u64, UnixMillis, Change);
 
-/// Decodes the changes in order and returns the last position. The tail of the last segment may be torn or still being
-/// written.
-fn decode(mut paths: Vec<PathBuf>, from: u64, until: u64, visit: &mut dyn FnMut(Stamped)) -> Result<u64, LogError> {
+/// Decodes the changes in order and returns the last position, or none after a break. The tail of the last segment may
+/// be torn or still being written.
+fn decode(
+    mut paths: Vec<PathBuf>,
+    from: u64,
+    until: u64,
+    visit: &mut dyn FnMut(Stamped) -> ControlFlow<()>,
+) -> Result<Option<u64>, LogError> {
     let begin = paths.partition_point(|path| position_of(path).is_some_and(|first| first <= from)).saturating_sub(1);
     let (mut index, mut next) = (begin, None);
     while let Some(path) = paths.get(index).cloned() {
@@ -397,7 +425,7 @@ fn decode(mut paths: Vec<PathBuf>, from: u64, until: u64, visit: &mut dyn FnMut(
         let is_last = index + 1 == paths.len();
         let segment = match Segment::read(&path) {
             Err(HeaderError::Damaged(_)) if is_last && fs::metadata(&path)?.len() <= HEADER_BYTES as u64 => {
-                return Ok(first - 1);
+                return Ok(Some(first - 1));
             }
             read => read.map_err(|error| header_error(&path, first, error))?,
         };
@@ -407,11 +435,13 @@ fn decode(mut paths: Vec<PathBuf>, from: u64, until: u64, visit: &mut dyn FnMut(
             match frame {
                 Ok(frame) if (from..=until).contains(&frame.position) => {
                     let at = UnixMillis(i64::from(frame.at_s) * 1000);
-                    visit((frame.position, at, Change::decode(frame.position, frame.payload)?));
+                    if visit((frame.position, at, Change::decode(frame.position, frame.payload)?)).is_break() {
+                        return Ok(None);
+                    }
                 }
                 Ok(_) => {}
                 Err(damage) if segment.header.end.is_none() && is_last && damage.is_torn_write() => {
-                    return Ok(damage.position - 1);
+                    return Ok(Some(damage.position - 1));
                 }
                 Err(damage) => return Err(damaged(&path, &damage)),
             }
@@ -427,7 +457,7 @@ fn decode(mut paths: Vec<PathBuf>, from: u64, until: u64, visit: &mut dyn FnMut(
         next = Some(segment.header.end.unwrap_or(frames.next_position()));
         index += 1;
     }
-    Ok(next.map_or(0, |next| next - 1))
+    Ok(Some(next.map_or(0, |next| next - 1)))
 }
 
 /// Verifies all segments but the last in parallel. Returns the position after them.

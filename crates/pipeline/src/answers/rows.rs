@@ -14,7 +14,7 @@ use lodestone_core::{
 };
 use lodestone_dataset::{self as dataset, Cells, DatasetError};
 use lodestone_events::{Attribution, Event, EventKind};
-use std::path::Path;
+use std::{ops::ControlFlow, path::Path};
 
 /// One slot of a first page.
 #[derive(Debug, Clone, PartialEq)]
@@ -102,6 +102,24 @@ pub fn read_file(path: &Path, mut visit: impl FnMut(AnswerRecord)) -> Result<Dam
         records.into_iter().for_each(&mut visit);
     }
     Ok(reader.damage)
+}
+
+/// Calls `visit` with the last `count` records of a file, in their order, until it breaks. Skips unreadable parts.
+pub fn read_last(
+    path: &Path,
+    count: usize,
+    mut visit: impl FnMut(AnswerRecord) -> ControlFlow<()>,
+) -> Result<(), AnswerLogError> {
+    let mut reader = SegmentReader::open(path)?;
+    let mut skipped = reader.skip_to_last(count)?;
+    while let Some(records) = reader.next_block()? {
+        let of_block = skipped.min(records.len());
+        skipped -= of_block;
+        if records.into_iter().skip(of_block).try_for_each(&mut visit).is_break() {
+            break;
+        }
+    }
+    Ok(())
 }
 
 impl AnswerRecord {
