@@ -2,7 +2,7 @@
 
 usage: check.py CASE FILE
 
-CASE is default, changed, claim, retrain or texts; FILE holds the output of `helm template`. Fails with the first violated
+CASE is default, changed, claim, retrain, texts or catalogs; FILE holds the output of `helm template`. Fails with the first violated
 assertion.
 """
 import sys
@@ -71,7 +71,8 @@ def check_wiring(objects, port, has_retrain):
     service, headless = objects["Service", name], objects["Service", f"{name}-headless"]
     assert headless["spec"]["clusterIP"] == "None"
     has_serving = ("ConfigMap", f"{name}-serving") in objects
-    assert len(objects) == 3 + has_retrain + has_serving, sorted(objects)
+    has_catalogs = ("ConfigMap", f"{name}-catalogs") in objects
+    assert len(objects) == 3 + has_retrain + has_serving + has_catalogs, sorted(objects)
     for selector in (spec["selector"]["matchLabels"], service["spec"]["selector"], headless["spec"]["selector"]):
         assert selector.items() <= labels.items(), (selector, labels)
     assert service["spec"]["ports"][0]["port"] == port
@@ -87,7 +88,8 @@ def check_wiring(objects, port, has_retrain):
     source = ["--store", "s3://bundles/shop"] if has_retrain else ["--bundle", "/bundle"]
     assert server["args"][:7] == ["serve", *source, "--data", "/data", "--listen", f"0.0.0.0:{port}"]
     mounts = {mount["mountPath"]: mount for mount in server["volumeMounts"]}
-    assert set(mounts) == {"/data", "/bundle", "/tmp"} | ({"/config"} if has_serving else set())
+    of_files = {path for path, is_set in (("/config", has_serving), ("/catalogs", has_catalogs)) if is_set}
+    assert set(mounts) == {"/data", "/bundle", "/tmp"} | of_files
     assert mounts["/bundle"]["readOnly"] is True
     known = {volume["name"] for volume in spec["template"]["spec"]["volumes"]}
     known |= {claim["metadata"]["name"] for claim in spec["volumeClaimTemplates"]}
@@ -184,6 +186,14 @@ def check_claim(spec, _service):
     assert bundle["persistentVolumeClaim"] == {"claimName": "shop-bundle", "readOnly": True}
 
 
+def check_catalogs(spec, _service):
+    pod = spec["template"]["spec"]
+    assert pod["containers"][0]["args"][-2:] == ["--catalogs", "/catalogs/catalogs.toml"]
+    name = "shop-lodestone-catalogs"
+    assert {"name": "catalogs", "configMap": {"name": name}} in pod["volumes"]
+    assert len(spec["template"]["metadata"]["annotations"]["checksum/catalogs"]) == 64
+
+
 def main():
     case, path = sys.argv[1:]
     with open(path, encoding="utf-8") as file:
@@ -200,11 +210,14 @@ def main():
     service = next(document for document in documents if document["kind"] == "Service"
                    and document["spec"].get("clusterIP") != "None")
     checks = {"default": check_default, "changed": check_changed, "claim": check_claim, "retrain": check_retrain,
-              "texts": check_texts}
+              "texts": check_texts, "catalogs": check_catalogs}
     checks[case](spec, service)
     if case == "changed":
         served = objects["ConfigMap", "shop-ranking-serving"]["data"]["serving.toml"]
         assert tomllib.loads(served)["configs"]["explore"]["exploration"] == {"temperature": 0.7, "share": 0.2}
+    if case == "catalogs":
+        served = objects["ConfigMap", "shop-lodestone-catalogs"]["data"]["catalogs.toml"]
+        assert tomllib.loads(served)["catalogs"]["de"]["workers"] == 2
     if case == "retrain":
         kinds = {document["kind"]: document for document in documents}
         check_cron_job(kinds["CronJob"], kinds["StatefulSet"])

@@ -54,6 +54,8 @@ lints "a retrain lints" --values tests/helm/retrain.yaml
 renders "default values render valid objects at the restricted level" default
 renders "changed values appear in the objects" changed --values tests/helm/changed.yaml
 renders "a retrain is a cron job on the node of the server" retrain --values tests/helm/retrain.yaml
+lints "further catalogues lint" --values tests/helm/catalogs.yaml
+renders "further catalogues are a file of the server" catalogs --values tests/helm/catalogs.yaml
 renders "a bundle in a volume claim needs no init container" claim --set bundle.existingClaim=shop-bundle
 refuses "an unknown value is refused" "replicas" --set replicas=3
 refuses "an unknown nested value is refused" "tagg" --set image.tagg=1
@@ -72,6 +74,13 @@ refuses "an annotation that restarts the pod is refused" "podAnnotations: the ch
     --set-string 'podAnnotations.checksum/serving=0,serving=x'
 refuses "an argument that the chart sets is refused" "extraArgs\[1\]: the chart sets --listen itself; see service.port" \
     --set 'extraArgs={--cuda,--listen=[::]:1}'
+refuses "a data directory that is not on the volume is refused" "catalogs.outlet.data is .outlet.; only directories below /data" \
+    --values <(printf 'catalogs: |\n  [catalogs.outlet]\n  store = "s"\n  data = "outlet"\n')
+refuses "a data directory that leaves the volume is refused" "only directories below /data" \
+    --values <(printf 'catalogs: |\n  [catalogs.outlet]\n  store = "s"\n  data = "/data/../outlet"\n')
+refuses "catalogues that are not TOML are refused" "catalogs: is not TOML with a table" --set-string 'catalogs=outlet'
+refuses "a file of catalogues is no additional argument" "the chart sets --catalogs itself; see catalogs" \
+    --set 'extraArgs={--catalogs=/data/catalogs.toml}'
 refuses "two equal ports are refused" "metrics.port: 50051 is service.port" --set metrics.port=50051
 refuses "a number in a file is refused, because YAML changes numbers" "bundle.image.tag: 1000 is a number; write it in quotes" \
     --values <(printf 'bundle: {image: {tag: 1e3}}')

@@ -56,6 +56,21 @@
 {{- if and .Values.serving (hasKey .Values.podAnnotations "checksum/serving") }}
 {{- fail "podAnnotations: the chart sets checksum/serving, which restarts the pod when `serving` changes" }}
 {{- end }}
+{{- with .Values.catalogs }}
+{{- if hasKey $.Values.podAnnotations "checksum/catalogs" }}
+{{- fail "podAnnotations: the chart sets checksum/catalogs, which restarts the pod when `catalogs` changes" }}
+{{- end }}
+{{- $file := fromToml . }}
+{{- if not (kindIs "map" $file.catalogs) }}
+{{- fail (printf "catalogs: is not TOML with a table [catalogs.NAME] %v" ($file.Error | default "")) }}
+{{- end }}
+{{- range $name, $catalog := $file.catalogs }}
+{{- $data := dig "data" "" $catalog | toString }}
+{{- if or (not (hasPrefix "/data/" $data)) (contains ".." $data) }}
+{{- fail (printf "catalogs: catalogs.%s.data is `%s`; only directories below /data are on the volume" $name $data) }}
+{{- end }}
+{{- end }}
+{{- end }}
 {{- end }}
 
 {{/* The pod's annotations. Those of the values take precedence over the chart's, such as prometheus.io/path. */}}
@@ -63,6 +78,9 @@
 {{- $annotations := dict }}
 {{- with .Values.serving }}
 {{- $_ := set $annotations "checksum/serving" (sha256sum .) }}
+{{- end }}
+{{- with .Values.catalogs }}
+{{- $_ := set $annotations "checksum/catalogs" (sha256sum .) }}
 {{- end }}
 {{- if .Values.metrics.enabled }}
 {{- $_ := set $annotations "prometheus.io/scrape" "true" }}
