@@ -270,6 +270,7 @@ impl Shown<'_> {
             "request": request_parts(record).into_iter().collect::<BTreeMap<_, _>>(),
             "log_position": record.log_position,
             "corrected_query": record.corrected_query,
+            "completions": record.completions,
             "applied_rules": record.applied_rules.iter().map(|rule| &rule.rule_id).collect::<Vec<_>>(),
             "explored": record.explored,
             "seed": record.seed,
@@ -373,6 +374,14 @@ fn request_parts(record: &AnswerRecord) -> Vec<(&'static str, String)> {
             let ids: Vec<&str> = request.candidates.iter().map(|candidate| candidate.item_id.as_str()).collect();
             (vec![("query", request.query), ("candidates", ids.join(", "))], request.options)
         }
+        Some(LoggedRequest::Suggest(request)) => (
+            vec![
+                ("prefix", request.prefix),
+                ("filter", request.filter),
+                ("completions", record.completions.join(", ")),
+            ],
+            None,
+        ),
     };
     if let Some(options) = options {
         let boosts = options.boosts.iter().map(|boost| format!("{} × {}", boost.filter, boost.factor));

@@ -1,6 +1,7 @@
 //! The file of `lodestone serve --catalogs FILE`; `docs/catalogs.md` describes it.
 use crate::server::DEFAULT_CATALOG;
 use anyhow::{Context, bail};
+use lodestone_core::ids::check_name;
 use lodestone_index::Languages;
 use serde::Deserialize;
 use std::{
@@ -11,7 +12,6 @@ use std::{
 
 /// Greatest number of catalogues in the file.
 const CATALOGS_MAX: usize = 20;
-const NAME_BYTES_MAX: usize = 64;
 const WORKERS_MAX: usize = 1024;
 
 /// The bundles, data and texts of a catalogue.
@@ -67,10 +67,8 @@ fn parse(text: &str, default: &CatalogSource) -> Result<Vec<CatalogSource>, Vec<
     let mut data: BTreeMap<PathBuf, String> = BTreeMap::from([(absolute(&default.data), DEFAULT_CATALOG.to_owned())]);
     for (name, table) in file.catalogs {
         let mut add = |field: &str, problem: String| problems.push(format!("catalogs.{name}{field}: {problem}"));
-        let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-' | b'.');
-        if !(1..=NAME_BYTES_MAX).contains(&name.len()) || !name.bytes().all(is_plain) {
-            let names = format!("1 to {NAME_BYTES_MAX} characters of A-Z, a-z, 0-9, `_`, `-` and `.`");
-            add("", format!("`{name}` is not a name of {names}"));
+        if let Err(error) = check_name(&name) {
+            add("", error.to_string());
         }
         if name == DEFAULT_CATALOG {
             add("", "the flags of `serve` define this catalogue; choose another name".to_owned());

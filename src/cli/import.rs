@@ -43,8 +43,8 @@ pub(crate) struct ImportArgs {
 /// The mappings of files.
 #[derive(clap::Args)]
 pub(crate) struct MappingArgs {
-    /// How columns become fields: `clickstream`, `ga4`, `google-merchant-center`, `icecat`, `opensearch-ubi`,
-    /// `shopify`, or a TOML file. Twice if items and events have different mappings.
+    /// How columns become fields: `clickstream`, `ga4`, `google-local-inventory`, `google-merchant-center`,
+    /// `icecat`, `opensearch-ubi`, `shopify`, or a TOML file. Twice if items and events have different mappings.
     #[arg(long = "mapping", value_name = "NAME|FILE", required = true)]
     mappings: Vec<String>,
 }
@@ -58,7 +58,7 @@ impl MappingArgs {
 /// The time of the values of a file of items.
 #[derive(clap::Args)]
 pub(crate) struct ItemsTimeArgs {
-    /// Time at which the shop had the values of --items, such as 2026-11-30T04:00:00Z or 2h for two hours ago. Values
+    /// Time at which the shop had the values of the file, such as 2026-11-30T04:00:00Z or 2h for two hours ago. Values
     /// that the API wrote later win. Default: the file's modification time.
     #[arg(long, value_name = "TIME")]
     items_time: Option<String>,

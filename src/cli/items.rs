@@ -2,6 +2,7 @@
 use super::{
     exit::Exit,
     import::{ItemsTimeArgs, MappingArgs, bytes_bar},
+    inventory::{PushInventoryArgs, push_inventory},
     output::OutputArgs,
     progress::style,
 };
@@ -32,11 +33,13 @@ const REJECTED_MAX: usize = 20;
 #[derive(clap::Subcommand)]
 pub(crate) enum ItemsCommand {
     Push(PushArgs),
+    PushInventory(PushInventoryArgs),
 }
 
 pub(crate) fn run(command: &ItemsCommand) -> anyhow::Result<Exit> {
     match command {
         ItemsCommand::Push(args) => push(args),
+        ItemsCommand::PushInventory(args) => push_inventory(args),
     }
 }
 

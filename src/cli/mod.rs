@@ -13,6 +13,7 @@ mod exit;
 mod experiment;
 mod gate;
 mod import;
+mod inventory;
 mod items;
 mod listen;
 mod load_test;

@@ -7,7 +7,7 @@ use super::{
     output::OutputArgs,
     paths::existing_directory,
     progress::StageBars,
-    train::{TrainArgs, Trained, answer_source},
+    train::{Earlier, TrainArgs, Trained, answer_source},
 };
 use anyhow::{Context, bail, ensure};
 use lodestone_engine::{ANSWERS, LogMissing, event_log};
@@ -17,6 +17,7 @@ use lodestone_training::{
     self, DatasetBuilder, DatasetSummary, EvaluateOptions, Evaluation, GateOptions, TrainOptions, Verdict,
 };
 use std::{
+    collections::BTreeMap,
     fmt, fs,
     path::{Path, PathBuf},
     time::{Duration, Instant},
@@ -139,7 +140,7 @@ pub(crate) fn retrain(args: &RetrainArgs) -> anyhow::Result<Exit> {
     let seen = store.current()?;
     let runtime = args.train.start()?;
     let started = Instant::now();
-    let (gathered, resumed) = work.gather(&args.data)?;
+    let (GatheredFrom { gathered, searchable, .. }, resumed) = work.gather(&args.data)?;
     let current = match &seen {
         Some(current) => Some(store.fetch(&current.name, &work.path.join(CACHE))?),
         None => None,
@@ -148,7 +149,8 @@ pub(crate) fn retrain(args: &RetrainArgs) -> anyhow::Result<Exit> {
     let [encoder_share, trained_share] = shares(gathered.interaction_count, args.newest)?;
     let answers = args.answers.then(|| answer_source(args.data.join(ANSWERS)));
     let adjust = |options| TrainOptions { encoder_share, trained_share, warm_start, answers, ..options };
-    let Some(trained) = args.train.run(&work.data(), &work.bundle(), current.as_deref(), &runtime, adjust)? else {
+    let earlier = Earlier { bundle: current.as_deref(), searchable: &searchable };
+    let Some(trained) = args.train.run(&work.data(), &work.bundle(), earlier, &runtime, adjust)? else {
         eprintln!("stopped; the same command resumes the training");
         return Ok(Exit::Interrupted);
     };
@@ -211,6 +213,8 @@ struct GatheredFrom {
     /// The data directory.
     source: String,
     gathered: DatasetSummary,
+    /// By declared attribute: whether searches find its texts.
+    searchable: BTreeMap<String, bool>,
 }
 
 /// The working directory. A retrain that was stopped leaves its data and its checkpoint here.
@@ -234,7 +238,7 @@ impl Work {
 
     /// Gathers the data, or returns those of a stopped training if they are recent enough. The second value is whether
     /// they are of a stopped training.
-    fn gather(&self, from: &Path) -> anyhow::Result<(DatasetSummary, bool)> {
+    fn gather(&self, from: &Path) -> anyhow::Result<(GatheredFrom, bool)> {
         let source = fs::canonicalize(from).with_context(|| from.display().to_string())?.display().to_string();
         let description = self.path.join(GATHERED);
         let checkpoint = fs::metadata(lodestone_training::checkpoint_path(&self.bundle()));
@@ -244,7 +248,7 @@ impl Work {
             && let Ok(left) = serde_json::from_slice::<GatheredFrom>(&text)
             && left.source == source
         {
-            return Ok((left.gathered, true));
+            return Ok((left, true));
         }
         // Remains of an earlier retrain cannot be resumed.
         self.clear()?;
@@ -254,9 +258,9 @@ impl Work {
             Err(LogMissing::Unused { .. }) => {}
             Err(lost @ LogMissing::Lost { .. }) => return Err(lost.into()),
         }
-        let gathered = builder.write(&self.data())?;
-        let text = serde_json::to_vec(&GatheredFrom { source, gathered })?;
-        fs::write(&description, text).with_context(|| description.display().to_string())?;
+        let searchable = builder.declared_searchable().clone();
+        let gathered = GatheredFrom { source, gathered: builder.write(&self.data())?, searchable };
+        fs::write(&description, serde_json::to_vec(&gathered)?).with_context(|| description.display().to_string())?;
         Ok((gathered, false))
     }
 

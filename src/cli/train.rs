@@ -28,6 +28,7 @@ use lodestone_training::{
     Verdict, WarmStart,
 };
 use std::{
+    collections::BTreeMap,
     fmt,
     path::{Path, PathBuf},
     sync::{
@@ -158,6 +159,14 @@ impl UserEncoderArgs {
     }
 }
 
+/// What a training inherits, if no flag sets it.
+#[derive(Clone, Copy)]
+pub(crate) struct Earlier<'a> {
+    pub(crate) bundle: Option<&'a Path>,
+    /// By declared attribute: whether searches find its texts. Has precedence over the bundle.
+    pub(crate) searchable: &'a BTreeMap<String, bool>,
+}
+
 impl TrainArgs {
     /// Starts the thread pool and loads ONNX Runtime.
     pub(crate) fn start(&self) -> anyhow::Result<Runtime> {
@@ -182,10 +191,15 @@ impl TrainArgs {
         })
     }
 
+    /// Returns whether no flag names the searchable attributes.
+    fn takes_attributes(&self) -> bool {
+        self.searchable_attributes.is_empty() && !self.no_searchable_attributes
+    }
+
     /// Sets the options that no flag sets to those of an earlier bundle.
     fn inherit(&self, bundle: &Path, options: &mut TrainOptions) -> anyhow::Result<Inherited> {
         let takes_features = self.features.is_none() && !self.no_features;
-        let takes_attributes = self.searchable_attributes.is_empty() && !self.no_searchable_attributes;
+        let takes_attributes = self.takes_attributes();
         if !takes_features && !takes_attributes {
             return Ok(Inherited::Nothing);
         }
@@ -209,21 +223,27 @@ impl TrainArgs {
         })
     }
 
-    /// Trains with progress bars. `earlier` is the bundle from which the training inherits what no flag sets. `adjust`
+    /// Trains with progress bars. `earlier` is what the training inherits. `adjust`
     /// sets the options that differ between the commands. Returns None if a signal stopped the training.
     pub(crate) fn run(
         &self,
         data: &Path,
         out: &Path,
-        earlier: Option<&Path>,
+        earlier: Earlier,
         runtime: &Runtime,
         adjust: impl FnOnce(TrainOptions) -> TrainOptions,
     ) -> anyhow::Result<Option<Trained>> {
         let mut options = adjust(self.options()?);
-        let inherited = match earlier {
+        let inherited = match earlier.bundle {
             Some(bundle) => self.inherit(bundle, &mut options)?,
             None => Inherited::Nothing,
         };
+        if self.takes_attributes() {
+            for (name, is_searchable) in earlier.searchable {
+                options.searchable_attributes.retain(|known| known != name);
+                options.searchable_attributes.extend(is_searchable.then(|| name.clone()));
+            }
+        }
         let mut bars = StageBars::default();
         let trained = lodestone_training::train(data, out, runtime, &options, &mut |step: Progress| bars.show(step));
         bars.finish();
@@ -436,7 +456,8 @@ pub(crate) fn train(args: TrainCommandArgs) -> anyhow::Result<Exit> {
     let warm_start = args.from.clone();
     let answers = args.answers.clone().map(answer_source);
     let adjust = |options| TrainOptions { warm_start, answers, ..options };
-    let Some(trained) = args.train.run(&args.data, written, args.from.as_deref(), &runtime, adjust)? else {
+    let earlier = Earlier { bundle: args.from.as_deref(), searchable: &BTreeMap::new() };
+    let Some(trained) = args.train.run(&args.data, written, earlier, &runtime, adjust)? else {
         eprintln!("stopped; the same command resumes from {}.checkpoint", written.display());
         return Ok(Exit::Interrupted);
     };

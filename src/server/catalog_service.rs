@@ -1,6 +1,6 @@
 //! CatalogService: writes, deletes and returns items.
 use super::{
-    convert,
+    convert::{self, FilterForms},
     guard::{guarded, guarded_stream},
     item_import::ItemImport,
     proto::{self, catalog_service_server::CatalogService},
@@ -11,7 +11,7 @@ use super::{
 use futures_util::stream::BoxStream;
 use lodestone_catalog::{Item, ItemField, ItemList, ItemWrite, OfferKey, WriteTime, WrittenFields, limits};
 use lodestone_core::{ids::ItemId, units::UnixMillis};
-use lodestone_engine::{Engine, EngineError, ItemsToken, WriteOutcome, WriteReport};
+use lodestone_engine::{DeclarationsGuard, Engine, EngineError, EntryKind, ItemsToken, WriteOutcome, WriteReport};
 use lodestone_pipeline::RESULTS_BYTES_MAX;
 use prost::Message;
 use std::{
@@ -187,11 +187,24 @@ impl Services {
         Ok(results(of_entries, &indices, report))
     }
 
+    /// The same for items that were checked against the declared attributes under `held`.
     pub(super) async fn write_valid_items(
         &self,
         validated: Validated<ItemWrite>,
+        held: DeclarationsGuard,
     ) -> Result<(Vec<proto::ItemResult>, u64), Status> {
-        self.write_valid(validated, async |writes| self.engine.write_items(writes).await).await
+        let write = async |writes| {
+            let engine = self.engine.clone();
+            // In a task of its own, because a caller that stops waiting must not release the guard before the items are in
+            // effect.
+            let written = tokio::spawn(async move {
+                let written = engine.write_items(writes).await;
+                drop(held);
+                written
+            });
+            written.await.map_err(|error| EngineError::Internal(error.to_string()))?
+        };
+        self.write_valid(validated, write).await
     }
 
     pub(super) fn clock(&self) -> convert::Clock {
@@ -230,11 +243,13 @@ impl CatalogService for Services {
             if !violations.is_empty() {
                 return Err(status::invalid(violations.found));
             }
+            let (held, rules) = (self.engine.hold_declarations().await, self.engine.rules());
             let convert = |violations: &mut Violations, path: &dyn Display, item: &proto::Item| {
-                convert::item(violations, path, item, true).map(|item| ItemWrite::of_all(item, time))
+                let write = ItemWrite::of_all(convert::item(violations, path, item, true)?, time);
+                convert::check_attribute_kinds(violations, path, &write, &rules.attributes).then_some(write)
             };
             let validated = Validated::of("items", &items, |item| &item.item_id, convert)?;
-            let (results, log_position) = self.write_valid_items(validated).await?;
+            let (results, log_position) = self.write_valid_items(validated, held).await?;
             Ok(Response::new(proto::UpsertItemsResponse {
                 results,
                 consistency_token: self.consistency_token(log_position),
@@ -252,15 +267,19 @@ impl CatalogService for Services {
             fn id(update: &proto::ItemUpdate) -> &str {
                 update.item.as_ref().map_or("", |item| &item.item_id)
             }
+            let (held, rules) = (self.engine.hold_declarations().await, self.engine.rules());
             let attributes = RefCell::new(AttributeCounts::default());
             let convert = |violations: &mut Violations, path: &dyn Display, update: &proto::ItemUpdate| {
                 let write = convert::item_update(violations, path, update, clock)?;
                 let path = format!("{path}.item");
+                if !convert::check_attribute_kinds(violations, &path, &write, &rules.attributes) {
+                    return None;
+                }
                 attributes.borrow_mut().check(violations, &path, &write, &self.engine).then_some(write)
             };
             let validated = Validated::of("updates", &updates, id, convert)?;
             drop(attributes);
-            let (results, log_position) = self.write_valid_items(validated).await?;
+            let (results, log_position) = self.write_valid_items(validated, held).await?;
             Ok(Response::new(proto::UpdateItemsResponse {
                 results,
                 consistency_token: self.consistency_token(log_position),
@@ -282,7 +301,8 @@ impl CatalogService for Services {
             };
             let validated = Validated::of("inventories", &inventories, |entry| &entry.item_id, convert)?;
             drop(offers);
-            let (results, log_position) = self.write_valid_items(validated).await?;
+            let write = async |writes| self.engine.write_items(writes).await;
+            let (results, log_position) = self.write_valid(validated, write).await?;
             Ok(Response::new(proto::SetInventoryResponse {
                 results,
                 consistency_token: self.consistency_token(log_position),
@@ -320,13 +340,16 @@ impl CatalogService for Services {
         let response = async {
             let deadline = self.call_context(&request, None).deadline;
             let mut violations = Violations::default();
+            let request = request.into_inner();
+            let forms = FilterForms::of(request.filter_expression.as_ref(), None);
             let convert::ItemsRequest { filter, count, token, fingerprint, read_mask } =
-                convert::list_items(&mut violations, request.into_inner());
+                convert::list_items(&mut violations, request);
             if !violations.is_empty() {
                 return Err(status::invalid(violations.found));
             }
             let listed = self.engine.list_items(filter, &token, fingerprint, count, deadline).await;
-            let ItemList { items, total, mut has_more } = listed.map_err(status::of)?;
+            let listed = listed.map_err(|error| status::of_request(error, &forms));
+            let ItemList { items, total, mut has_more } = listed?;
             let (mut sent, mut bytes) = (Vec::with_capacity(items.len()), 0);
             for item in &items {
                 let item = convert::item_to_proto(&read_mask.of(item));
@@ -351,12 +374,69 @@ impl CatalogService for Services {
     ) -> Result<Response<proto::ListAttributesResponse>, Status> {
         let response = async {
             let deadline = self.call_context(&request, None).deadline;
-            let attributes = self.engine.attribute_kinds(deadline).await.map_err(status::of)?;
+            let mut attributes = self.engine.attribute_kinds(deadline).await.map_err(status::of)?;
+            let declared = &self.engine.rules().attributes;
+            for name in declared.keys() {
+                attributes.entry(name.clone()).or_default();
+            }
             let total_size = attributes.len() as i32;
-            let attributes = attributes.into_iter().take(ATTRIBUTES_MAX).map(convert::attribute_kinds).collect();
+            let attributes = attributes.into_iter().take(ATTRIBUTES_MAX);
+            let attributes = attributes.map(|kinds| convert::attribute_kinds(kinds, declared)).collect();
             Ok(Response::new(proto::ListAttributesResponse { attributes, total_size }))
         };
         guarded(&self.metrics, "ListAttributes", response).await
+    }
+
+    async fn declare_attribute(
+        &self,
+        request: Request<proto::DeclareAttributeRequest>,
+    ) -> Result<Response<proto::DeclareAttributeResponse>, Status> {
+        let response = async {
+            let deadline = self.call_context(&request, None).deadline;
+            let proto::DeclareAttributeRequest { declaration, validate_only } = request.into_inner();
+            let mut violations = Violations::default();
+            let compiled = convert::attribute_declaration(&mut violations, declaration.as_ref());
+            let (Some(attribute), Some(sent)) = (compiled, declaration) else {
+                return Err(status::invalid(violations.found));
+            };
+            let (name, kind) = (attribute.name().to_owned(), attribute.kind);
+            if validate_only {
+                let conflicts = self.engine.attribute_conflicts(name, kind, deadline).await.map_err(status::of)?;
+                let declaration = convert::attribute_declaration_to_proto(&attribute);
+                let declaration = proto::AttributeDeclaration { etag: String::new(), ..declaration };
+                let conflicts = proto::AttributeConflicts {
+                    item_count: conflicts.item_count as i64,
+                    item_ids: conflicts.items.iter().map(ItemId::to_string).collect(),
+                };
+                return Ok(Response::new(proto::DeclareAttributeResponse {
+                    declaration: Some(declaration),
+                    conflicts: Some(conflicts),
+                    consistency_token: String::new(),
+                }));
+            }
+            let declared = self.engine.declare_attribute(attribute.stored(), kind, sent.etag, deadline).await;
+            let (written, log_position) = declared.map_err(status::of)?;
+            Ok(Response::new(proto::DeclareAttributeResponse {
+                declaration: Some(convert::attribute_declaration_to_proto(&written)),
+                conflicts: None,
+                consistency_token: self.consistency_token(log_position),
+            }))
+        };
+        guarded(&self.metrics, "DeclareAttribute", response).await
+    }
+
+    async fn delete_attribute_declaration(
+        &self,
+        request: Request<proto::DeleteAttributeDeclarationRequest>,
+    ) -> Result<Response<proto::DeleteAttributeDeclarationResponse>, Status> {
+        let response = async {
+            let proto::DeleteAttributeDeclarationRequest { name, etag } = request.into_inner();
+            let deleted = self.engine.delete_entry(EntryKind::Attribute, name, etag).await;
+            Ok(Response::new(proto::DeleteAttributeDeclarationResponse {
+                consistency_token: self.consistency_token(deleted.map_err(status::of)?),
+            }))
+        };
+        guarded(&self.metrics, "DeleteAttributeDeclaration", response).await
     }
 
     async fn get_item(

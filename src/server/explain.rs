@@ -72,6 +72,7 @@ fn to_response(replay: Replay) -> proto::ReplayAnswerResponse {
         explored: record.explored,
         seed: record.seed,
         page_probability: joint(&conditionals),
+        completions: record.completions.clone(),
         applied_rules: record.applied_rules.iter().map(applied_rule).collect(),
     }
 }
@@ -92,6 +93,7 @@ pub(crate) fn logged_request(record: &AnswerRecord) -> Option<LoggedRequest> {
         AnswerKind::Search => proto::SearchRequest::decode(bytes).ok().map(Sent::Search),
         AnswerKind::Recommend => proto::RecommendRequest::decode(bytes).ok().map(Sent::Recommend),
         AnswerKind::Rank => proto::RankRequest::decode(bytes).ok().map(Sent::Rank),
+        AnswerKind::Suggest => proto::SuggestRequest::decode(bytes).ok().map(Sent::Suggest),
         AnswerKind::Unknown => None,
     }
 }

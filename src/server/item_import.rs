@@ -2,7 +2,7 @@
 //! filter.
 use super::{
     catalog_service::{AttributeCounts, Validated},
-    convert,
+    convert::{self, FilterForms},
     proto::{self, import_items_request::Part},
     services::Services,
     status,
@@ -157,9 +157,14 @@ impl ItemImport {
 
     async fn write(&mut self, items: &[proto::Item]) -> Result<proto::ImportItemsResponse, Status> {
         let options = self.begun();
+        let held = self.services.engine.hold_declarations().await;
+        let rules = self.services.engine.rules();
         let attributes = RefCell::new(AttributeCounts::default());
         let convert = |violations: &mut Violations, path: &dyn Display, item: &proto::Item| {
             let write = options.write(convert::item(violations, path, item, true)?, &self.services.engine);
+            if !convert::check_attribute_kinds(violations, path, &write, &rules.attributes) {
+                return None;
+            }
             attributes.borrow_mut().check(violations, path, &write, &self.services.engine).then_some(write)
         };
         let validated = Validated::of("items", items, |item| &item.item_id, convert)?;
@@ -176,7 +181,7 @@ impl ItemImport {
                 })
             }
             false => {
-                let (results, version) = self.services.write_valid_items(validated).await?;
+                let (results, version) = self.services.write_valid_items(validated, held).await?;
                 self.log_position = self.log_position.max(version);
                 results
             }
@@ -268,7 +273,8 @@ impl Services {
         };
         // Items that are written after this time stay.
         let until = UnixMillis(UnixMillis::now().0 - 1);
-        let ids = self.engine.items_matching(filter).await.map_err(status::of)?;
+        let forms = FilterForms::of(expression, None);
+        let ids = self.engine.items_matching(filter).await.map_err(|error| status::of_request(error, &forms))?;
         let log_position = match request.force {
             true => delete_all(&self.engine, &ids, until).await.map_err(status::of)?,
             false => 0,

@@ -1,7 +1,7 @@
 //! The state of all services, and RankingService.
 use super::{
     ServerConfig,
-    convert::{self, Envelope, LogPosition},
+    convert::{self, Envelope, FilterForms, LogPosition},
     guard::guarded,
     proto::{self, ranking_service_server::RankingService},
     status,
@@ -9,7 +9,7 @@ use super::{
 };
 use lodestone_core::{ids::ID_BYTES_MAX, units::UnixMillis};
 use lodestone_engine::{Engine, EngineError};
-use lodestone_pipeline::{Answer, RESULTS_BYTES_MAX, RankCandidate, RankedItem};
+use lodestone_pipeline::{Answer, RESULTS_BYTES_MAX, RankCandidate, RankedItem, run::RankingRequest};
 use lodestone_telemetry::Metrics;
 use prost::Message;
 use std::{
@@ -108,18 +108,18 @@ pub(crate) fn timeout(text: &str) -> Option<Duration> {
     })
 }
 
-/// Refuses a request with violations. Otherwise awaits the engine's answer, unless only validation is requested.
+/// Refuses a request with violations. Otherwise awaits the engine's answer. `forms` says how the request states its
+/// filters.
 async fn answer(
     violations: Violations,
     context: CallContext,
-    check: Result<(), EngineError>,
+    forms: FilterForms,
     answer: impl Future<Output = Result<Answer, EngineError>>,
 ) -> Result<(Answer, Envelope), Status> {
     if !violations.is_empty() {
         return Err(status::invalid(violations.found));
     }
-    check.map_err(status::of)?;
-    let answer = if context.validate_only { Answer::default() } else { answer.await.map_err(status::of)? };
+    let answer = answer.await.map_err(|error| status::of_request(error, &forms))?;
     let mut notices = violations.notices;
     notices.extend(answer.is_cut.then(|| match answer.next_page_token.is_empty() {
         true => cut_notice("options.read_mask", &answer.results),
@@ -151,12 +151,20 @@ impl RankingService for Services {
         let response = async {
             let context = self.call_context(&request, request.get_ref().options.as_ref());
             let mut violations = Violations::default();
-            let parsed = convert::search(&mut violations, request.into_inner(), UnixMillis::now());
+            let sent = request.into_inner();
+            let forms = FilterForms::of(sent.filter_expression.as_ref(), sent.options.as_ref());
+            let parsed = convert::search(&mut violations, sent, UnixMillis::now());
             let options = &parsed.options;
             self.check_log(&mut violations, "options.consistency_token", options.log_position, options.log);
-            let check = self.engine.check_serving_config(&parsed.options.serving_config);
-            let pending = self.engine.search(parsed, context.deadline);
-            let (answer, envelope) = answer(violations, context, check, pending).await?;
+            let (deadline, validate_only) = (context.deadline, context.validate_only);
+            let pending = async {
+                match validate_only {
+                    true => self.engine.check(RankingRequest::Search(parsed), deadline).await,
+                    false => return self.engine.search(parsed, deadline).await,
+                }
+                .map(|()| Answer::default())
+            };
+            let (answer, envelope) = answer(violations, context, forms, pending).await?;
             Ok(Response::new(convert::search_response(answer, envelope)))
         };
         guarded(&self.metrics, "Search", response).await
@@ -169,12 +177,20 @@ impl RankingService for Services {
         let response = async {
             let context = self.call_context(&request, request.get_ref().options.as_ref());
             let mut violations = Violations::default();
-            let parsed = convert::recommend(&mut violations, request.into_inner(), UnixMillis::now());
+            let sent = request.into_inner();
+            let forms = FilterForms::of(sent.filter_expression.as_ref(), sent.options.as_ref());
+            let parsed = convert::recommend(&mut violations, sent, UnixMillis::now());
             let options = &parsed.options;
             self.check_log(&mut violations, "options.consistency_token", options.log_position, options.log);
-            let check = self.engine.check_serving_config(&parsed.options.serving_config);
-            let pending = self.engine.recommend(parsed, context.deadline);
-            let (answer, envelope) = answer(violations, context, check, pending).await?;
+            let (deadline, validate_only) = (context.deadline, context.validate_only);
+            let pending = async {
+                match validate_only {
+                    true => self.engine.check(RankingRequest::Recommend(parsed), deadline).await,
+                    false => return self.engine.recommend(parsed, deadline).await,
+                }
+                .map(|()| Answer::default())
+            };
+            let (answer, envelope) = answer(violations, context, forms, pending).await?;
             Ok(Response::new(convert::recommend_response(answer, envelope)))
         };
         guarded(&self.metrics, "Recommend", response).await
@@ -185,6 +201,7 @@ impl RankingService for Services {
             let context = self.call_context(&request, request.get_ref().options.as_ref());
             let mut violations = Violations::default();
             let sent = request.into_inner();
+            let forms = FilterForms::of(None, sent.options.as_ref());
             let parsed = convert::rank(&mut violations, &sent, UnixMillis::now());
             if sent.candidates.iter().any(|candidate| !candidate.features.is_empty()) {
                 let declared = self.engine.request_features(&parsed.viewer.user);
@@ -193,9 +210,15 @@ impl RankingService for Services {
             violations.notices.extend(self.known_items(&parsed.candidates));
             let options = &parsed.options;
             self.check_log(&mut violations, "options.consistency_token", options.log_position, options.log);
-            let check = self.engine.check_serving_config(&parsed.options.serving_config);
-            let pending = self.engine.rank(parsed, context.deadline);
-            let (answer, envelope) = answer(violations, context, check, pending).await?;
+            let (deadline, validate_only) = (context.deadline, context.validate_only);
+            let pending = async {
+                match validate_only {
+                    true => self.engine.check(RankingRequest::Rank(parsed), deadline).await,
+                    false => return self.engine.rank(parsed, deadline).await,
+                }
+                .map(|()| Answer::default())
+            };
+            let (answer, envelope) = answer(violations, context, forms, pending).await?;
             Ok(Response::new(convert::rank_response(answer, envelope)))
         };
         guarded(&self.metrics, "Rank", response).await
@@ -208,7 +231,9 @@ impl RankingService for Services {
         let response = async {
             let context = self.call_context(&request, None);
             let mut violations = Violations::default();
-            let parsed = convert::suggest(&mut violations, request.into_inner());
+            let sent = request.into_inner();
+            let forms = FilterForms::of(sent.filter_expression.as_ref(), None);
+            let parsed = convert::suggest(&mut violations, sent);
             let options = &parsed.options;
             self.check_log(&mut violations, "consistency_token", options.log_position, options.log);
             if !violations.is_empty() {
@@ -216,7 +241,7 @@ impl RankingService for Services {
             }
             let unknown = |error| match error {
                 EngineError::ServingConfig(unknown) => status::unknown_serving_config("serving_config", unknown),
-                error => status::of(error),
+                error => status::of_request(error, &forms),
             };
             let answer = self.engine.suggest(parsed, context.deadline).await.map_err(unknown)?;
             let mut notices = violations.notices;

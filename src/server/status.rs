@@ -1,5 +1,5 @@
 //! Builds every status of the server, with its reason as `google.rpc.ErrorInfo`.
-use super::{CATALOG_METADATA, REQUEST_BYTES_MAX, RESPONSE_BYTES_MAX, violations::Violation};
+use super::{CATALOG_METADATA, REQUEST_BYTES_MAX, RESPONSE_BYTES_MAX, convert::FilterForms, violations::Violation};
 use lodestone_engine::{EngineError, EntryKind, PageTokenError, RuleError};
 use lodestone_events::LogError;
 use lodestone_pipeline::serving::UnknownConfig;
@@ -56,6 +56,9 @@ enum Reason {
     SynonymSetNotFound,
     EtagMismatch,
     TooManyRules,
+    AttributeNotDeclared,
+    AttributeConflict,
+    TooManyAttributes,
     AttributionTokenInvalid,
     AnswerNotFound,
     AnswerDamaged,
@@ -79,7 +82,7 @@ enum Reason {
 
 impl Reason {
     #[cfg(test)]
-    const ALL: [Self; 43] = [
+    const ALL: [Self; 46] = [
         Self::InvalidRequest,
         Self::MessageMalformed,
         Self::MessageTooLarge,
@@ -104,6 +107,9 @@ impl Reason {
         Self::SynonymSetNotFound,
         Self::EtagMismatch,
         Self::TooManyRules,
+        Self::AttributeNotDeclared,
+        Self::AttributeConflict,
+        Self::TooManyAttributes,
         Self::AttributionTokenInvalid,
         Self::AnswerNotFound,
         Self::AnswerDamaged,
@@ -151,6 +157,9 @@ impl Reason {
             Self::SynonymSetNotFound => "SYNONYM_SET_NOT_FOUND",
             Self::EtagMismatch => "ETAG_MISMATCH",
             Self::TooManyRules => "TOO_MANY_RULES",
+            Self::AttributeNotDeclared => "ATTRIBUTE_NOT_DECLARED",
+            Self::AttributeConflict => "ATTRIBUTE_CONFLICT",
+            Self::TooManyAttributes => "TOO_MANY_ATTRIBUTES",
             Self::AttributionTokenInvalid => "ATTRIBUTION_TOKEN_INVALID",
             Self::AnswerNotFound => "ANSWER_NOT_FOUND",
             Self::AnswerDamaged => "ANSWER_DAMAGED",
@@ -203,6 +212,9 @@ impl Reason {
             | Self::SynonymSetNotFound
             | Self::EtagMismatch
             | Self::TooManyRules
+            | Self::AttributeNotDeclared
+            | Self::AttributeConflict
+            | Self::TooManyAttributes
             | Self::AttributionTokenInvalid
             | Self::AnswerNotFound
             | Self::AnswerDamaged
@@ -232,12 +244,14 @@ impl Reason {
             | Self::ServingConfigNotFound
             | Self::RuleNotFound
             | Self::SynonymSetNotFound
+            | Self::AttributeNotDeclared
             | Self::AnswerNotFound
             | Self::BundleNotFound
             | Self::ServiceUnknown => Code::NotFound,
             Self::CompressionUnsupported | Self::MethodUnknown => Code::Unimplemented,
             Self::AnswerDamaged => Code::DataLoss,
             Self::FeedShrinks
+            | Self::AttributeConflict
             | Self::ServingConfigReadOnly
             | Self::ServingConfigInUse
             | Self::GenerationGone
@@ -249,6 +263,7 @@ impl Reason {
             | Self::StorageFull
             | Self::TooManyChanges
             | Self::TooManyRules
+            | Self::TooManyAttributes
             | Self::TooManyServingConfigs
             | Self::MessageTooLarge
             | Self::ResponseTooLarge => Code::ResourceExhausted,
@@ -414,6 +429,7 @@ fn message_field(kind: EntryKind) -> &'static str {
         EntryKind::Rule => "rule",
         EntryKind::SynonymSet => "synonym_set",
         EntryKind::ServingConfig => "serving_config",
+        EntryKind::Attribute => "declaration",
     }
 }
 
@@ -430,6 +446,8 @@ fn of_rule(error: RuleError) -> Status {
                 EntryKind::Rule => Reason::RuleExists,
                 EntryKind::SynonymSet => Reason::SynonymSetExists,
                 EntryKind::ServingConfig => Reason::ServingConfigExists,
+                // Two callers declared the attribute at the same time.
+                EntryKind::Attribute => Reason::EtagMismatch,
             };
             (reason, kind, id)
         }
@@ -438,11 +456,13 @@ fn of_rule(error: RuleError) -> Status {
                 EntryKind::Rule => Reason::RuleNotFound,
                 EntryKind::SynonymSet => Reason::SynonymSetNotFound,
                 EntryKind::ServingConfig => Reason::ServingConfigNotFound,
+                EntryKind::Attribute => Reason::AttributeNotDeclared,
             };
             (reason, kind, id)
         }
         RuleError::Etag { kind, id, .. } => (Reason::EtagMismatch, kind, id),
         RuleError::ReadOnly { id } => (Reason::ServingConfigReadOnly, EntryKind::ServingConfig, id),
+        RuleError::AttributeConflict { name, .. } => (Reason::AttributeConflict, EntryKind::Attribute, name),
         RuleError::InUse { id, .. } => (Reason::ServingConfigInUse, EntryKind::ServingConfig, id),
         RuleError::Invalid { kind, problems } => {
             let violation = |RuleProblem { field, description }: RuleProblem| {
@@ -453,6 +473,7 @@ fn of_rule(error: RuleError) -> Status {
         RuleError::TooMany { kind, limit, .. } => {
             let reason = match kind {
                 EntryKind::ServingConfig => Reason::TooManyServingConfigs,
+                EntryKind::Attribute => Reason::TooManyAttributes,
                 EntryKind::Rule | EntryKind::SynonymSet => Reason::TooManyRules,
             };
             return status_about(reason, message, ErrorDetails::new(), [(LIMIT, Some(limit.to_string()))]);
@@ -467,6 +488,7 @@ fn of_rule(error: RuleError) -> Status {
         EntryKind::Rule => "lodestone.v1.Rule",
         EntryKind::SynonymSet => "lodestone.v1.SynonymSet",
         EntryKind::ServingConfig => "lodestone.v1.ServingConfig",
+        EntryKind::Attribute => "lodestone.v1.AttributeDeclaration",
     };
     // A text that is no id may have any length.
     details.set_resource_info(message_type, id.chars().take(64).collect::<String>(), "", "");
@@ -482,6 +504,16 @@ pub(crate) fn feed_shrinks(missing_count: usize, item_count: usize, share_max: f
     );
     let metadata = [(FIELD, Some("options.deleted_share_max".to_owned())), (LIMIT, Some(share_max.to_string()))];
     status_about(Reason::FeedShrinks, message, ErrorDetails::new(), metadata)
+}
+
+/// Returns the status of an engine error of a request, whose fields the error may name.
+pub(crate) fn of_request(error: EngineError, forms: &FilterForms) -> Status {
+    let field = match &error {
+        EngineError::MixedCurrencies { field, .. } => forms.path(*field),
+        EngineError::NotFacetable { index, .. } => format!("facet_specs[{index}].field"),
+        _ => return of(error),
+    };
+    invalid(vec![Violation::new(field, error.to_string())])
 }
 
 /// Returns the status of an engine error. Details of internal errors are logged and not returned.
@@ -503,7 +535,9 @@ pub(crate) fn of(error: EngineError) -> Status {
             status_about(Reason::PageTokenInvalid, format!("page_token {message}"), details, [(FIELD, field)])
         }
         EngineError::ServingConfig(unknown) => unknown_serving_config("options.serving_config", unknown),
-        EngineError::MixedCurrencies { field, .. } => invalid(vec![Violation::new(field, message)]),
+        EngineError::MixedCurrencies { .. } | EngineError::NotFacetable { .. } => {
+            of_request(error, &FilterForms::default())
+        }
         EngineError::AttributionToken => {
             let details = ErrorDetails::with_bad_request_violation("attribution_token", &message);
             let message = format!("attribution_token {message}");

@@ -1,5 +1,9 @@
-//! Attributes that are times and places, and the report of the kinds of attributes, over gRPC.
-use crate::support::{bundles::Shop, grpc::GrpcServer};
+//! Attributes that are times and locations, the report of the kinds of attributes, and declared attributes, over gRPC.
+use crate::support::{
+    bundles::Shop,
+    grpc::GrpcServer,
+    status::{reason, violations},
+};
 use lodestone::server::proto::{
     self, AttributeValue, attribute_value::Kind, catalog_service_client::CatalogServiceClient,
     ranking_service_client::RankingServiceClient,
@@ -22,7 +26,7 @@ fn time(seconds: i64) -> Kind {
     Kind::Time(prost_types::Timestamp { seconds, nanos: 0 })
 }
 
-fn place(latitude: f64, longitude: f64) -> Kind {
+fn location(latitude: f64, longitude: f64) -> Kind {
     Kind::GeoPoint(proto::GeoPoint { latitude, longitude })
 }
 
@@ -43,16 +47,16 @@ async fn ids(channel: &Channel, filter: &str, order_by: &str) -> Result<String, 
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn times_and_places_are_filtered_sorted_and_reported() {
+async fn times_and_locations_are_filtered_sorted_and_reported() {
     let shop = Shop::new();
     let server = GrpcServer::start(shop.open(HealthBounds::default())).await;
     let channel = &server.channel;
-    // 2026-01-01, and places in Berlin, Potsdam and Sydney.
+    // 2026-01-01, and locations in Berlin, Potsdam and Sydney.
     const YEAR: i64 = 1_767_225_600;
     let gnomes = vec![
-        item("a", vec![("released", time(YEAR)), ("branch", place(52.52, 13.405))]),
-        item("b", vec![("released", time(YEAR + 1)), ("branch", place(52.39, 13.065))]),
-        item("c", vec![("released", time(YEAR - 1)), ("branch", place(-33.87, 151.21))]),
+        item("a", vec![("released", time(YEAR)), ("branch", location(52.52, 13.405))]),
+        item("b", vec![("released", time(YEAR + 1)), ("branch", location(52.39, 13.065))]),
+        item("c", vec![("released", time(YEAR - 1)), ("branch", location(-33.87, 151.21))]),
         item("d", vec![("released", Kind::Text("soon".to_owned())), ("branch", Kind::Number(52.52))]),
         item("e", vec![]),
     ];
@@ -101,8 +105,8 @@ async fn times_and_places_are_filtered_sorted_and_reported() {
     let bad = upsert(
         channel,
         vec![
-            item("x", vec![("branch", place(90.5, 0.0))]),
-            item("y", vec![("branch", place(0.0, f64::NAN))]),
+            item("x", vec![("branch", location(90.5, 0.0))]),
+            item("y", vec![("branch", location(0.0, f64::NAN))]),
             item("z", vec![("released", time(i64::MAX))]),
         ],
     )
@@ -110,5 +114,161 @@ async fn times_and_places_are_filtered_sorted_and_reported() {
     let fields: Vec<&str> = bad.iter().flat_map(|result| &result.violations).map(|found| &*found.field).collect();
     let expected = ["items[0].attributes[branch]", "items[1].attributes[branch]", "items[2].attributes[released]"];
     assert_eq!(fields, expected);
+    server.end().await;
+}
+
+fn text(text: &str) -> Kind {
+    Kind::Text(text.to_owned())
+}
+
+fn declaration(name: &str, kind: proto::AttributeKind) -> proto::AttributeDeclaration {
+    proto::AttributeDeclaration { name: name.to_owned(), kind: kind.into(), ..Default::default() }
+}
+
+async fn declare(
+    channel: &Channel,
+    declaration: proto::AttributeDeclaration,
+    validate_only: bool,
+) -> Result<proto::DeclareAttributeResponse, Status> {
+    let request = proto::DeclareAttributeRequest { declaration: Some(declaration), validate_only };
+    Ok(CatalogServiceClient::new(channel.clone()).declare_attribute(request).await?.into_inner())
+}
+
+async fn listed(channel: &Channel, name: &str) -> Option<proto::AttributeKinds> {
+    let listed = CatalogServiceClient::new(channel.clone()).list_attributes(proto::ListAttributesRequest {}).await;
+    listed.unwrap().into_inner().attributes.into_iter().find(|attribute| attribute.name == name)
+}
+
+/// The ids of the items that have all words of a query.
+async fn found(channel: &Channel, query: &str) -> Vec<String> {
+    let request = proto::SearchRequest {
+        viewer: Some(proto::Viewer { visitor_id: "v".to_owned(), ..Default::default() }),
+        query: query.to_owned(),
+        filter: "category = \"Gnomes\"".to_owned(),
+        ..Default::default()
+    };
+    let answer = RankingServiceClient::new(channel.clone()).search(request).await.unwrap().into_inner();
+    let is_match =
+        |result: &proto::Result| result.reasons.iter().any(|reason| reason.code() == proto::ReasonCode::MatchesWords);
+    let mut ids: Vec<String> =
+        answer.results.iter().filter(|result| is_match(result)).map(|result| result.item_id.clone()).collect();
+    ids.sort();
+    ids
+}
+
+async fn facets(channel: &Channel, specs: &[&str], dynamic: i32) -> Result<Vec<String>, Status> {
+    let spec = |field: &&str| proto::FacetSpec { field: (*field).to_owned(), ..Default::default() };
+    let request = proto::SearchRequest {
+        viewer: Some(proto::Viewer { visitor_id: "v".to_owned(), ..Default::default() }),
+        filter: "category = \"Gnomes\"".to_owned(),
+        facet_specs: specs.iter().map(spec).collect(),
+        dynamic_facet_count: dynamic,
+        ..Default::default()
+    };
+    let answer = RankingServiceClient::new(channel.clone()).search(request).await?.into_inner();
+    Ok(answer.facets.into_iter().map(|facet| facet.field).collect())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_declared_kind_is_enforced_and_its_texts_are_searched_after_restarts_and_swaps() {
+    use proto::AttributeKind::{Number, Text};
+    let shop = Shop::new();
+    let server = GrpcServer::start(shop.open(HealthBounds::default())).await;
+    let channel = &server.channel;
+    let gnomes = vec![
+        item("a", vec![("glaze", text("celadon")), ("weight", Kind::Number(2.0))]),
+        item("b", vec![("glaze", text("celadon")), ("weight", Kind::Number(3.0))]),
+        item("c", vec![("glaze", text("tenmoku")), ("weight", Kind::Number(4.0))]),
+        item("d", vec![("glaze", text("tenmoku")), ("weight", text("heavy"))]),
+    ];
+    upsert(channel, gnomes).await;
+    assert_eq!(found(channel, "celadon").await, Vec::<String>::new(), "its texts are not searched yet");
+
+    // Values of another kind are counted and named, and refuse the declaration.
+    let checked = declare(channel, declaration("weight", Number), true).await.unwrap();
+    let conflicts = checked.conflicts.unwrap();
+    assert_eq!((conflicts.item_count, conflicts.item_ids), (1, vec!["d".to_owned()]));
+    assert!(checked.declaration.unwrap().etag.is_empty() && checked.consistency_token.is_empty());
+    let refused = declare(channel, declaration("weight", Number), false).await.unwrap_err();
+    assert_eq!(reason(&refused), (Code::FailedPrecondition, "ATTRIBUTE_CONFLICT".to_owned()));
+    assert!(refused.message().contains("1 items") && refused.message().contains("`d`"), "{refused:?}");
+    upsert(channel, vec![item("d", vec![("glaze", text("tenmoku")), ("weight", Kind::Number(5.0))])]).await;
+    let declared = declare(channel, declaration("weight", Number), false).await.unwrap().declaration.unwrap();
+    assert!(declared.create_time.is_some() && declared.etag.len() == 16, "{declared:?}");
+
+    // Later writes are checked, whichever way they take.
+    let heavy = item("e", vec![("weight", text("heavy")), ("glaze", text("celadon"))]);
+    let results = upsert(channel, vec![heavy.clone(), item("f", vec![("weight", Kind::Number(1.0))])]).await;
+    assert_eq!((results[0].status(), results[1].status()), (proto::ItemStatus::Rejected, proto::ItemStatus::Created));
+    let violation = &results[0].violations[0];
+    assert_eq!(violation.field, "items[0].attributes[weight]");
+    assert!(violation.description.contains("`heavy`") && violation.description.contains("number"), "{violation:?}");
+    let update = |paths: &[&str]| proto::ItemUpdate {
+        item: Some(proto::Item { item_id: "a".to_owned(), ..heavy.clone() }),
+        update_mask: Some(prost_types::FieldMask { paths: paths.iter().map(|path| (*path).to_owned()).collect() }),
+        update_time: None,
+    };
+    let updates = vec![update(&["attributes.weight"]), update(&["attributes"]), update(&["attributes.glaze"])];
+    let mut catalog = CatalogServiceClient::new(channel.clone());
+    let results = catalog.update_items(proto::UpdateItemsRequest { updates }).await.unwrap().into_inner().results;
+    let statuses: Vec<_> = results.iter().map(proto::ItemResult::status).collect();
+    use proto::ItemStatus::{Rejected, Updated};
+    assert_eq!(statuses, [Rejected, Rejected, Updated]);
+    assert_eq!(results[0].violations[0].field, "updates[0].item.attributes[weight]");
+    let part = proto::import_items_request::Part::Items(proto::ImportedItems { items: vec![heavy.clone()] });
+    let feed = futures_util::stream::iter([proto::ImportItemsRequest { part: Some(part) }]);
+    let mut responses = catalog.import_items(feed).await.unwrap().into_inner();
+    let response = responses.message().await.unwrap().unwrap();
+    assert_eq!(response.counts.unwrap().rejected_count, 1);
+
+    // Searchable and facetable with the acknowledgement.
+    let searchable = proto::AttributeDeclaration { searchable: true, facetable: true, ..declaration("glaze", Text) };
+    let glaze = declare(channel, searchable.clone(), false).await.unwrap().declaration.unwrap();
+    assert_eq!(found(channel, "celadon").await, ["a", "b"]);
+    upsert(channel, vec![item("g", vec![("glaze", text("celadon"))])]).await;
+    assert_eq!(found(channel, "celadon").await.len(), 3);
+    assert_eq!(facets(channel, &["attributes.glaze"], 0).await.unwrap(), ["attributes.glaze"]);
+    let refused = facets(channel, &["brand", "attributes.weight"], 0).await.unwrap_err();
+    let [(field, problem)] = &violations(&refused)[..] else { panic!("{refused:?}") };
+    assert!(field == "facet_specs[1].field" && problem.contains("attributes.weight"), "{refused:?}");
+    let chosen = facets(channel, &[], 9).await.unwrap();
+    assert!(chosen.contains(&"attributes.glaze".to_owned()) && !chosen.contains(&"attributes.weight".to_owned()));
+
+    // The etag of another content.
+    let stale = proto::AttributeDeclaration { etag: declared.etag.clone(), ..searchable.clone() };
+    let aborted = declare(channel, stale, false).await.unwrap_err();
+    assert_eq!(reason(&aborted), (Code::Aborted, "ETAG_MISMATCH".to_owned()));
+    let wrong = proto::AttributeDeclaration { searchable: true, ..declaration("no name", Number) };
+    let fields: Vec<String> =
+        violations(&declare(channel, wrong, false).await.unwrap_err()).into_iter().map(|(field, _)| field).collect();
+    assert_eq!(fields, ["declaration.name", "declaration.searchable"]);
+    server.end().await;
+
+    let server = GrpcServer::start(shop.reopen(HealthBounds::default()).await).await;
+    let channel = &server.channel;
+    let check = async || {
+        assert_eq!(listed(channel, "glaze").await.unwrap().declaration.as_ref(), Some(&glaze));
+        assert_eq!(found(channel, "celadon").await.len(), 3);
+        assert_eq!(upsert(channel, vec![heavy.clone()]).await[0].status(), Rejected);
+    };
+    check().await;
+    for bundle in ["b", "c", "a"] {
+        let soon = std::time::Instant::now() + std::time::Duration::from_secs(60);
+        server.engine.rollout().activate(bundle.to_owned(), soon).await.unwrap();
+        check().await;
+    }
+
+    // Without the declaration everything is as before.
+    let delete = async |name: &str, etag: &str| {
+        let request = proto::DeleteAttributeDeclarationRequest { name: name.to_owned(), etag: etag.to_owned() };
+        CatalogServiceClient::new(channel.clone()).delete_attribute_declaration(request).await
+    };
+    assert_eq!(reason(&delete("glaze", &declared.etag).await.unwrap_err()).0, Code::Aborted);
+    delete("glaze", &glaze.etag).await.unwrap();
+    delete("weight", "").await.unwrap();
+    let gone = reason(&delete("weight", "").await.unwrap_err());
+    assert_eq!(gone, (Code::NotFound, "ATTRIBUTE_NOT_DECLARED".to_owned()));
+    assert_eq!(found(channel, "celadon").await, Vec::<String>::new());
+    assert_eq!(upsert(channel, vec![heavy]).await[0].status(), proto::ItemStatus::Created);
     server.end().await;
 }

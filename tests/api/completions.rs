@@ -1,11 +1,12 @@
 //! Suggest over gRPC: options of the answer, and the acceptance of completions.
-use crate::support::{bundles::Shop, grpc::GrpcServer};
+use crate::support::{bundles::Shop, grpc::GrpcServer, wait::wait_until};
 use lodestone::server::proto::{
     self, CompletionSource, DebugLevel, EventStatus, EventType, event_service_client::EventServiceClient,
-    ranking_service_client::RankingServiceClient,
+    explain_service_client::ExplainServiceClient, ranking_service_client::RankingServiceClient,
+    replay_answer_response::Request,
 };
 use lodestone_rollout::HealthBounds;
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, time::Duration};
 use tonic::{Code, Status};
 use tonic_types::StatusExt;
 
@@ -151,5 +152,46 @@ async fn a_suggestion_has_the_options_of_other_answers() {
     let fields: Vec<&str> =
         details.bad_request().unwrap().field_violations.iter().map(|violation| violation.field.as_str()).collect();
     assert_eq!(fields, ["read_mask.paths[1]", "debug_level"]);
+    server.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_suggestion_is_recorded_and_its_accepted_completions_are_counted() {
+    let shop = Shop::new();
+    let server = GrpcServer::start(shop.open(HealthBounds::default())).await;
+    let request = proto::SuggestRequest {
+        viewer: viewer("p"),
+        prefix: "red mug".to_owned(),
+        completion_count: 3,
+        product_count: 4,
+        ..Default::default()
+    };
+    let answer = suggest(&server, request.clone()).await.unwrap();
+    assert!(answer.completions.len() > 1 && !answer.products.is_empty());
+    let shown = answer.completions.len() as u64;
+    let metric = |outcome: &str| server.metric(&format!("completions_total{{outcome=\"{outcome}\"}}"));
+    assert_eq!((metric("shown"), metric("accepted").unwrap_or(0)), (Some(shown), 0));
+
+    let click = proto::Event { event_id: "e1".to_owned(), ..acceptance("p", EventType::Click, &answer, 1) };
+    assert_eq!(write(&server, click.clone()).await.status(), EventStatus::Accepted);
+    assert_eq!(write(&server, click).await.status(), EventStatus::Duplicate);
+    let forged = proto::Event { completion_id: "forged".to_owned(), ..acceptance("p", EventType::Search, &answer, 0) };
+    assert_eq!(write(&server, forged).await.status(), EventStatus::Accepted);
+    assert_eq!((metric("shown"), metric("accepted")), (Some(shown), Some(1)), "neither a repetition nor a forged id");
+
+    let replay = proto::ReplayAnswerRequest { attribution_token: answer.attribution_token.clone() };
+    let mut replayed = Err(Status::not_found(""));
+    wait_until("the answer is logged", Duration::from_secs(60), async || {
+        replayed = ExplainServiceClient::new(server.channel.clone()).replay_answer(replay.clone()).await;
+        !matches!(&replayed, Err(status) if status.code() == Code::NotFound)
+    })
+    .await;
+    let replayed = replayed.unwrap().into_inner();
+    assert!(replayed.identical, "{}", replayed.first_difference);
+    let texts: Vec<&String> = answer.completions.iter().map(|completion| &completion.text).collect();
+    assert_eq!(replayed.completions.iter().collect::<Vec<_>>(), texts);
+    let products: Vec<&String> = answer.products.iter().map(|product| &product.item_id).collect();
+    assert_eq!(replayed.slots.iter().map(|slot| &slot.item_id).collect::<Vec<_>>(), products);
+    assert_eq!(replayed.request, Some(Request::Suggest(request)));
     server.end().await;
 }

@@ -244,3 +244,103 @@ async fn the_margin_is_a_field_and_the_cost_is_shown_to_no_user() {
     assert!(refused.code() == Code::InvalidArgument && refused.message().contains("margin"), "{refused}");
     server.end().await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn inventory_sets_a_sale_of_an_item_and_of_its_offers_with_the_time_of_each_value() {
+    const HOUR: i64 = 3_600_000;
+    let shop = Shop::new();
+    let server = GrpcServer::start(shop.open(HealthBounds::default())).await;
+    let channel = &server.channel;
+    upsert(channel, vec![lamp("plain", 10), lamp("reduced", 10)]).await;
+    let set = async |channel: &Channel, entry: proto::Inventory| {
+        let request = proto::SetInventoryRequest { inventories: vec![entry] };
+        let written = CatalogServiceClient::new(channel.clone()).set_inventory(request).await.unwrap().into_inner();
+        let result = &written.results[0];
+        let fields: Vec<String> = result.violations.iter().map(|violation| violation.field.clone()).collect();
+        (result.status(), result.stale_fields.clone(), fields)
+    };
+    let york = Some(proto::OfferKey { place_id: "york".to_owned(), ..Default::default() });
+    let sale = |price: i64, from: i64, to: i64| proto::Inventory {
+        item_id: "reduced".to_owned(),
+        sale_price_micros: Some(price * UNIT),
+        sale_start_time: from_now(from),
+        sale_end_time: from_now(to),
+        ..Default::default()
+    };
+    let of_york = proto::Inventory { offer_key: york.clone(), price_micros: Some(9 * UNIT), ..sale(4, -HOUR, HOUR) };
+    let updated = (proto::ItemStatus::Updated, Vec::new(), Vec::new());
+    assert_eq!(set(channel, sale(6, -HOUR, HOUR)).await, updated);
+    assert_eq!(set(channel, of_york).await, updated);
+    let check = async |channel: &Channel| {
+        let in_york = proto::Viewer { place_id: "york".to_owned(), ..viewer().unwrap() };
+        for (viewer, expected) in [(viewer().unwrap(), (6, Some(10), true)), (in_york, (4, Some(9), true))] {
+            let search_of = proto::SearchRequest { viewer: Some(viewer), ..request(" AND price < 7", "price") };
+            let found = search(channel, search_of).await.unwrap().results;
+            let [only] = &found[..] else { panic!("{found:?}") };
+            assert_eq!(shown(only.item.as_ref().unwrap()), expected);
+        }
+    };
+    check(channel).await;
+    // A late write does not undo a later one, value by value.
+    let late = proto::Inventory { update_time: from_now(-HOUR), stock_quantity: Some(3), ..sale(1, -HOUR, HOUR) };
+    let (status, stale, _) = set(channel, late).await;
+    assert_eq!(status, proto::ItemStatus::Updated);
+    assert_eq!(stale, ["sale_price_micros", "sale_start_time", "sale_end_time"]);
+    let late = proto::Inventory { update_time: from_now(-HOUR), offer_key: york.clone(), ..sale(1, -HOUR, HOUR) };
+    assert_eq!(set(channel, late).await.0, proto::ItemStatus::Stale);
+    let wrong = proto::Inventory { sale_price_micros: Some(-1), ..sale(1, 5, 5) };
+    let fields = vec!["inventories[0].sale_price_micros".to_owned(), "inventories[0].sale_end_time".to_owned()];
+    assert_eq!(set(channel, wrong).await, (proto::ItemStatus::Rejected, Vec::new(), fields));
+    check(channel).await;
+    server.end().await;
+    let server = GrpcServer::start(shop.reopen(HealthBounds::default()).await).await;
+    let channel = &server.channel;
+    check(channel).await;
+    // The end of a sale is one field.
+    let ended = |offer_key: Option<proto::OfferKey>| proto::Inventory {
+        item_id: "reduced".to_owned(),
+        sale_end_time: from_now(-1),
+        offer_key,
+        ..Default::default()
+    };
+    assert_eq!(set(channel, ended(None)).await, updated);
+    assert_eq!(set(channel, ended(york)).await, updated);
+    assert_eq!(ids(channel, " AND price < 7", "").await, Vec::<String>::new());
+    let offers = get(channel, "reduced").await.offers;
+    assert_eq!((offers[0].price_micros, offers[0].sale_price_micros), (Some(9 * UNIT), Some(4 * UNIT)));
+    server.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_sale_of_an_offer_begins_without_a_write() {
+    let shop = Shop::new();
+    let server = GrpcServer::start(shop.open(HealthBounds::default())).await;
+    let channel = &server.channel;
+    let soon = UnixMillis::now().0 + 1500;
+    let start = prost_types::Timestamp { seconds: soon / 1000, nanos: (soon % 1000 * 1_000_000) as i32 };
+    let offer = proto::Offer {
+        key: Some(proto::OfferKey { place_id: "york".to_owned(), ..Default::default() }),
+        price_micros: Some(9 * UNIT),
+        sale_price_micros: Some(4 * UNIT),
+        sale_start_time: Some(start),
+        ..Default::default()
+    };
+    upsert(channel, vec![proto::Item { offers: vec![offer], ..lamp("soon", 10) }]).await;
+    let in_york = proto::Viewer { place_id: "york".to_owned(), ..viewer().unwrap() };
+    let search_of = proto::SearchRequest { viewer: Some(in_york), ..request("", "price") };
+    let mut phases = Vec::new();
+    while phases.last() != Some(&true) {
+        let begun = UnixMillis::now().0 >= soon;
+        let found = search(channel, search_of.clone()).await.unwrap();
+        if begun != (UnixMillis::now().0 >= soon) {
+            continue;
+        }
+        let price = shown(found.results[0].item.as_ref().unwrap());
+        assert_eq!(price, if begun { (4, Some(9), true) } else { (9, None, false) });
+        if phases.last() != Some(&begun) {
+            phases.push(begun);
+        }
+    }
+    assert_eq!(phases, [false, true]);
+    server.end().await;
+}

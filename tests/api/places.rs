@@ -29,6 +29,7 @@ fn offer(key: proto::OfferKey, price: Option<i64>, stock: Option<i64>) -> proto:
         price_micros: price.map(|price| price * UNIT),
         original_price_micros: None,
         stock_quantity: stock,
+        ..Default::default()
     }
 }
 
@@ -359,16 +360,41 @@ async fn prices_in_several_currencies_are_compared_only_within_one() {
     let own = all(&anywhere, "title").await;
     assert_eq!(own, [priced("cup", Some(4)), priced("jug", Some(9)), priced("urn", Some(7))]);
     let refused = async |sent: proto::SearchRequest, field: &str, currencies: &str| {
-        let found = violations(&search(channel, &sent).await.unwrap_err());
-        let expected = format!("compares prices, which are in {currencies}; choose one by viewer.currency_code");
-        assert!(found.len() == 1 && found[0].0 == field && found[0].1.starts_with(&expected), "{found:?}");
+        for validate_only in [false, true] {
+            let options = sent.options.clone().map(|options| proto::RankingOptions { validate_only, ..options });
+            let found =
+                violations(&search(channel, &proto::SearchRequest { options, ..sent.clone() }).await.unwrap_err());
+            let expected = format!("compares prices, which are in {currencies}; choose one by viewer.currency_code");
+            assert!(found.len() == 1 && found[0].0 == field && found[0].1.starts_with(&expected), "{found:?}");
+        }
     };
     refused(request(&anywhere, "", "original_price", 10), "options.order_by", "EUR and GBP").await;
     refused(request(&anywhere, "price < 5", "price", 10), "filter", "EUR and GBP").await;
     refused(request(&swiss, filter, "title, price", 10), "options.order_by", "CHF and EUR").await;
-    let spec = proto::FacetSpec { field: "price".to_owned(), ..Default::default() };
-    let facets = proto::SearchRequest { facet_specs: vec![spec], ..request(&swiss, "", "", 10) };
-    refused(facets, "facet_specs", "CHF and EUR").await;
+    let spec = |field: &str| proto::FacetSpec { field: field.to_owned(), ..Default::default() };
+    let specs = vec![spec("brand"), spec("price")];
+    let facets = proto::SearchRequest { facet_specs: specs, ..request(&swiss, "", "", 10) };
+    refused(facets, "facet_specs[1].field", "CHF and EUR").await;
+    let below = proto::FilterExpression {
+        kind: Some(proto::filter_expression::Kind::Comparison(proto::FilterComparison {
+            field: "price".to_owned(),
+            operator: proto::FilterOperator::Less.into(),
+            value: Some(proto::FilterValue { kind: Some(proto::filter_value::Kind::Number(5.0)) }),
+        })),
+    };
+    let message = proto::SearchRequest { filter_expression: Some(below.clone()), ..request(&anywhere, "", "", 10) };
+    refused(proto::SearchRequest { filter: String::new(), ..message }, "filter_expression", "EUR and GBP").await;
+    let boosts = vec![
+        proto::Boost { filter: "in_stock".to_owned(), factor: 2.0, filter_expression: None },
+        proto::Boost { filter: String::new(), factor: 2.0, filter_expression: Some(below.clone()) },
+    ];
+    let sent = request(&anywhere, "", "", 10);
+    let options = sent.options.clone().map(|options| proto::RankingOptions { boosts, ..options });
+    let boosted = proto::SearchRequest { options, ..sent };
+    refused(boosted, "options.boosts[1].filter_expression", "EUR and GBP").await;
+    let list = proto::ListItemsRequest { filter_expression: Some(below), ..Default::default() };
+    let found = violations(&catalog(channel).list_items(list).await.unwrap_err());
+    assert_eq!(found[0].0, "filter_expression");
     // A filter chooses a currency, also of a list of the catalogue.
     let chosen = shown(channel, &request(&swiss, "price < 9 AND currency = \"CHF\"", "price", 10)).await;
     assert_eq!(names(&chosen), ["urn", "cup"]);

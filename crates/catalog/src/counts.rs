@@ -97,6 +97,21 @@ impl Catalog {
         kinds.filter(|(_, kinds)| !kinds.is_empty()).collect()
     }
 
+    /// Returns the rows that have a value of an attribute of another kind, ascending.
+    pub fn rows_with_other_kind(&self, attribute: &str, kind: AttributeKind) -> Vec<Row> {
+        let mut rows = Vec::new();
+        for (block, alive) in masks(self.alive()) {
+            let kinds = self.columns(block).attribute_kinds().find(|(name, _)| *name == attribute);
+            let Some((_, kinds)) = kinds else { continue };
+            let mut others: Mask = [0; BLOCK_ROWS / 64];
+            for (_, mask) in AttributeKind::ALL.into_iter().zip(kinds).filter(|(of, _)| *of != kind) {
+                others.iter_mut().zip(mask).zip(alive).for_each(|((other, mask), alive)| *other |= mask & alive);
+            }
+            rows.extend(bits::ones(&others, 0).map(|at| Row((block * BLOCK_ROWS + at) as u32)));
+        }
+        rows
+    }
+
     /// Counts the values of a field of the rows in a bit set. An item with several texts counts once for each normal
     /// form. Fields without columns ([`Field::ItemId`], [`Field::Title`], [`Field::Description`]) have none.
     /// `one_per_group`: items of a group with the same value count once.

@@ -2,6 +2,7 @@
 use crate::{FieldSet, Offer};
 use lodestone_core::{
     ids::ItemId,
+    text::plain_name,
     units::{PriceMicros, UnixMillis},
 };
 use std::{collections::BTreeMap, sync::Arc};
@@ -136,7 +137,7 @@ impl Availability {
     }
 
     /// Returns true if an item can be bought.
-    pub(crate) fn is_in_stock(self) -> bool {
+    pub fn is_in_stock(self) -> bool {
         !matches!(self, Self::OutOfStock | Self::Discontinued)
     }
 
@@ -153,11 +154,8 @@ impl Availability {
 
     /// Parses a name, regardless of letter case, spaces and punctuation.
     pub fn parse(name: &str) -> Option<Self> {
-        let letters = |text: &str| -> String {
-            text.chars().filter(|c| c.is_alphanumeric()).flat_map(char::to_lowercase).collect()
-        };
-        let name = letters(name);
-        Self::ALL.into_iter().find(|availability| letters(availability.name()) == name)
+        let name = plain_name(name);
+        Self::ALL.into_iter().find(|availability| plain_name(availability.name()) == name)
     }
 }
 
@@ -182,6 +180,39 @@ impl Pricing {
         let share = (original - price) as f64 / original as f64;
         // Rounded, so that a fifth off is 0.2 as written in a filter.
         (original > price).then(|| (share * DISCOUNT_STEPS).round() / DISCOUNT_STEPS)
+    }
+}
+
+/// A price that a user pays for some time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) struct Sale {
+    pub(crate) price: Option<PriceMicros>,
+    /// Inclusive. None: since ever.
+    pub(crate) start: Option<UnixMillis>,
+    /// Exclusive. None: forever.
+    pub(crate) end: Option<UnixMillis>,
+}
+
+impl Sale {
+    /// Returns the sale price if it applies at a time.
+    fn price_at(&self, at: UnixMillis) -> Option<PriceMicros> {
+        let has_begun = self.start.is_none_or(|start| start <= at);
+        let is_over = self.end.is_some_and(|end| end <= at);
+        self.price.filter(|_| has_begun && !is_over)
+    }
+
+    /// Returns what a user pays at a time who otherwise pays `regular`.
+    pub(crate) fn pricing_at(&self, at: UnixMillis, regular: Pricing) -> Pricing {
+        match self.price_at(at) {
+            Some(sale) => Pricing { price: Some(sale), original_price: regular.price },
+            None => regular,
+        }
+    }
+
+    /// Returns the first time after `at` at which the sale begins or ends; none if it never does.
+    pub(crate) fn next_change(&self, at: UnixMillis) -> Option<UnixMillis> {
+        self.price?;
+        [self.start, self.end].into_iter().flatten().filter(|change| *change > at).min()
     }
 }
 
@@ -248,7 +279,7 @@ pub struct AttributeTime {
     pub time_ms: i64,
 }
 
-/// A place on the earth, in degrees.
+/// A location on the earth, in degrees.
 #[derive(Debug, Clone, Copy, PartialEq, serde::Serialize, serde::Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct GeoPoint {
@@ -320,25 +351,25 @@ impl Item {
         self.availability().is_in_stock()
     }
 
+    fn sale(&self) -> Sale {
+        Sale { price: self.sale_price, start: self.sale_start, end: self.sale_end }
+    }
+
     /// Returns the sale price if it applies at a time.
     fn sale_at(&self, at: UnixMillis) -> Option<PriceMicros> {
-        let has_begun = self.sale_start.is_none_or(|start| start <= at);
-        let is_over = self.sale_end.is_some_and(|end| end <= at);
-        self.sale_price.filter(|_| has_begun && !is_over)
+        self.sale().price_at(at)
     }
 
     /// Returns what a user pays at a time. Everything that reads a price takes it from here.
     pub fn price_at(&self, at: UnixMillis) -> Pricing {
-        match self.sale_at(at) {
-            Some(sale) => Pricing { price: Some(sale), original_price: self.price },
-            None => Pricing { price: self.price, original_price: self.original_price },
-        }
+        self.sale().pricing_at(at, Pricing { price: self.price, original_price: self.original_price })
     }
 
-    /// Returns the first time after `at` at which [`Item::price_at`] may change; none if it never does.
+    /// Returns the first time after `at` at which [`Item::price_at`] may change, of the item itself or as some viewer sees
+    /// it; none if it never does.
     pub fn next_price_change(&self, at: UnixMillis) -> Option<UnixMillis> {
-        self.sale_price?;
-        [self.sale_start, self.sale_end].into_iter().flatten().filter(|change| *change > at).min()
+        let of_offers = self.offers.iter().filter_map(|offer| offer.sale().next_change(at));
+        of_offers.chain(self.sale().next_change(at)).min()
     }
 
     /// Returns what remains of the price of a time above the cost, in the currency's unit; below 0 for an item that is

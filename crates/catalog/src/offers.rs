@@ -1,5 +1,5 @@
 //! Offers: prices and stock of an item at a place, in a region, for a group of customers, or in a currency.
-use crate::{Item, PreparedField, Pricing, snapshot::CatalogRow};
+use crate::{Item, PreparedField, Pricing, item::Sale, snapshot::CatalogRow};
 use lodestone_core::units::{PriceMicros, UnixMillis};
 use std::{borrow::Cow, cmp::Reverse, sync::Arc};
 
@@ -25,6 +25,12 @@ pub struct Offer {
     pub original_price: Option<PriceMicros>,
     /// None if the key has a currency.
     pub stock_quantity: Option<u32>,
+    /// What a user pays from `sale_start`, inclusive, to `sale_end`, exclusive, instead of the price of the same offer.
+    pub sale_price: Option<PriceMicros>,
+    /// None: since ever.
+    pub sale_start: Option<UnixMillis>,
+    /// None: forever.
+    pub sale_end: Option<UnixMillis>,
 }
 
 /// A value of an offer, which a write sets on its own.
@@ -33,10 +39,14 @@ pub enum OfferField {
     Price,
     OriginalPrice,
     StockQuantity,
+    SalePrice,
+    SaleStart,
+    SaleEnd,
 }
 
 impl OfferField {
-    pub const ALL: [Self; 3] = [Self::Price, Self::OriginalPrice, Self::StockQuantity];
+    pub const ALL: [Self; 6] =
+        [Self::Price, Self::OriginalPrice, Self::StockQuantity, Self::SalePrice, Self::SaleStart, Self::SaleEnd];
 
     /// Returns the name in the API.
     pub fn name(self) -> &'static str {
@@ -44,6 +54,9 @@ impl OfferField {
             Self::Price => "price_micros",
             Self::OriginalPrice => "original_price_micros",
             Self::StockQuantity => "stock_quantity",
+            Self::SalePrice => "sale_price_micros",
+            Self::SaleStart => "sale_start_time",
+            Self::SaleEnd => "sale_end_time",
         }
     }
 }
@@ -93,7 +106,15 @@ impl OfferKey {
 impl Offer {
     /// Returns an offer without values.
     pub fn new(key: OfferKey) -> Self {
-        Self { key, price: None, original_price: None, stock_quantity: None }
+        Self {
+            key,
+            price: None,
+            original_price: None,
+            stock_quantity: None,
+            sale_price: None,
+            sale_start: None,
+            sale_end: None,
+        }
     }
 
     pub fn has(&self, field: OfferField) -> bool {
@@ -101,6 +122,9 @@ impl Offer {
             OfferField::Price => self.price.is_some(),
             OfferField::OriginalPrice => self.original_price.is_some(),
             OfferField::StockQuantity => self.stock_quantity.is_some(),
+            OfferField::SalePrice => self.sale_price.is_some(),
+            OfferField::SaleStart => self.sale_start.is_some(),
+            OfferField::SaleEnd => self.sale_end.is_some(),
         }
     }
 
@@ -109,7 +133,14 @@ impl Offer {
             OfferField::Price => to.price = self.price,
             OfferField::OriginalPrice => to.original_price = self.original_price,
             OfferField::StockQuantity => to.stock_quantity = self.stock_quantity,
+            OfferField::SalePrice => to.sale_price = self.sale_price,
+            OfferField::SaleStart => to.sale_start = self.sale_start,
+            OfferField::SaleEnd => to.sale_end = self.sale_end,
         }
+    }
+
+    pub(crate) fn sale(&self) -> Sale {
+        Sale { price: self.sale_price, start: self.sale_start, end: self.sale_end }
     }
 }
 
@@ -136,7 +167,7 @@ impl Item {
     }
 
     /// Returns the item as a viewer sees it: with the prices and the stock that apply, and without offers. A price that
-    /// comes from an offer has no sale with dates, and no cost unless both are in one currency. The item's stated
+    /// comes from an offer has the sale of that offer, and no cost unless both are in one currency. The item's stated
     /// availability and the stock that applies mean together what they mean in an item without offers.
     pub fn for_viewer(&self, viewer: &OfferKey) -> Self {
         let applicable = || self.offers.iter().filter(|offer| offer.key.applies_to(viewer));
@@ -159,7 +190,8 @@ impl Item {
         if priced.is_some() || !is_wanted(&self.currency) {
             seen.price = priced.and_then(|offer| offer.price);
             seen.original_price = priced.and_then(|offer| offer.original_price);
-            (seen.sale_price, seen.sale_start, seen.sale_end) = (None, None, None);
+            let sale = priced.map(Offer::sale).unwrap_or_default();
+            (seen.sale_price, seen.sale_start, seen.sale_end) = (sale.price, sale.start, sale.end);
             seen.currency = priced.map(currency_of).unwrap_or_default();
             seen.cost = self.cost.filter(|_| seen.price.is_some() && seen.currency == self.currency);
         }
@@ -184,12 +216,14 @@ impl CatalogRow {
 pub(crate) struct OfferRows(Vec<OfferRow>);
 
 /// An offer of an item of a block, in few bytes.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub(crate) struct OfferRow {
     pub(crate) at: u16,
     stock_quantity: u32,
     price: i64,
     original_price: i64,
+    /// Boxed, because few offers have one.
+    sale: Option<Box<Sale>>,
 }
 
 /// No price.
@@ -205,6 +239,7 @@ impl OfferRow {
             stock_quantity: offer.stock_quantity.unwrap_or(NO_STOCK),
             price: micros(offer.price),
             original_price: micros(offer.original_price),
+            sale: offer.sale_price.map(|_| Box::new(offer.sale())),
         }
     }
 
@@ -212,8 +247,10 @@ impl OfferRow {
         PriceMicros::new(self.price)
     }
 
-    pub(crate) fn pricing(&self) -> Pricing {
-        Pricing { price: self.price(), original_price: PriceMicros::new(self.original_price) }
+    /// Returns what a user pays at a time.
+    pub(crate) fn pricing_at(&self, at: UnixMillis) -> Pricing {
+        let regular = Pricing { price: self.price(), original_price: PriceMicros::new(self.original_price) };
+        self.sale.as_ref().map_or(regular, |sale| sale.pricing_at(at, regular))
     }
 
     pub(crate) fn stock_quantity(&self) -> Option<u32> {

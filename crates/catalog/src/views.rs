@@ -13,12 +13,19 @@ use std::{
     collections::BTreeSet,
     sync::{
         Arc, OnceLock,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicU64, AtomicUsize, Ordering},
     },
 };
 
-/// Maximum number of blocks with values of offers that are kept for the next request, over all viewers.
+/// Maximum size of the views that are kept for the next request, over all viewers, in blocks: a block with values of offers
+/// counts 1, and so do [`ROWS_PER_BLOCK`] rows that were read and [`EMPTY_PER_BLOCK`] blocks without offers.
 const KEPT_BLOCKS_MAX: usize = 4096;
+/// Rows of a view that take about the memory of the columns of a block.
+const ROWS_PER_BLOCK: usize = 64;
+/// Blocks without offers that take about the memory of one with offers.
+const EMPTY_PER_BLOCK: usize = 1024;
+/// Number of reads after which the rows that they added are counted.
+const READS_PER_COUNT: u64 = 1024;
 
 /// Identifies a content of a catalogue or of one of its blocks within the process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -55,6 +62,8 @@ struct Differing {
     items: Mask,
     /// The rows of these items, once they are read.
     rows: Box<[OnceLock<Box<CatalogRow>>]>,
+    /// Number of rows that were read.
+    read_count: AtomicUsize,
 }
 
 impl View {
@@ -62,15 +71,19 @@ impl View {
     pub(crate) fn row<'c>(&'c self, row: Row, own: &'c CatalogRow, prepared: &[PreparedField]) -> &'c CatalogRow {
         let (block, at) = (row.index() / BLOCK_ROWS, row.index() % BLOCK_ROWS);
         match self.blocks.get(block).and_then(|block| block.differing.as_ref()) {
-            Some(differing) if bits::has(&differing.items, at) => {
-                differing.rows[at].get_or_init(|| Box::new(own.for_viewer(&self.viewer, prepared, self.time)))
-            }
+            Some(differing) if bits::has(&differing.items, at) => differing.rows[at].get_or_init(|| {
+                differing.read_count.fetch_add(1, Ordering::Relaxed);
+                Box::new(own.for_viewer(&self.viewer, prepared, self.time))
+            }),
             _ => own,
         }
     }
 
-    fn kept_block_count(&self) -> usize {
-        self.blocks.iter().filter(|block| block.differing.is_some()).count()
+    /// Returns the size of the view in blocks; see [`KEPT_BLOCKS_MAX`].
+    fn size(&self) -> usize {
+        let differing = self.blocks.iter().filter_map(|block| block.differing.as_ref());
+        let of_block = |block: &Differing| 1 + block.read_count.load(Ordering::Relaxed) / ROWS_PER_BLOCK;
+        1 + self.blocks.len() / EMPTY_PER_BLOCK + differing.map(|block| of_block(block)).sum::<usize>()
     }
 }
 
@@ -98,6 +111,9 @@ impl ViewCache {
         let mut views = self.0.lock();
         views.tick += 1;
         let tick = views.tick;
+        if tick.is_multiple_of(READS_PER_COUNT) {
+            views.shrink(viewer);
+        }
         let Some(cached) = views.by_viewer.get_mut(viewer) else { return Err(None) };
         cached.last_tick = tick;
         match &cached.catalog {
@@ -116,13 +132,23 @@ impl ViewCache {
         }
         let cached = CachedView { view, catalog: catalog.map(|catalog| (version, catalog)), last_tick: *tick };
         by_viewer.insert(viewer.clone(), cached);
-        let mut kept: usize = by_viewer.values().map(|cached| 1 + cached.view.kept_block_count()).sum();
-        while kept > KEPT_BLOCKS_MAX && by_viewer.len() > 1 {
-            let others = by_viewer.iter().filter(|(of, _)| *of != viewer);
+        views.shrink(viewer);
+    }
+}
+
+impl Views {
+    /// Removes the views of the viewers whose requests are the oldest, except that of `viewer`, until the others are within
+    /// [`KEPT_BLOCKS_MAX`].
+    fn shrink(&mut self, viewer: &OfferKey) {
+        let mut kept: usize = self.by_viewer.values().map(|cached| cached.view.size()).sum();
+        while kept > KEPT_BLOCKS_MAX {
+            let others = self.by_viewer.iter().filter(|(of, _)| *of != viewer);
             let Some(oldest) = others.min_by_key(|(_, cached)| cached.last_tick).map(|(of, _)| of.clone()) else {
                 break;
             };
-            kept -= by_viewer.remove(&oldest).map_or(0, |cached| 1 + cached.view.kept_block_count());
+            // Rows may be read meanwhile.
+            let size = self.by_viewer.remove(&oldest).map_or(0, |cached| cached.view.size());
+            kept = kept.saturating_sub(size);
         }
     }
 }
@@ -143,7 +169,8 @@ impl Catalog {
             let version = self.block_versions[index];
             let known = known.as_ref().and_then(|known| known.blocks.get(index));
             known.filter(|known| known.version == version).cloned().unwrap_or_else(|| {
-                Arc::new(ViewBlock { version, differing: differing(self.columns(index), viewer).map(Box::new) })
+                let differing = differing(self.columns(index), viewer, self.time());
+                Arc::new(ViewBlock { version, differing: differing.map(Box::new) })
             })
         };
         let blocks: Vec<Arc<ViewBlock>> = (0..self.block_versions.len()).map(block).collect();
@@ -181,8 +208,8 @@ impl Catalog {
     }
 }
 
-/// Returns the values of a block that differ for a viewer from the items' own; none if no offer applies.
-fn differing(own: &Columns, viewer: &OfferKey) -> Option<Differing> {
+/// Returns the values of a block that differ for a viewer at a time from the items' own; none if no offer applies.
+fn differing(own: &Columns, viewer: &OfferKey, time: UnixMillis) -> Option<Differing> {
     let wanted = Some(normalize(&viewer.currency)).filter(|code| !code.is_empty());
     let mut applicable: Vec<(&OfferKey, &OfferRows)> =
         own.offers().filter(|(key, _)| key.applies_to(viewer)).map(|(key, rows)| (key, &**rows)).collect();
@@ -215,10 +242,10 @@ fn differing(own: &Columns, viewer: &OfferKey) -> Option<Differing> {
     for at in 0..BLOCK_ROWS {
         let is_unwanted = in_wanted.as_ref().is_some_and(|items| !bits::has(items, at));
         match prices[at] {
-            Some((row, "")) => columns.set_price(at, row, None),
+            Some((row, "")) => columns.set_price(at, row.pricing_at(time), None),
             Some((row, code)) => {
                 let normal = normals.entry(code).or_insert_with(|| normalize(code));
-                columns.set_price(at, row, Some(normal));
+                columns.set_price(at, row.pricing_at(time), Some(normal));
             }
             // The item has no price in the currency.
             None if is_unwanted => columns.remove_price(at),
@@ -232,7 +259,7 @@ fn differing(own: &Columns, viewer: &OfferKey) -> Option<Differing> {
         }
     }
     let rows = (0..BLOCK_ROWS).map(|_| OnceLock::new()).collect();
-    items.iter().any(|word| *word != 0).then_some(Differing { columns, items, rows })
+    items.iter().any(|word| *word != 0).then_some(Differing { columns, items, rows, read_count: AtomicUsize::new(0) })
 }
 
 #[cfg(test)]
@@ -373,7 +400,47 @@ mod tests {
     }
 
     #[test]
-    fn a_price_of_an_offer_has_no_sale_and_the_cost_of_the_item_only_in_its_currency() {
+    fn rows_that_requests_read_count_for_the_size_of_the_kept_views() {
+        let (keys, mut catalog) = (ItemKeys::default(), Catalog::default());
+        for number in 0..BLOCK_ROWS {
+            let offers = [(key("a", "", "", ""), 1, None)];
+            catalog.upsert(&keys, Arc::new(item(number, 7, "", &offers)), ItemVectors::new(&[], &[]));
+        }
+        let catalog = Arc::new(catalog);
+        let viewer = |number: usize| key("a", "", &number.to_string(), "");
+        const VIEWERS: usize = 300;
+        for number in 0..VIEWERS {
+            let view = catalog.view(&viewer(number));
+            (0..BLOCK_ROWS).for_each(|row| _ = view.get(Row(row as u32)));
+        }
+        // Nothing is inserted any more; reading alone must remove views.
+        (0..READS_PER_COUNT).for_each(|_| _ = catalog.view(&viewer(VIEWERS - 1)));
+        let of_one = 2 + BLOCK_ROWS / ROWS_PER_BLOCK;
+        let kept = catalog.views.0.lock().by_viewer.len();
+        assert!(kept <= KEPT_BLOCKS_MAX / of_one && kept > KEPT_BLOCKS_MAX / of_one / 2, "{kept} views");
+    }
+
+    #[test]
+    fn a_price_of_an_offer_has_the_sale_of_the_offer() {
+        let (start, end) = (Some(UnixMillis(100)), Some(UnixMillis(200)));
+        let mut item = Item { sale_price: price(1), ..item(0, 7, "EUR", &[(key("a", "", "", ""), 5, None)]) };
+        item.offers[0] = Offer { sale_price: price(4), sale_start: start, sale_end: end, ..item.offers[0].clone() };
+        let (keys, mut catalog) = (ItemKeys::default(), Catalog::default());
+        let row = catalog.upsert(&keys, Arc::new(item), ItemVectors::new(&[], &[]));
+        let changes = [0, 100, 200].map(|time| catalog.get(row).item.next_price_change(UnixMillis(time)));
+        assert_eq!(changes, [start, end, None]);
+        for (time, units, original) in [(0, 5, None), (100, 4, price(5)), (200, 5, None)] {
+            catalog = catalog.at_time(UnixMillis(time)).unwrap_or(catalog);
+            let view = Arc::new(catalog.clone()).view(&key("a", "", "", ""));
+            let shown = view.shown_item(row);
+            assert_eq!((shown.price, shown.original_price), (price(units), original), "{time}");
+            let filter = Filter::parse(&format!("price = {units}")).unwrap();
+            assert!(bits::has(&view.matching(&filter, view.alive()), row.index()), "{time}");
+        }
+    }
+
+    #[test]
+    fn a_price_of_an_offer_has_no_sale_of_the_item_and_its_cost_only_in_its_currency() {
         let offers =
             [(key("a", "", "", ""), 5, None), (key("", "CH", "", "CHF"), 6, None), (key("", "", "g", ""), -1, Some(4))];
         let (start, end) = (Some(UnixMillis(100)), Some(UnixMillis(200)));
@@ -497,6 +564,11 @@ mod tests {
         ("[ab]?", "(CH|DE)?", "(gold)?", "(CHF|EUR)?").prop_map(|(a, b, c, d)| key(&a, &b, &c, &d))
     }
 
+    /// A sale price, and when it starts and ends.
+    fn any_sale() -> impl Strategy<Value = (Option<i64>, [Option<i64>; 2])> {
+        (prop::option::weighted(0.4, 0i64..4), prop::array::uniform2(prop::option::of(0i64..100)))
+    }
+
     prop_compose! {
         fn any_item()(
             units in prop::option::of(0i64..4), original in prop::option::of(0i64..6),
@@ -504,14 +576,22 @@ mod tests {
             stated in prop::option::weighted(0.4, prop::sample::select(Availability::ALL.to_vec())),
             cost in prop::option::of(0i64..4), sale in prop::option::weighted(0.4, 0i64..4),
             sale_times in prop::array::uniform2(prop::option::of(0i64..100)),
-            offers in prop::collection::vec((any_key(), prop::option::of(0i64..4), prop::option::of(0i64..6), prop::option::of(0u32..3)), 0..5),
+            offers in prop::collection::vec((any_key(), prop::option::of(0i64..4), prop::option::of(0i64..6), prop::option::of(0u32..3), any_sale()), 0..5),
         ) -> Item {
             let offers: BTreeMap<OfferKey, Offer> = offers
                 .into_iter()
                 .filter(|(key, ..)| !key.is_empty())
-                .map(|(key, units, original, stock)| {
-                    let stock_quantity = stock.filter(|_| key.currency.is_empty());
-                    (key.clone(), Offer { key, price: units.and_then(price), original_price: original.and_then(price), stock_quantity })
+                .map(|(key, units, original, stock, (sale, [start, end]))| {
+                    let offer = Offer {
+                        price: units.and_then(price),
+                        original_price: original.and_then(price),
+                        stock_quantity: stock.filter(|_| key.currency.is_empty()),
+                        sale_price: sale.and_then(price),
+                        sale_start: start.map(UnixMillis),
+                        sale_end: end.map(UnixMillis),
+                        ..Offer::new(key.clone())
+                    };
+                    (key, offer)
                 })
                 .collect();
             Item {

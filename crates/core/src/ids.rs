@@ -4,6 +4,27 @@ use std::{fmt, sync::Arc};
 /// The length limit of an id, in bytes.
 pub const ID_BYTES_MAX: usize = 128;
 
+/// The length limit of a name, in bytes.
+pub const NAME_BYTES_MAX: usize = 64;
+
+/// A text that is not a name: the id of a rule or of another entry, or the name of a serving configuration or a catalogue.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("`{0}` is not a name of 1 to {NAME_BYTES_MAX} characters of A-Z, a-z, 0-9, `.`, `_`, `-`")]
+pub struct NameError(String);
+
+/// Checks the id of a rule, a set of synonyms or a serving configuration, or the name of an experiment or a catalogue: 1 to
+/// [`NAME_BYTES_MAX`] ASCII letters, digits, `.`, `_` and `-`. The error shows up to 40 characters of the text.
+pub fn check_name(text: &str) -> Result<(), NameError> {
+    let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-');
+    if (1..=NAME_BYTES_MAX).contains(&text.len()) && text.bytes().all(is_plain) {
+        return Ok(());
+    }
+    Err(NameError(match text.char_indices().nth(40) {
+        Some((end, _)) => format!("{}…", &text[..end]),
+        None => text.to_owned(),
+    }))
+}
+
 /// The reason why a text is not a valid id.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum IdError {

@@ -208,7 +208,8 @@ mod tests {
         item.attributes.insert("size".into(), AttributeValue::Text("M".into()));
         item.attributes.insert("vegan".into(), AttributeValue::Flag(true));
         item.attributes.insert("released".into(), AttributeValue::time(UnixMillis(-9)));
-        item.attributes.insert("place".into(), AttributeValue::GeoPoint(GeoPoint { latitude: 52.5, longitude: 13.4 }));
+        item.attributes
+            .insert("location".into(), AttributeValue::GeoPoint(GeoPoint { latitude: 52.5, longitude: 13.4 }));
         item.created_at = Some(UnixMillis(5));
         item.values_at = Some(UnixMillis(6));
         item.absent_fields.insert(&ItemField::StockQuantity);

@@ -1,10 +1,13 @@
 //! Feeds and event exports in the formats that shops have, by the shipped mappings, and what is refused.
 use flate2::{Compression, write::GzEncoder};
 use lodestone_catalog::{AttributeValue, Availability, GeoPoint, Item, Pricing};
-use lodestone_core::units::UnixMillis;
+use lodestone_core::{units::UnixMillis, viewer::Platform};
 use lodestone_dataset::{
     DatasetEvent,
-    import::{ImportError, ImportOptions, ImportReport, Mapping, SHIPPED, ShopFiles, import},
+    import::{
+        ImportError, ImportOptions, ImportReport, InventoryReport, LocalInventory, Mapping, SHIPPED, ShopFiles, import,
+        read_inventory,
+    },
     into_events, read_events, read_items,
 };
 use proptest::prelude::*;
@@ -870,4 +873,133 @@ proptest! {
             _ = Shop::new().import_items(mapping, name, &content);
         }
     }
+}
+
+fn inventory(mapping: &str, name: &str, content: &str) -> Result<(Vec<LocalInventory>, InventoryReport), ImportError> {
+    let shop = Shop::new();
+    let (mapping, file) = (shop.mapping(mapping)?, shop.write(name, content));
+    let options = ImportOptions { items_time: Some(UnixMillis(NOW.0 - 1000)), ..OPTIONS };
+    read_inventory(&[mapping], &file, options, |_, _| {})
+}
+
+/// Item, place, stock, price in units, currency, sale price in units.
+type LocalRow<'a> = (&'a str, &'a str, Option<u32>, Option<i64>, &'a str, Option<i64>);
+
+fn local_row(row: &LocalInventory) -> LocalRow<'_> {
+    let units = |price: Option<lodestone_core::units::PriceMicros>| price.map(|price| price.micros() / 1_000_000);
+    let LocalInventory { item, place_id, stock_quantity, price, currency, sale_price, .. } = row;
+    (item.as_str(), place_id, *stock_quantity, units(*price), currency, units(*sale_price))
+}
+
+#[test]
+fn a_local_inventory_feed_has_stock_and_prices_of_stores() {
+    let tsv = "store code\titemid\tquantity\tprice\tsale price\tsale price effective date\tavailability\n\
+               leeds\tmug\t7\t12.00 EUR\t9.00 EUR\t2025-12-24T00:00Z/2026-02-01T00:00Z\tin stock\n\
+               york\tmug\t\t13.00 EUR\t\t\ton display to order\n\
+               leeds\tlamp\t5\t\t\t\tout of stock\n\
+               york\tlamp\t\t30.00 EUR\t20.00 EUR\t\tlimited availability\n";
+    let (rows, report) = inventory("google-local-inventory", "stores.tsv", tsv).unwrap();
+    let expected: [LocalRow<'_>; 4] = [
+        ("mug", "leeds", Some(7), Some(12), "EUR", Some(9)),
+        ("mug", "york", Some(1), Some(13), "EUR", None),
+        ("lamp", "leeds", Some(0), None, "", None),
+        ("lamp", "york", Some(1), Some(30), "EUR", Some(20)),
+    ];
+    assert_eq!(rows.iter().map(local_row).collect::<Vec<_>>(), expected);
+    let ms = |time: &str| time.parse::<jiff::Timestamp>().unwrap().as_millisecond();
+    let times: Vec<_> = rows.iter().map(|row| (row.sale_start.map(|at| at.0), row.sale_end.map(|at| at.0))).collect();
+    let feed = NOW.0 - 1000;
+    assert_eq!(
+        times,
+        [
+            (Some(ms("2025-12-24T00:00:00Z")), Some(ms("2026-02-01T00:00:00Z"))),
+            // Ends a sale of an earlier file.
+            (None, Some(feed)),
+            // Without a price, nothing is said about a sale.
+            (None, None),
+            (Some(feed), Some(ms("9999-12-31T00:00:00Z"))),
+        ]
+    );
+    assert_eq!((report.row_count, report.kept_count, report.place_count, report.time_ms), (4, 4, 2, feed));
+
+    let csv = "store_code,id,quantity,price\nleeds,mug,7,12.00\n";
+    let (rows, report) = inventory("google-local-inventory", "stores.csv", csv).unwrap();
+    assert_eq!(local_row(&rows[0]), ("mug", "leeds", Some(7), Some(12), "", None));
+    assert_eq!((rows[0].sale_end, report.missing_columns.len()), (None, 3));
+
+    let xml = "<rss xmlns:g=\"http://base.google.com/ns/1.0\"><channel><item><g:store_code>leeds</g:store_code>\
+               <g:id>mug</g:id><g:quantity>3</g:quantity><g:price>12 GBP</g:price></item></channel></rss>";
+    let mapping = "extends = \"google-local-inventory\"\n[constants]\ncurrency = \"GBP\"\n";
+    let (rows, _) = inventory(mapping, "stores.xml", xml).unwrap();
+    assert_eq!(local_row(&rows[0]), ("mug", "leeds", Some(3), Some(12), "", None), "the currency of the items");
+}
+
+#[test]
+fn rows_of_a_local_inventory_feed_with_bad_values_are_left_out_and_counted() {
+    let csv = "store_code,id,quantity,price,sale_price,sale_price_effective_date,availability\n\
+               leeds,mug,7,12.00 EUR,,,\n\
+               leeds,mug,8,12.00 EUR,,,\n\
+               ,mug,8,12.00 EUR,,,\n\
+               york,,8,12.00 EUR,,,\n\
+               york,mug,many,12.00 EUR,,,\n\
+               york,mug,,,,,\n\
+               york,mug,8,,9.00 EUR,,\n\
+               york,mug,8,12.00 EUR,9.00 GBP,,\n\
+               york,mug,8,12.00 EUR,9.00 EUR,soon,\n\
+               york,mug,8,12.00 EUR,,,perhaps\n";
+    let (rows, report) = inventory("google-local-inventory", "stores.csv", csv).unwrap();
+    assert_eq!((rows.len(), rows[0].stock_quantity), (1, Some(7)));
+    let dropped: Vec<(&str, u64)> = report.dropped.iter().map(|(name, class)| (*name, class.count)).collect();
+    let classes = [
+        "bad currency",
+        "bad sale period",
+        "no item",
+        "no place",
+        "no value",
+        "not a number",
+        "sale without a price",
+        "same item and place",
+        "unknown availability",
+    ];
+    assert_eq!(dropped, classes.map(|name| (name, 1)));
+    let unknown = &report.dropped["unknown availability"];
+    assert_contains(&unknown.example_problem, &["column `availability`", "`perhaps`"]);
+    assert_contains(&report.to_string(), &["10 rows read", "1 kept, of 1 places", "first at line 11"]);
+
+    let none = inventory("google-local-inventory", "stores.csv", "store_code,id\nleeds,mug\n").unwrap_err();
+    assert_contains(&none.to_string(), &["no row of the file can be used", "no value"]);
+    let missing = inventory("google-local-inventory", "stores.csv", "id,quantity\nmug,1\n").unwrap_err();
+    assert_contains(&missing.to_string(), &["store_code", "inventory.place"]);
+    let other = inventory("shopify", "stores.csv", csv).unwrap_err();
+    assert_contains(&other.to_string(), &["`inventory`"]);
+    for (mapping, problem) in [
+        ("[inventory]\nid = \"id\"\n", "inventory.place is missing"),
+        ("[inventory]\nid = \"id\"\nplace = \"s\"\n", "none of the columns stock, availability and price"),
+        ("[inventory]\nid = \"id\"\nplace = \"s\"\nstock = \"q\"\nsale_price = \"p\"\n", "without inventory.price"),
+        (
+            "[file.empty_values_of]\nplatform = [\"WEB\"]\n[inventory]\nid = \"i\"\nplace = \"s\"\nstock = \"q\"\n",
+            "`platform`",
+        ),
+    ] {
+        let error = inventory(mapping, "stores.csv", csv).unwrap_err().to_string();
+        assert_contains(&error, &[problem]);
+    }
+}
+
+#[test]
+fn a_value_that_means_nothing_in_one_column_is_a_value_in_the_others() {
+    let event = |query: &str, platform: &str, category: &str| {
+        format!(
+            "{{\"event_timestamp\": \"1764000000000000\", \"event_name\": \"search\", \"user_pseudo_id\": \"v\", \
+             \"platform\": \"{platform}\", \"device\": {{\"category\": \"{category}\"}}, \"event_params\": \
+             [{{\"key\": \"search_term\", \"value\": {{\"string_value\": \"{query}\"}}}}]}}\n"
+        )
+    };
+    let lines = event("WEB", "WEB", "mobile") + &event("mug", "ANDROID", "mobile");
+    let (events, _) = Shop::new().import_events("ga4", &[("events.json", &lines)]).unwrap();
+    let mut found: Vec<(String, Option<Platform>)> =
+        events.iter().map(|event| (event.query.clone(), event.context.platform)).collect();
+    found.sort_by(|left, right| left.0.cmp(&right.0));
+    assert_eq!(found[0].0, "WEB");
+    assert!(found[0].1.is_some() && found[1].1.is_some() && found[0].1 != found[1].1, "{found:?}");
 }

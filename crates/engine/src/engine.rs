@@ -19,13 +19,15 @@ use lodestone_core::{
 use lodestone_events::{Attribution, Change, Event, LogError, QueuedWrite, Writer, Written};
 use lodestone_index::{Completion, check_vector};
 use lodestone_pipeline::{
+    FacetSpec,
     answers::{AnswerId, AnswerLog, AnswerLogConfig},
     context::StageTimes,
     generation::Space,
     request::*,
-    run::{self, AnswerLogging, PipelineAnswer, PlannedRequest, RankingRequest},
+    run::{self, AnswerLogging, PipelineAnswer, PlannedRequest, PlannedSuggest, PriceField, RankingRequest, Suggested},
     serving::{Serving, ServingConfig},
     slate::{CurrentItems, PageStart},
+    trace::Trace,
 };
 use lodestone_rollout::{
     Embedded, FrozenAnswer, Generations, LoadedGeneration, Rollout, ServedAnswer, SlateCacheConfig,
@@ -87,6 +89,8 @@ pub struct Engine {
     pub(crate) log: PathBuf,
     /// Held while a change of an entry is checked and written, so that no other one comes between.
     pub(crate) rule_writes: Arc<tokio::sync::Mutex<()>>,
+    /// Written while an attribute is declared, read by writes of items; see [`Engine::hold_declarations`].
+    pub(crate) declarations: Arc<tokio::sync::RwLock<()>>,
     /// Held by the preview of a rule, which reads files.
     pub(crate) preview: Arc<tokio::sync::Mutex<()>>,
     pub(crate) at_risk: Arc<AtRiskSnapshots>,
@@ -144,6 +148,8 @@ struct Conversion {
 pub struct QueuedEvents {
     write: QueuedWrite,
     conversions: Vec<Conversion>,
+    /// Positions of the events that accept a completion.
+    accepted: Vec<usize>,
 }
 
 impl Engine {
@@ -242,9 +248,23 @@ impl Engine {
                 Some(token.after)
             }
         };
-        let catalog = self.generations.current().generation.catalog_at(UnixMillis::now());
+        let catalog = self.catalog_now(&self.generations.current(), deadline).await?;
         check_currencies(&catalog, filter.as_ref())?;
         self.workers.run(deadline, move |_| Ok(catalog.list(filter.as_ref(), after.as_ref(), count))).await
+    }
+
+    /// Returns the catalogue of a generation with the prices of now. After a sale began or ended, a worker rewrites the
+    /// prices, because that takes as long as there are items on sale.
+    pub(crate) async fn catalog_now(
+        &self,
+        loaded: &Arc<LoadedGeneration>,
+        deadline: Instant,
+    ) -> Result<Arc<Catalog>, EngineError> {
+        let (now, loaded) = (UnixMillis::now(), loaded.clone());
+        match loaded.generation.current_catalog_at(now) {
+            Some(catalog) => Ok(catalog),
+            None => self.workers.run(deadline, move |_| Ok(loaded.generation.catalog_at(now))).await,
+        }
     }
 
     /// Returns the kinds of the values of each attribute; see [`Catalog::attribute_kinds`].
@@ -271,10 +291,11 @@ impl Engine {
 
     /// Returns the ids of the items that match a filter, ascending.
     pub async fn items_matching(&self, filter: Filter) -> Result<Vec<ItemId>, EngineError> {
-        let catalog = self.generations.current().generation.catalog_at(UnixMillis::now());
+        let deadline = Instant::now() + LIST_TIMEOUT;
+        let catalog = self.catalog_now(&self.generations.current(), deadline).await?;
         check_currencies(&catalog, Some(&filter))?;
         let list = move |_: &mut usize| Ok(catalog.list(Some(&filter), None, usize::MAX).items);
-        let items = self.workers.run(Instant::now() + LIST_TIMEOUT, list).await?;
+        let items = self.workers.run(deadline, list).await?;
         Ok(items.iter().map(|item| item.id.clone()).collect())
     }
 
@@ -309,7 +330,7 @@ impl Engine {
     }
 
     /// Checks that a serving configuration of this name exists. The empty name is valid.
-    pub fn check_serving_config(&self, name: &str) -> Result<(), EngineError> {
+    fn check_serving_config(&self, name: &str) -> Result<(), EngineError> {
         match name {
             "" => Ok(()),
             name => Ok(self.serving().config(name).map(|_| ())?),
@@ -318,6 +339,7 @@ impl Engine {
 
     /// Searches. If nothing is found, also answers the request's fallback.
     pub async fn search(&self, mut request: SearchRequest, deadline: Instant) -> Result<Answer, EngineError> {
+        self.check_serving_config(&request.options.serving_config)?;
         if !request.page.token.is_empty() {
             return self.next_page(&request.page, deadline).await;
         }
@@ -330,6 +352,7 @@ impl Engine {
     }
 
     pub async fn recommend(&self, request: RecommendRequest, deadline: Instant) -> Result<Answer, EngineError> {
+        self.check_serving_config(&request.options.serving_config)?;
         if !request.page.token.is_empty() {
             return self.next_page(&request.page, deadline).await;
         }
@@ -354,25 +377,32 @@ impl Engine {
     }
 
     pub async fn suggest(&self, request: SuggestRequest, deadline: Instant) -> Result<SuggestAnswer, EngineError> {
-        let price_field = request.filter.as_ref().filter(|filter| filter.has_any(Field::is_price)).map(|_| "filter");
+        let compares_prices = request.filter.as_ref().is_some_and(|filter| filter.has_any(Field::is_price));
+        let price_field = compares_prices.then_some(PriceField::Filter);
         let (viewer, filter) = (&request.viewer, request.filter.as_ref());
         self.check_viewer_currencies(viewer, price_field, filter, BTreeSet::new(), deadline).await?;
         let plan = self.serving().plan_of_suggestions(&request.options.serving_config)?;
+        let id = Uuid::now_v7().into_bytes();
+        let planned = PlannedSuggest { answer_id: id, plan, logging: self.logging_of(&id), request };
+        let request = &planned.request;
         self.wait_for_position(request.options.log_position, deadline).await?;
         let (generations, position) = (self.generations.clone(), self.writer.position());
         let suggest = move |worker: &mut usize| {
-            let loaded = generations.routes().of(&request.viewer.user).clone();
+            let loaded = generations.routes().of(&planned.request.viewer.user).clone();
             let mut models = loaded.models_of(*worker);
             let now = UnixMillis::now();
             loaded.generation.catalog_at(now);
-            let suggested = run::suggest(&loaded.generation, &mut models, &request, &plan, now);
+            let suggested = run::suggest(&loaded.generation, &mut models, &planned, now);
             drop(models);
             Ok((loaded, suggested))
         };
-        let (loaded, (mut answer, stage_times)) = self.workers.run(deadline, suggest).await?;
+        let (loaded, Suggested { mut answer, stage_times, trace }) = self.workers.run(deadline, suggest).await?;
+        if let Some(trace) = trace {
+            self.log_answer(id, trace, &loaded, &answer.products);
+        }
+        self.metrics.shown_completions(answer.completions.len() as u64);
         answer.is_cut = remove_items_beyond(&mut answer.products, RESULTS_BYTES_MAX);
         self.record_metrics(&stage_times, &answer.info);
-        let id = Uuid::now_v7().into_bytes();
         self.sign(&mut answer.info, &loaded, id, position);
         let completion_id = |completion: &Completion| self.tokens.completion(id, &completion.text);
         answer.completion_ids = answer.completions.iter().map(completion_id).collect();
@@ -380,24 +410,26 @@ impl Engine {
     }
 
     pub async fn write_events(&self, events: Vec<Event>) -> WriteResult {
-        let conversions = self.conversions(&events);
+        let (conversions, accepted) = (self.conversions(&events), accepted_completions(&events));
         let written = self.finish_write(self.writer.write(event_changes(events)).await)?;
         self.record_conversions(conversions, &written.outcomes);
+        self.count_accepted(&accepted, &written.outcomes);
         Ok(written)
     }
 
     /// Queues events, and waits while the queue of writes is full, instead of failing. Events that are queued one after
     /// the other are stored in that order. [`Engine::finish_events`] returns their outcomes.
     pub async fn queue_events(&self, events: Vec<Event>) -> Result<QueuedEvents, EngineError> {
-        let conversions = self.conversions(&events);
+        let (conversions, accepted) = (self.conversions(&events), accepted_completions(&events));
         let write = self.writer.queue(event_changes(events)).await.map_err(EngineError::Log)?;
-        Ok(QueuedEvents { write, conversions })
+        Ok(QueuedEvents { write, conversions, accepted })
     }
 
     /// Waits until queued events are stored and applied.
     pub async fn finish_events(&self, queued: QueuedEvents) -> WriteResult {
         let written = self.finish_write(queued.write.written().await)?;
         self.record_conversions(queued.conversions, &written.outcomes);
+        self.count_accepted(&queued.accepted, &written.outcomes);
         Ok(written)
     }
 
@@ -474,6 +506,21 @@ impl Engine {
         self.finish_write(self.writer.write(changes).await)
     }
 
+    /// Checks a request against the catalogue, the declared attributes and the serving configurations, without running it.
+    pub async fn check(&self, request: RankingRequest, deadline: Instant) -> Result<(), EngineError> {
+        self.check_serving_config(&request.options().serving_config)?;
+        self.check_facets(&request)?;
+        let currencies = self.sent_currencies(&request);
+        self.check_viewer_currencies(request.viewer(), request.price_field(), request.filter(), currencies, deadline)
+            .await?;
+        match request {
+            RankingRequest::Search(SearchRequest { fallback: Some(fallback), .. }) => {
+                Box::pin(self.check(RankingRequest::Recommend(*fallback), deadline)).await
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// Runs a request and returns its first page.
     async fn first_page(&self, request: RankingRequest, page: &Page, deadline: Instant) -> Result<Answer, EngineError> {
         let version = request.options().log_position;
@@ -482,6 +529,7 @@ impl Engine {
             RankingRequest::Rank(_) => usize::MAX,
             RankingRequest::Search(_) | RankingRequest::Recommend(_) => RESULTS_BYTES_MAX,
         };
+        self.check_facets(&request)?;
         let currencies = self.sent_currencies(&request);
         self.check_viewer_currencies(request.viewer(), request.price_field(), request.filter(), currencies, deadline)
             .await?;
@@ -490,6 +538,18 @@ impl Engine {
         let position = self.writer.position();
         let served = self.workers.answer(deadline, planned).await?;
         self.freeze(served, position, page, bytes_max, deadline).await
+    }
+
+    /// Refuses facets of attributes that are declared otherwise.
+    fn check_facets(&self, request: &RankingRequest) -> Result<(), EngineError> {
+        let rules = self.rules();
+        let refused = |(index, spec): (usize, &FacetSpec)| match &spec.field {
+            Field::Attribute(name) if rules.refuses_facets_of(name) => {
+                Some(EngineError::NotFacetable { index, name: name.clone() })
+            }
+            _ => None,
+        };
+        request.facets().iter().enumerate().find_map(refused).map_or(Ok(()), Err)
     }
 
     /// Returns the currencies that the prices of the items that only the request has are in for its viewer.
@@ -508,7 +568,7 @@ impl Engine {
     async fn check_viewer_currencies(
         &self,
         viewer: &Viewer,
-        price_field: Option<&'static str>,
+        price_field: Option<PriceField>,
         filter: Option<&Filter>,
         sent: BTreeSet<String>,
         deadline: Instant,
@@ -517,7 +577,8 @@ impl Engine {
         if !viewer.offers.currency.is_empty() || filter.is_some_and(Filter::selects_one_currency) {
             return Ok(());
         }
-        let catalog = self.generations.routes().of(&viewer.user).generation.catalog_at(UnixMillis::now());
+        let loaded = self.generations.routes().of(&viewer.user).clone();
+        let catalog = self.catalog_now(&loaded, deadline).await?;
         let own = catalog.price_currencies(catalog.alive());
         // Offers that name no currency bring no other one.
         let known = match viewer.offers.is_empty() || !catalog.has_currency_offers() && own.len() < 2 {
@@ -557,11 +618,16 @@ impl Engine {
     fn plan(&self, request: RankingRequest) -> Result<PlannedRequest, EngineError> {
         let plan = self.serving().plan(&request.options().serving_config, &request.viewer().user)?;
         let answer_id = Uuid::now_v7().into_bytes();
-        let logging = match self.answers.samples(&answer_id) {
+        let logging = self.logging_of(&answer_id);
+        Ok(PlannedRequest { request, answer_id, plan, logging })
+    }
+
+    /// Decides by its id whether an answer is recorded.
+    fn logging_of(&self, answer_id: &AnswerId) -> AnswerLogging {
+        match self.answers.samples(answer_id) {
             true => AnswerLogging::Recorded,
             false => AnswerLogging::Skipped,
-        };
-        Ok(PlannedRequest { request, answer_id, plan, logging })
+        }
     }
 
     /// Logs and signs an answer, returns the requested page, and keeps the slate if other pages follow.
@@ -596,16 +662,20 @@ impl Engine {
         let answer = self.page(wanted, deadline).await?;
         if let Some(trace) = trace {
             // The record has the probability of the page that was shown, which the limit of bytes may have cut.
-            let codes = |item: &RankedItem| item.reasons.iter().map(|reason| reason.code as i32).collect();
             let shown = if offset == 0 { &answer.results[..] } else { &[] };
-            let reasons: Vec<Vec<i32>> = shown.iter().map(codes).collect();
-            let loaded = loaded.clone();
-            self.answers.log(id, Box::new(move || trace.record(&loaded.generation.manifest, reasons)));
+            self.log_answer(id, trace, &loaded, shown);
         }
         if !answer.next_page_token.is_empty() {
             loaded.slates.insert(id, frozen);
         }
         Ok(answer)
+    }
+
+    /// Logs an answer that showed these results.
+    fn log_answer(&self, id: AnswerId, trace: Box<Trace>, loaded: &Arc<LoadedGeneration>, shown: &[RankedItem]) {
+        let codes = |item: &RankedItem| item.reasons.iter().map(|reason| reason.code as i32).collect();
+        let (reasons, loaded) = (shown.iter().map(codes).collect::<Vec<Vec<i32>>>(), loaded.clone());
+        self.answers.log(id, Box::new(move || trace.record(&loaded.generation.manifest, reasons)));
     }
 
     async fn next_page(&self, page: &Page, deadline: Instant) -> Result<Answer, EngineError> {
@@ -617,7 +687,7 @@ impl Engine {
             return Err(EngineError::PageToken(PageTokenError::OtherRequest));
         }
         let up_to_date = routes.up_to_date(loaded).clone();
-        let catalog = up_to_date.generation.catalog_at(UnixMillis::now());
+        let catalog = self.catalog_now(&up_to_date, deadline).await?;
         let offers = frozen.slate.offers.clone();
         let catalog = match offers.is_empty() {
             true => catalog,
@@ -676,6 +746,12 @@ impl Engine {
         }
     }
 
+    /// Counts the accepted completions of events that were not written before.
+    fn count_accepted(&self, accepted: &[usize], outcomes: &[WriteOutcome]) {
+        let is_new = |index: &&usize| outcomes.get(**index) == Some(&WriteOutcome::Accepted);
+        self.metrics.accepted_completions(accepted.iter().filter(is_new).count() as u64);
+    }
+
     fn finish_write(&self, written: Result<Written, LogError>) -> WriteResult {
         let report = WriteReport::from(written.map_err(EngineError::Log)?);
         self.count_outcomes(&report.outcomes);
@@ -721,8 +797,13 @@ fn check_currencies(catalog: &Catalog, filter: Option<&Filter>) -> Result<(), En
     let currencies = catalog.price_currencies(catalog.alive());
     match currencies.len() {
         0 | 1 => Ok(()),
-        _ => Err(EngineError::MixedCurrencies { field: "filter", currencies, has_viewer: false }),
+        _ => Err(EngineError::MixedCurrencies { field: PriceField::Filter, currencies, has_viewer: false }),
     }
+}
+
+/// Returns the positions of the events that accept a completion.
+fn accepted_completions(events: &[Event]) -> Vec<usize> {
+    events.iter().enumerate().filter(|(_, event)| !event.completion.is_empty()).map(|(index, _)| index).collect()
 }
 
 fn event_changes(events: Vec<Event>) -> Vec<(Change, Option<Embedded>)> {

@@ -1,7 +1,10 @@
 //! Outcomes of writes, and the errors of the engine.
+use crate::attributes::AttributeConflicts;
+use lodestone_catalog::AttributeKind;
 use lodestone_events::{LogError, Outcome, RepeatedLine, StaleField, Written};
 use lodestone_pipeline::{
     answers::{AnswerLogError, ReplayError},
+    run::PriceField,
     serving::UnknownConfig,
 };
 use lodestone_rules::{EntryKind, RuleProblem};
@@ -84,13 +87,20 @@ pub enum EngineError {
     /// The page token was signed elsewhere, has expired, or belongs to another request.
     #[error("{0}")]
     PageToken(PageTokenError),
+    /// The request counts values of an attribute that is declared otherwise.
+    #[error("`attributes.{name}` is declared as an attribute whose values facets do not count; see DeclareAttribute")]
+    NotFacetable {
+        /// Index of the facet in the request.
+        index: usize,
+        name: String,
+    },
     /// The request names a serving configuration that does not exist.
     #[error("{0}")]
     ServingConfig(#[from] UnknownConfig),
     /// A field of the request compares prices in several currencies.
     #[error("compares prices, which are in {}; {}", currencies.join(" and "), choose_currency(*has_viewer))]
     MixedCurrencies {
-        field: &'static str,
+        field: PriceField,
         /// Ascending; at least two.
         currencies: Vec<String>,
         /// Whether the request has a viewer, who may choose a currency.
@@ -129,6 +139,18 @@ pub enum EngineError {
     Internal(String),
 }
 
+fn conflict_text(name: &str, kind: AttributeKind, conflicts: &AttributeConflicts) -> String {
+    const NAMED: usize = 3;
+    let AttributeConflicts { item_count, items } = conflicts;
+    let named: Vec<String> = items.iter().take(NAMED).map(|id| format!("`{id}`")).collect();
+    format!(
+        "{item_count} items have a value of the attribute `{name}` that is not of the kind {}, such as {}; write those \
+         first, or list them with validate_only",
+        kind.name(),
+        named.join(", ")
+    )
+}
+
 fn choose_currency(has_viewer: bool) -> &'static str {
     match has_viewer {
         true => "choose one by viewer.currency_code, or by a condition such as `currency = \"EUR\"` in the filter",
@@ -154,6 +176,9 @@ pub enum RuleError {
     Invalid { kind: EntryKind, problems: Vec<RuleProblem> },
     #[error("the serving configuration `{id}` is part of the file of `serve --serving`; change it there, and restart")]
     ReadOnly { id: String },
+    /// Items have values of another kind than that to declare.
+    #[error("{}", conflict_text(name, *kind, conflicts))]
+    AttributeConflict { name: String, kind: AttributeKind, conflicts: AttributeConflicts },
     #[error("the serving configuration `{id}` cannot be {verb}: {problem}")]
     InUse { id: String, verb: &'static str, problem: String },
 }

@@ -1,6 +1,7 @@
 //! The engine: opens a server's state, runs requests on worker threads, signs tokens, freezes slates, writes through
 //! the log.
 #![forbid(unsafe_code)]
+mod attributes;
 mod engine;
 mod error;
 mod loyalty;
@@ -13,6 +14,7 @@ mod serving;
 mod token;
 mod workers;
 
+pub use attributes::{AttributeConflicts, DeclarationsGuard};
 pub use engine::{Engine, EngineConfig, QueuedEvents};
 pub use error::{EngineError, PageTokenError, RuleError, WriteOutcome, WriteReport};
 pub use lodestone_rules::EntryKind;

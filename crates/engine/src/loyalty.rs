@@ -8,6 +8,7 @@ use lodestone_core::{ids::UserId, units::UnixMillis};
 use lodestone_loyalty::{LoyaltyModel, LoyaltyScore, RiskScore, Segment, TrainedLoyalty, UserSummary, day_of};
 use lodestone_rollout::LoadedGeneration;
 use lodestone_state::LiveState;
+use parking_lot::Mutex;
 use sha2::{Digest, Sha256};
 use std::{
     collections::VecDeque,
@@ -68,8 +69,25 @@ pub(crate) struct AtRiskSnapshot {
     users: Vec<(UserId, RiskScore)>,
 }
 
-/// The latest snapshots. Held while one is made, so that it is made once.
-pub(crate) type AtRiskSnapshots = tokio::sync::Mutex<VecDeque<Arc<AtRiskSnapshot>>>;
+/// The latest snapshots.
+#[derive(Default)]
+pub(crate) struct AtRiskSnapshots {
+    kept: Mutex<VecDeque<Arc<AtRiskSnapshot>>>,
+    /// Held while one is made, so that it is made once. Pages of the kept ones do not wait for it.
+    making: Arc<tokio::sync::Mutex<()>>,
+}
+
+impl AtRiskSnapshots {
+    fn find(&self, is_wanted: impl Fn(&AtRiskSnapshot) -> bool) -> Option<Arc<AtRiskSnapshot>> {
+        self.kept.lock().iter().find(|snapshot| is_wanted(snapshot)).cloned()
+    }
+
+    fn keep(&self, snapshot: Arc<AtRiskSnapshot>) {
+        let mut kept = self.kept.lock();
+        kept.truncate(SNAPSHOTS_MAX - 1);
+        kept.push_front(snapshot);
+    }
+}
 
 fn model_of(loaded: &LoadedGeneration) -> Result<&LoyaltyModel, EngineError> {
     match &*loaded.generation.loyalty {
@@ -170,11 +188,8 @@ impl Engine {
             if of_request != fingerprint.to_le_bytes() {
                 return Err(EngineError::PageToken(PageTokenError::OtherRequest));
             }
-            let snapshots = tokio::time::timeout_at(deadline.into(), self.at_risk.lock()).await;
-            let snapshots = snapshots.map_err(|_| EngineError::DeadlineExceeded)?;
-            let snapshot = snapshots.iter().find(|snapshot| snapshot.id.to_le_bytes() == id);
-            let snapshot = snapshot.ok_or(EngineError::PageToken(PageTokenError::Expired))?.clone();
-            drop(snapshots);
+            let snapshot = self.at_risk.find(|snapshot| snapshot.id.to_le_bytes() == id);
+            let snapshot = snapshot.ok_or(EngineError::PageToken(PageTokenError::Expired))?;
             return Ok(page(&snapshot, token.offset as usize));
         }
         Ok(page(&*self.at_risk_snapshot(&request.currency, deadline).await?, 0))
@@ -184,24 +199,27 @@ impl Engine {
         let loaded = self.generations.current();
         let model = model_of(&loaded)?;
         let currency = if currency.is_empty() { model.currency.clone() } else { currency.to_owned() };
-        let snapshots = tokio::time::timeout_at(deadline.into(), self.at_risk.clone().lock_owned()).await;
-        let mut snapshots = snapshots.map_err(|_| EngineError::DeadlineExceeded)?;
-        let is_current = |snapshot: &&Arc<AtRiskSnapshot>| {
+        let is_current = |snapshot: &AtRiskSnapshot| {
             snapshot.currency == currency
                 && *snapshot.generation == *loaded.name()
                 && snapshot.made.elapsed() < SNAPSHOT_AGE_MAX
         };
-        if let Some(snapshot) = snapshots.iter().find(is_current) {
-            return Ok(snapshot.clone());
+        if let Some(snapshot) = self.at_risk.find(is_current) {
+            return Ok(snapshot);
         }
-        let (state, loaded) = (self.generations.state.clone(), loaded.clone());
+        let making = tokio::time::timeout_at(deadline.into(), self.at_risk.making.clone().lock_owned()).await;
+        let making_lock = making.map_err(|_| EngineError::DeadlineExceeded)?;
+        if let Some(snapshot) = self.at_risk.find(is_current) {
+            return Ok(snapshot);
+        }
+        let (state, loaded, at_risk) = (self.generations.state.clone(), loaded.clone(), self.at_risk.clone());
         // Goes on if the caller's deadline passes, so that the next call finds it.
         let making = tokio::task::spawn_blocking(move || {
             let model = model_of(&loaded)?;
             let snapshot = AtRiskSnapshot::new(&state, model, Arc::from(loaded.name()), currency, UnixMillis::now());
             let snapshot = Arc::new(snapshot);
-            snapshots.truncate(SNAPSHOTS_MAX - 1);
-            snapshots.push_front(snapshot.clone());
+            at_risk.keep(snapshot.clone());
+            drop(making_lock);
             Ok(snapshot)
         });
         match tokio::time::timeout_at(deadline.into(), making).await {

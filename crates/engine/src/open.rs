@@ -194,6 +194,7 @@ pub fn open(options: OpenOptions) -> Result<Engine, OpenError> {
         metrics,
         log: log_directory,
         rule_writes: Arc::default(),
+        declarations: Arc::default(),
         preview: Arc::default(),
         at_risk: Arc::default(),
     })

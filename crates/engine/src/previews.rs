@@ -124,7 +124,7 @@ impl Engine {
             request_of,
             answers: self.answers.directory().to_owned(),
             log: self.log.clone(),
-            catalog: self.generations.current().generation.catalog_at(UnixMillis::now()),
+            catalog: self.catalog_now(&self.generations.current(), deadline).await?,
             state: self.generations.state.clone(),
             serving: self.serving(),
             deadline,

@@ -100,6 +100,7 @@ impl Engine {
                 EntryKind::Rule => rules.rules.get(&id).map(|known| known.rule.etag.as_str()),
                 EntryKind::SynonymSet => rules.synonym_sets.get(&id).map(|known| known.set.etag.as_str()),
                 EntryKind::ServingConfig => self.serving_config_etag(rules, &id)?,
+                EntryKind::Attribute => rules.attributes.get(&id).map(|known| known.declaration.etag.as_str()),
             };
             Target { kind, id: &id, count: 0 }.check(known, &PutMode::Update { etag })?;
             Ok(match kind {
@@ -109,13 +110,14 @@ impl Engine {
                     self.check_unused(rules, &id)?;
                     RuleChange::DeleteServingConfig(id.clone())
                 }
+                EntryKind::Attribute => RuleChange::DeleteAttribute(id.clone()),
             })
         };
         let (_, position) = self.write_rules(change).await?;
         match kind {
             EntryKind::Rule => self.metrics.forget_rule(&id),
             EntryKind::ServingConfig => self.metrics.forget_serving_config(&id),
-            EntryKind::SynonymSet => {}
+            EntryKind::SynonymSet | EntryKind::Attribute => {}
         }
         Ok(position)
     }
@@ -148,6 +150,15 @@ impl Engine {
         &self,
         change: impl FnOnce(&RuleSnapshot, Timestamp) -> Result<RuleChange, RuleError>,
     ) -> Result<RulesWritten, EngineError> {
+        self.write_rules_holding(change, ()).await
+    }
+
+    /// The same, and drops `held` when the change is in effect.
+    pub(crate) async fn write_rules_holding(
+        &self,
+        change: impl FnOnce(&RuleSnapshot, Timestamp) -> Result<RuleChange, RuleError>,
+        held: impl Send + 'static,
+    ) -> Result<RulesWritten, EngineError> {
         let guard = self.rule_writes.clone().lock_owned().await;
         let now = UnixMillis::now().0;
         let now = Timestamp { seconds: now.div_euclid(1000), nanos: (now.rem_euclid(1000) * 1_000_000) as i32 };
@@ -160,6 +171,7 @@ impl Engine {
             let written = queued.written().await;
             let rules = state.rules();
             drop(guard);
+            drop(held);
             Ok((rules, written?.log_position))
         });
         let written = written.await.map_err(|error| EngineError::Internal(error.to_string()))?;

@@ -10,12 +10,12 @@ use lodestone_core::{
     units::{PriceMicros, Quantity, UnixMillis},
     viewer::{Locale, Platform, Region, ViewerContext},
 };
-use lodestone_rules::{Rule, RuleChange, ServingConfig, SynonymSet};
+use lodestone_rules::{AttributeDeclaration, Rule, RuleChange, ServingConfig, SynonymSet};
 use prost::Message;
 use std::{borrow::Cow, collections::BTreeMap};
 
 /// The version of written records. Readers reject unknown versions.
-const VERSION: u8 = 5;
+const VERSION: u8 = 6;
 
 /// A change that a record of the log stores.
 #[derive(Debug, Clone, PartialEq)]
@@ -45,6 +45,8 @@ impl Change {
                 RuleChange::DeleteSynonyms(id) => Content::DeleteSynonyms(id.clone()),
                 RuleChange::PutServingConfig(config) => Content::PutServingConfig(config.clone()),
                 RuleChange::DeleteServingConfig(id) => Content::DeleteServingConfig(id.clone()),
+                RuleChange::PutAttribute(declaration) => Content::PutAttribute(declaration.clone()),
+                RuleChange::DeleteAttribute(name) => Content::DeleteAttribute(name.clone()),
             }),
         }
     }
@@ -117,6 +119,8 @@ fn read_change(bytes: &[u8]) -> Result<Change, Reason> {
         Content::DeleteSynonyms(id) => Ok(Change::Rule(RuleChange::DeleteSynonyms(id))),
         Content::PutServingConfig(config) => Ok(Change::Rule(RuleChange::PutServingConfig(config))),
         Content::DeleteServingConfig(id) => Ok(Change::Rule(RuleChange::DeleteServingConfig(id))),
+        Content::PutAttribute(declaration) => Ok(Change::Rule(RuleChange::PutAttribute(declaration))),
+        Content::DeleteAttribute(name) => Ok(Change::Rule(RuleChange::DeleteAttribute(name))),
     }
 }
 
@@ -130,7 +134,7 @@ fn read_price(micros: Option<i64>) -> Result<Option<PriceMicros>, Reason> {
 
 #[derive(Clone, PartialEq, Message)]
 struct ChangeRecord {
-    #[prost(oneof = "Content", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9")]
+    #[prost(oneof = "Content", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11")]
     content: Option<Content>,
 }
 
@@ -154,6 +158,10 @@ enum Content {
     PutServingConfig(ServingConfig),
     #[prost(string, tag = "9")]
     DeleteServingConfig(String),
+    #[prost(message, tag = "10")]
+    PutAttribute(AttributeDeclaration),
+    #[prost(string, tag = "11")]
+    DeleteAttribute(String),
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -205,6 +213,12 @@ struct OfferRecord {
     original_price_micros: Option<i64>,
     #[prost(uint32, optional, tag = "4")]
     stock_quantity: Option<u32>,
+    #[prost(int64, optional, tag = "5")]
+    sale_price_micros: Option<i64>,
+    #[prost(int64, optional, tag = "6")]
+    sale_start_ms: Option<i64>,
+    #[prost(int64, optional, tag = "7")]
+    sale_end_ms: Option<i64>,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -540,6 +554,9 @@ impl From<&Offer> for OfferRecord {
             price_micros: offer.price.map(PriceMicros::micros),
             original_price_micros: offer.original_price.map(PriceMicros::micros),
             stock_quantity: offer.stock_quantity,
+            sale_price_micros: offer.sale_price.map(PriceMicros::micros),
+            sale_start_ms: offer.sale_start.map(|at| at.0),
+            sale_end_ms: offer.sale_end.map(|at| at.0),
         }
     }
 }
@@ -551,6 +568,9 @@ impl OfferRecord {
             price: read_price(self.price_micros)?,
             original_price: read_price(self.original_price_micros)?,
             stock_quantity: self.stock_quantity,
+            sale_price: read_price(self.sale_price_micros)?,
+            sale_start: self.sale_start_ms.map(UnixMillis),
+            sale_end: self.sale_end_ms.map(UnixMillis),
         })
     }
 }
@@ -606,7 +626,7 @@ impl ItemRecord {
             Some(ValueRecord::Texts(list)) => Ok((name, AttributeValue::Texts(list.texts))),
             Some(ValueRecord::TimeMs(time_ms)) => Ok((name, AttributeValue::Time(AttributeTime { time_ms }))),
             Some(ValueRecord::GeoPoint(GeoPointRecord { latitude, longitude })) => {
-                let point = GeoPoint::new(latitude, longitude).ok_or("a place is out of range")?;
+                let point = GeoPoint::new(latitude, longitude).ok_or("a location is out of range")?;
                 Ok((name, AttributeValue::GeoPoint(point)))
             }
             None => Err(Reason::from("an attribute has no value")),
@@ -736,7 +756,7 @@ mod tests {
                 ("text".into(), AttributeValue::Text(String::new())),
                 ("texts".into(), AttributeValue::Texts(vec!["a".into(), "b".into()])),
                 ("time".into(), AttributeValue::time(UnixMillis(-1))),
-                ("place".into(), AttributeValue::GeoPoint(GeoPoint { latitude: -90.0, longitude: 0.5 })),
+                ("location".into(), AttributeValue::GeoPoint(GeoPoint { latitude: -90.0, longitude: 0.5 })),
             ]),
             created_at: Some(UnixMillis(0)),
             offers: vec![Offer { price: PriceMicros::new(1), stock_quantity: Some(0), ..Offer::new(offer_key()) }],
@@ -800,6 +820,14 @@ mod tests {
             RuleChange::DeleteSynonyms("s".into()),
             RuleChange::PutServingConfig(config),
             RuleChange::DeleteServingConfig("c".into()),
+            RuleChange::PutAttribute(AttributeDeclaration {
+                name: "size".into(),
+                kind: 1,
+                searchable: true,
+                facetable: true,
+                ..AttributeDeclaration::default()
+            }),
+            RuleChange::DeleteAttribute("size".into()),
         ] {
             let change = Change::Rule(change);
             assert_eq!(Change::decode(1, &change.encode()).unwrap(), change);

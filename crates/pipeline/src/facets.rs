@@ -145,11 +145,13 @@ pub fn count(catalog: &Catalog, spec: &FacetSpec, among: &[u64], one_per_group: 
 }
 
 /// Returns facets of the fields that split the rows in a bit set best, the best one first, at most `count`, without
-/// those of `known` fields. Of the paths of categories it counts the level below `parent`, which may be empty.
+/// those of `known` fields and of attributes that are `refused`. Of the paths of categories it counts the level below
+/// `parent`, which may be empty.
 pub fn choose(
     catalog: &Catalog,
     among: &[u64],
     known: &[FacetSpec],
+    refused: impl Fn(&str) -> bool,
     count: usize,
     parent: &str,
     one_per_group: bool,
@@ -157,7 +159,8 @@ pub fn choose(
     let distance = bits::count(among, among.len() * 64).div_ceil(CHOICE_SAMPLE).max(1);
     let sample = bits::of(bits::ones(among, 0).step_by(distance), among.len() * 64);
     let item_count = products::count(catalog, &sample, one_per_group);
-    let attributes = catalog.attribute_names(&sample).into_iter().map(|name| Field::Attribute(name.to_owned()));
+    let names = catalog.attribute_names(&sample).into_iter().filter(|name| !refused(name));
+    let attributes = names.map(|name| Field::Attribute(name.to_owned()));
     let fields = [Field::CategoryPath, Field::Brand, Field::Price].into_iter().chain(attributes);
     // Prices in several currencies are no ranges.
     let has_one_currency = catalog.price_currencies(&sample).len() < 2;
@@ -362,12 +365,14 @@ mod tests {
         };
         let catalog = catalog((0..300).map(item));
         let chosen = |known: &[FacetSpec], count: usize| {
-            let specs = choose(&catalog, catalog.alive(), known, count, "", false);
+            let specs = choose(&catalog, catalog.alive(), known, |_| false, count, "", false);
             specs.into_iter().map(|spec| spec.field.to_string()).collect::<Vec<_>>()
         };
         assert_eq!(chosen(&[], 9), ["attributes.weight", "attributes.color", "brand", "attributes.rare"]);
         assert_eq!(chosen(&[spec("attributes.color")], 2), ["attributes.weight", "brand"]);
-        assert!(choose(&catalog, &[], &[], 5, "", false).is_empty());
+        let refused = choose(&catalog, catalog.alive(), &[], |name| name == "weight", 9, "", false);
+        assert!(refused.iter().all(|spec| spec.field != Field::Attribute("weight".to_owned())) && refused.len() == 3);
+        assert!(choose(&catalog, &[], &[], |_| false, 5, "", false).is_empty());
     }
 
     #[test]

@@ -21,6 +21,7 @@ use lodestone_index::{
     LexicalError, RowChange, SimilarHistories, Suggester, VectorError, VectorIndex,
 };
 use lodestone_loyalty::TrainedLoyalty;
+use lodestone_rules::searchable_attributes;
 use lodestone_state::LiveState;
 use parking_lot::Mutex;
 use std::{
@@ -70,6 +71,8 @@ pub struct Generation {
     pub loyalty: Arc<TrainedLoyalty>,
     /// Locked while the catalogue and its indexes change.
     write_lock: Mutex<()>,
+    /// Locked while a catalogue is published. Requests wait for it when a sale begins or ends, and not for a write.
+    publish_lock: Mutex<()>,
     merges: AtomicU64,
     /// The version of the catalogue changes that are applied.
     catalogue_version: AtomicU64,
@@ -137,10 +140,9 @@ impl Generation {
     pub fn new(
         bundle: Bundle,
         state: Arc<LiveState>,
-        mut lexical: Lexical,
+        lexical: Lexical,
         live_rows: usize,
     ) -> Result<Self, GenerationError> {
-        lexical.set_searchable(bundle.manifest.searchable_attributes.clone());
         let keys: Vec<ItemKey> = bundle.items.iter().map(|item| state.keys.intern(&item.id)).collect();
         let generation = Self {
             bundle_texts: bundle.items.iter().map(text_hash).collect(),
@@ -168,6 +170,7 @@ impl Generation {
             },
             loyalty: bundle.loyalty,
             write_lock: Mutex::default(),
+            publish_lock: Mutex::default(),
             merges: AtomicU64::new(0),
             catalogue_version: AtomicU64::new(0),
             manifest: bundle.manifest,
@@ -183,6 +186,7 @@ impl Generation {
         }
         let documents: Vec<(Row, &Item)> =
             (0..catalog.row_count() as u32).map(|row| (Row(row), &*catalog.get(Row(row)).item)).collect();
+        generation.lexical.set_searchable(generation.searchable_attributes(), std::iter::empty())?;
         generation.lexical.upsert(&documents)?;
         generation.catalog.store(Arc::new(catalog));
         Ok(generation)
@@ -220,6 +224,31 @@ impl Generation {
         (catalog.is_alive(row) && text_hash(&known.item) == hash).then(|| known.vectors.clone())
     }
 
+    /// Returns the attributes whose texts searches find, by the current declarations.
+    fn searchable_attributes(&self) -> Vec<String> {
+        let rules = self.state.rules();
+        searchable_attributes(
+            rules.attributes.values().map(|attribute| &**attribute),
+            &self.manifest.searchable_attributes,
+        )
+    }
+
+    /// Makes searches find the texts of the attributes that are declared searchable now. Costs nothing if these are the
+    /// same as before. After an error the lexical index contradicts the catalogue.
+    pub fn apply_declarations(&self) -> Result<(), GenerationError> {
+        let _lock = self.write_lock.lock();
+        let searchable = self.searchable_attributes();
+        if *self.lexical.searchable() == *searchable {
+            return Ok(());
+        }
+        let catalog = self.catalog.load_full();
+        let rows = bits::ones(catalog.alive(), 0).map(|row| Row(row as u32));
+        catch_panic(|| {
+            faults::check("declarations", searchable.iter().map(String::as_str))?;
+            Ok(self.lexical.set_searchable(searchable, rows.map(|row| (row, &*catalog.get(row).item)))?)
+        })
+    }
+
     /// Applies changes in order, all or none, and sets the catalogue version. Only after
     /// [`GenerationError::NotRestored`] it is unknown which of them are in effect.
     pub fn apply(&self, changes: Vec<EmbeddedChange>, version: u64) -> Result<Undo, GenerationError> {
@@ -252,7 +281,7 @@ impl Generation {
                 Err(restore) => GenerationError::NotRestored { change: Box::new(change), restore: Box::new(restore) },
             });
         }
-        self.catalog.store(undo.after.clone());
+        self.publish(&undo.after);
         self.catalogue_version.store(version, Ordering::Release);
         Ok(undo)
     }
@@ -262,16 +291,31 @@ impl Generation {
     ///
     /// Only what answers users calls this. Training, evaluation and golden requests read the prices of the end of the
     /// training, like all other values of items, so that their results repeat.
+    ///
+    /// Waits for other requests that rewrite the prices, and not for writes.
     pub fn catalog_at(&self, now: UnixMillis) -> Arc<Catalog> {
-        let catalog = self.catalog.load_full();
-        if catalog.next_price_change().is_none_or(|change| change > now) {
+        if let Some(catalog) = self.current_catalog_at(now) {
             return catalog;
         }
-        let _lock = self.write_lock.lock();
+        let _publishing = self.publish_lock.lock();
         if let Some(later) = self.catalog.load().at_time(now) {
             self.catalog.store(Arc::new(later));
         }
         self.catalog.load_full()
+    }
+
+    /// Returns the catalogue if it has the prices of a time; none if a sale began or ended since.
+    pub fn current_catalog_at(&self, now: UnixMillis) -> Option<Arc<Catalog>> {
+        let catalog = self.catalog.load_full();
+        catalog.next_price_change().is_none_or(|change| change > now).then_some(catalog)
+    }
+
+    /// Publishes a catalogue, with prices that are not of an earlier time than those of the published one. Only with the
+    /// lock of writes.
+    fn publish(&self, catalog: &Arc<Catalog>) {
+        let _publishing = self.publish_lock.lock();
+        let later = catalog.at_time(self.catalog.load().time());
+        self.catalog.store(later.map_or_else(|| catalog.clone(), Arc::new));
     }
 
     /// Undoes the last [`Generation::apply`]. After an error the indexes contradict the catalogue.
@@ -279,7 +323,7 @@ impl Generation {
         let _lock = self.write_lock.lock();
         catch_panic(|| self.restore(undo, &Indexed { spaces: [true; 2], lexical: true }))?;
         self.set_completions(&undo.after, &undo.before, &undo.rows);
-        self.catalog.store(undo.before.clone());
+        self.publish(&undo.before);
         self.catalogue_version.store(undo.version, Ordering::Release);
         Ok(())
     }
@@ -340,12 +384,14 @@ impl Generation {
         self.vector_index(space).set_many(&vectors).map_err(|bad| invalid_vector(to, bad))
     }
 
-    /// Applies the catalogue changes since this generation's version, with its own models, and returns their number.
+    /// Applies the declarations of attributes, and the catalogue changes since this generation's version with its own
+    /// models, and returns the number of these.
     /// Leaves out items that cannot be applied, and logs them. Other threads may record changes meanwhile, but must not
     /// write to this generation.
     pub fn catch_up(&self, models: &mut Models) -> Result<usize, GenerationError> {
         const PART: usize = 1000;
         let (mut count, mut skipped) = (0, 0);
+        self.apply_declarations()?;
         loop {
             let (changed, version) = self.state.catalogue.lock().after(self.catalogue_version(), PART);
             if changed.is_empty() {

@@ -228,6 +228,8 @@ pub struct SuggestRequest {
     pub filter: Option<Filter>,
     /// `log_position`, `log`, `read_mask`, `serving_config` and `debug`; a group has one product. Others are empty.
     pub options: Options,
+    /// The request's protobuf message, for the answer log.
+    pub message: Vec<u8>,
 }
 
 /// The answer to Search, Recommend and Rank.

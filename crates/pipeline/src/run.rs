@@ -186,6 +186,17 @@ fn request_features(
     (!values.is_empty()).then_some(values)
 }
 
+/// A field of a request that compares prices.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PriceField {
+    Filter,
+    OrderBy,
+    /// By the index of the facet.
+    Facet(usize),
+    /// By the index of the boost.
+    Boost(usize),
+}
+
 /// A request whose answer is a slate.
 #[derive(Debug, Clone)]
 pub enum RankingRequest {
@@ -246,7 +257,7 @@ impl RankingRequest {
         }
     }
 
-    fn facets(&self) -> &[FacetSpec] {
+    pub fn facets(&self) -> &[FacetSpec] {
         match self {
             Self::Search(request) => &request.facets,
             Self::Recommend(request) => &request.facets,
@@ -280,15 +291,14 @@ impl RankingRequest {
 
     /// The first field of the request that compares prices, with or without the currency in which it does; none if no
     /// field does. Rules do not count.
-    pub fn price_field(&self) -> Option<&'static str> {
+    pub fn price_field(&self) -> Option<PriceField> {
         let options = self.options();
-        let fields = [
-            ("filter", self.filter().is_some_and(|filter| filter.has_any(Field::is_price))),
-            ("options.order_by", options.order_by.has_any(Field::is_price)),
-            ("facet_specs", self.facets().iter().any(|spec| spec.field.is_price())),
-            ("options.boosts", options.boosts.iter().any(|boost| boost.filter.has_any(Field::is_price))),
-        ];
-        fields.into_iter().find(|(_, compares)| *compares).map(|(field, _)| field)
+        let filter = self.filter().filter(|filter| filter.has_any(Field::is_price)).map(|_| PriceField::Filter);
+        let order = || options.order_by.has_any(Field::is_price).then_some(PriceField::OrderBy);
+        let facet = || self.facets().iter().position(|spec| spec.field.is_price()).map(PriceField::Facet);
+        let is_of_price = |boost: &Boost| boost.filter.has_any(Field::is_price);
+        let boost = || options.boosts.iter().position(is_of_price).map(PriceField::Boost);
+        filter.or_else(order).or_else(facet).or_else(boost)
     }
 
     /// What becomes of items that are sold out. `of_config` is the policy of the serving configuration.
@@ -583,6 +593,7 @@ fn respond(
             ranked,
             rules,
             arranged,
+            completions: Vec::new(),
         })
     });
     let stage_times = context.stage_times;
@@ -683,7 +694,9 @@ fn count_facets(context: &mut RequestContext, request: &RankingRequest) -> Facet
         let paths = filter.map(|filter| filter.selected_texts(&Field::CategoryPath)).unwrap_or_default();
         // On the page of a category, the next level splits its items.
         let parent = if let [path] = paths[..] { path } else { "" };
-        let chosen = facets::choose(catalog, &counted, specs, dynamic_count, parent, one_per_group);
+        let rules = context.generation.state.rules();
+        let refused = |attribute: &str| rules.refuses_facets_of(attribute);
+        let chosen = facets::choose(catalog, &counted, specs, refused, dynamic_count, parent, one_per_group);
         facets.extend(chosen.iter().map(|spec| count(spec, &counted)));
     }
     let facets = Facets { facets, item_count };
@@ -898,15 +911,26 @@ fn named_candidates(context: &RequestContext, request: &RankRequest) -> Candidat
     retrieve::ordered_rows(context.catalog, CandidateSource::Caller, found, request.candidates.len())
 }
 
+/// A Suggest with its plan.
+pub struct PlannedSuggest {
+    pub request: SuggestRequest,
+    pub answer_id: AnswerId,
+    pub plan: Plan,
+    pub logging: AnswerLogging,
+}
+
+/// The answer to a Suggest.
+pub struct Suggested {
+    pub answer: SuggestAnswer,
+    pub stage_times: StageTimes,
+    /// None if the answer is not recorded.
+    pub trace: Option<Box<Trace>>,
+}
+
 /// Completes a prefix and ranks the products that match it, by the configuration of the plan. An empty prefix
 /// returns the user's recent queries and items.
-pub fn suggest(
-    generation: &Generation,
-    models: &mut Models,
-    request: &SuggestRequest,
-    plan: &Plan,
-    now: UnixMillis,
-) -> (SuggestAnswer, StageTimes) {
+pub fn suggest(generation: &Generation, models: &mut Models, planned: &PlannedSuggest, now: UnixMillis) -> Suggested {
+    let PlannedSuggest { request, answer_id, plan, logging } = planned;
     let options = &request.options;
     let catalog = generation.catalog.load_full().view(&request.viewer.offers);
     let mut context = RequestContext::new(generation, &catalog, &request.viewer, options, now);
@@ -948,7 +972,7 @@ pub fn suggest(
     };
     let may_pin = |row: Row| context.eligible.contains(row);
     let rules = slate::policy_rules(&context, &ranked, options, &policy, models, &may_pin);
-    let (mut slate, _) = slate::arrange(&mut context, &ranked, &rules, options, models);
+    let (mut slate, arranged) = slate::arrange(&mut context, &ranked, &rules, options, models);
     slate.shown = Shown::Eligible { filter: request.filter.clone(), sold_out: SoldOut::Hidden };
     let now = CurrentItems { generation, catalog: &catalog };
     let products = slate.page(generation, now, &PageStart::default(), request.product_count).results;
@@ -959,7 +983,26 @@ pub fn suggest(
     };
     let mut answer = SuggestAnswer { completions, products, info, ..SuggestAnswer::default() };
     add_head_weights(&mut answer.info, &rules, options, models);
-    (answer, context.stage_times)
+    let trace = (*logging == AnswerLogging::Recorded).then(|| {
+        Box::new(Trace {
+            id: *answer_id,
+            at: context.now,
+            kind: AnswerKind::Suggest,
+            user: request.viewer.user.clone(),
+            message: request.message.clone(),
+            arm: None,
+            log_position: context.position,
+            degradations: context.degradations.clone(),
+            corrected_query: String::new(),
+            applied_rules: Vec::new(),
+            catalog: catalog.clone(),
+            ranked,
+            rules,
+            arranged,
+            completions: answer.completions.iter().map(|completion| completion.text.clone()).collect(),
+        })
+    });
+    Suggested { answer, stage_times: context.stage_times, trace }
 }
 
 /// The products that match the typed prefix or, if there are none, the part of the best completion that corrects it.

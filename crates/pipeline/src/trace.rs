@@ -35,6 +35,8 @@ pub struct Trace {
     pub ranked: RankedCandidates,
     pub rules: PolicyRules,
     pub arranged: Arranged,
+    /// Of a Suggest.
+    pub completions: Vec<String>,
 }
 
 /// The owned input of the policy, by candidate in the order of retrieval; see [`crate::policy::PolicyInput`].
@@ -130,6 +132,7 @@ impl Trace {
         };
         AnswerRecord {
             request: self.message,
+            completions: self.completions,
             head_values: self.ranked.heads,
             tiers: self.rules.tiers,
             boost_factors: self.rules.boost_factors,

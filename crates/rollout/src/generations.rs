@@ -194,8 +194,9 @@ impl Generations {
                 catalogue.push(CatalogueChange { position, change, embedded });
             }
         }
-        if has_rules && let Err(reason) = self.state.publish_rules() {
-            applied.stop = Some(reason);
+        if has_rules {
+            let applied_rules = self.state.publish_rules().and_then(|()| self.apply_declarations());
+            applied.stop = applied_rules.err();
         }
         if !catalogue.is_empty() && applied.stop.is_none() {
             self.apply_catalogue(&catalogue, &mut applied);
@@ -204,6 +205,14 @@ impl Generations {
             self.state.advance_position(last);
         }
         applied
+    }
+
+    /// Makes the declared attributes searchable in every generation that answers; others do so when they catch up.
+    fn apply_declarations(&self) -> Result<(), String> {
+        let _writing = self.writing.lock();
+        let routes = self.routes.load();
+        let applied = routes.answering().try_for_each(|loaded| loaded.generation.apply_declarations());
+        applied.map_err(|error| error.to_string())
     }
 
     /// Returns the outcome of an item's change that would change nothing, neither in a loaded generation nor in one

@@ -1,8 +1,9 @@
-//! The fold of the changes of rules, synonyms and serving configurations.
+//! The fold of the changes of rules, synonyms, serving configurations and declared attributes.
 use crate::{
+    attributes::CompiledAttribute,
     compiled::{CompiledRule, CompiledSynonyms, RuleProblem, limits},
     conditions::ConditionIndex,
-    data::{Rule, ServingConfig, SynonymSet},
+    data::{AttributeDeclaration, Rule, ServingConfig, SynonymSet},
     serving_config::CompiledServingConfig,
     snapshot::RuleSnapshot,
     synonyms::Synonyms,
@@ -15,6 +16,8 @@ pub enum EntryKind {
     Rule,
     SynonymSet,
     ServingConfig,
+    /// The declaration of an attribute, by its name.
+    Attribute,
 }
 
 impl EntryKind {
@@ -23,6 +26,7 @@ impl EntryKind {
         match self {
             Self::Rule | Self::SynonymSet => limits::ENTRIES,
             Self::ServingConfig => limits::SERVING_CONFIGS,
+            Self::Attribute => limits::ATTRIBUTES,
         }
     }
 }
@@ -33,11 +37,12 @@ impl fmt::Display for EntryKind {
             Self::Rule => "rule",
             Self::SynonymSet => "set of synonyms",
             Self::ServingConfig => "serving configuration",
+            Self::Attribute => "attribute declaration",
         })
     }
 }
 
-/// A change of a rule, a set of synonyms or a serving configuration, as the log stores it.
+/// A change of a rule, a set of synonyms, a serving configuration or a declared attribute, as the log stores it.
 #[derive(Debug, Clone, PartialEq)]
 pub enum RuleChange {
     /// Adds a rule or replaces it.
@@ -49,6 +54,9 @@ pub enum RuleChange {
     /// Adds a configuration or replaces it.
     PutServingConfig(ServingConfig),
     DeleteServingConfig(String),
+    /// Adds a declaration or replaces it.
+    PutAttribute(AttributeDeclaration),
+    DeleteAttribute(String),
 }
 
 impl RuleChange {
@@ -58,7 +66,11 @@ impl RuleChange {
             Self::PutRule(rule) => &rule.rule_id,
             Self::PutSynonyms(set) => &set.synonym_set_id,
             Self::PutServingConfig(config) => &config.serving_config_id,
-            Self::DeleteRule(id) | Self::DeleteSynonyms(id) | Self::DeleteServingConfig(id) => id,
+            Self::PutAttribute(declaration) => &declaration.name,
+            Self::DeleteRule(id)
+            | Self::DeleteSynonyms(id)
+            | Self::DeleteServingConfig(id)
+            | Self::DeleteAttribute(id) => id,
         }
     }
 
@@ -71,6 +83,8 @@ impl RuleChange {
             Self::DeleteSynonyms(_) => "delete_synonyms",
             Self::PutServingConfig(_) => "put_serving_config",
             Self::DeleteServingConfig(_) => "delete_serving_config",
+            Self::PutAttribute(_) => "put_attribute",
+            Self::DeleteAttribute(_) => "delete_attribute",
         }
     }
 
@@ -80,21 +94,26 @@ impl RuleChange {
             Self::PutRule(_) | Self::DeleteRule(_) => EntryKind::Rule,
             Self::PutSynonyms(_) | Self::DeleteSynonyms(_) => EntryKind::SynonymSet,
             Self::PutServingConfig(_) | Self::DeleteServingConfig(_) => EntryKind::ServingConfig,
+            Self::PutAttribute(_) | Self::DeleteAttribute(_) => EntryKind::Attribute,
         }
     }
 
     /// Returns whether the change deletes.
     pub fn is_deletion(&self) -> bool {
-        matches!(self, Self::DeleteRule(_) | Self::DeleteSynonyms(_) | Self::DeleteServingConfig(_))
+        matches!(
+            self,
+            Self::DeleteRule(_) | Self::DeleteSynonyms(_) | Self::DeleteServingConfig(_) | Self::DeleteAttribute(_)
+        )
     }
 }
 
-/// All rules, synonyms and serving configurations.
+/// All rules, synonyms, serving configurations and declared attributes.
 #[derive(Debug, Default)]
 pub struct RuleBook {
     rules: BTreeMap<String, Arc<CompiledRule>>,
     synonym_sets: BTreeMap<String, Arc<CompiledSynonyms>>,
     serving_configs: BTreeMap<String, Arc<CompiledServingConfig>>,
+    attributes: BTreeMap<String, Arc<CompiledAttribute>>,
 }
 
 impl RuleBook {
@@ -116,6 +135,11 @@ impl RuleBook {
             RuleChange::DeleteRule(id) => _ = self.rules.remove(&id),
             RuleChange::DeleteSynonyms(id) => _ = self.synonym_sets.remove(&id),
             RuleChange::DeleteServingConfig(id) => _ = self.serving_configs.remove(&id),
+            RuleChange::PutAttribute(declaration) => {
+                let compiled = CompiledAttribute::new(declaration).map_err(joined)?;
+                self.attributes.insert(compiled.name().to_owned(), Arc::new(compiled));
+            }
+            RuleChange::DeleteAttribute(name) => _ = self.attributes.remove(&name),
         }
         Ok(())
     }
@@ -125,7 +149,8 @@ impl RuleBook {
         let rules = self.rules.values().map(|rule| RuleChange::PutRule(rule.stored()));
         let synonyms = self.synonym_sets.values().map(|set| RuleChange::PutSynonyms(set.stored()));
         let configs = self.serving_configs.values().map(|config| RuleChange::PutServingConfig(config.stored()));
-        rules.chain(synonyms).chain(configs).collect()
+        let attributes = self.attributes.values().map(|attribute| RuleChange::PutAttribute(attribute.stored()));
+        rules.chain(synonyms).chain(configs).chain(attributes).collect()
     }
 
     /// Returns the state. Takes the parts of `before` that did not change.
@@ -144,6 +169,7 @@ impl RuleBook {
             rules: self.rules.clone(),
             synonym_sets: self.synonym_sets.clone(),
             serving_configs: self.serving_configs.clone(),
+            attributes: self.attributes.clone(),
             ordered,
         })
     }

@@ -5,7 +5,7 @@ use crate::{
 };
 use lodestone_catalog::{Filter, is_url, path_normal};
 use lodestone_core::{
-    ids::ItemId,
+    ids::{ItemId, check_name},
     text::{normalize, tokens},
     units::UnixMillis,
 };
@@ -17,8 +17,6 @@ use std::{collections::BTreeMap, fmt::Display, sync::Arc};
 
 /// Limits of rules.
 pub mod limits {
-    /// Bytes of the id of a rule or a set of synonyms.
-    pub const ID_BYTES: usize = 64;
     /// Rules, and sets of synonyms.
     pub const ENTRIES: usize = 10_000;
     /// Regular expressions in all rules. Together they are one automaton, whose states grow with their number.
@@ -67,6 +65,8 @@ pub mod limits {
     pub const TEMPERATURE: f64 = 10.0;
     /// Weights of heads of a serving configuration.
     pub const HEADS: usize = 64;
+    /// Declared attributes.
+    pub const ATTRIBUTES: usize = 1000;
     /// The greatest absolute weight of a head.
     pub const HEAD_WEIGHT: f64 = 1000.0;
 }
@@ -205,14 +205,8 @@ impl Problems {
     }
 
     pub(crate) fn id(&mut self, field: &str, id: &str) {
-        let is_valid = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-');
-        if id.is_empty() || id.len() > limits::ID_BYTES || !id.bytes().all(is_valid) {
-            let description = format!(
-                "`{}` is not an id of 1 to {} characters of A-Z, a-z, 0-9, `.`, `_`, `-`",
-                shortened(id),
-                limits::ID_BYTES
-            );
-            self.add(field, description);
+        if let Err(error) = check_name(id) {
+            self.add(field, error.to_string());
         }
     }
 }

@@ -181,6 +181,27 @@ pub struct ServingConfig {
     pub etag: String,
 }
 
+/// `lodestone.v1.AttributeDeclaration`.
+#[derive(Clone, PartialEq, Eq, Hash, Message)]
+pub struct AttributeDeclaration {
+    #[prost(string, tag = "1")]
+    pub name: String,
+    /// The number of a `lodestone.v1.AttributeKind`: 1 + the position in [`lodestone_catalog::AttributeKind::ALL`].
+    #[prost(int32, tag = "2")]
+    pub kind: i32,
+    #[prost(bool, tag = "3")]
+    pub searchable: bool,
+    #[prost(bool, tag = "4")]
+    pub facetable: bool,
+    #[prost(message, optional, tag = "5")]
+    pub create_time: Option<Timestamp>,
+    #[prost(message, optional, tag = "6")]
+    pub update_time: Option<Timestamp>,
+    /// Computed from the other fields; the log does not store it.
+    #[prost(string, tag = "7")]
+    pub etag: String,
+}
+
 /// `lodestone.v1.SoldOut`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Enumeration)]
 #[repr(i32)]

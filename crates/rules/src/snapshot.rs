@@ -1,5 +1,6 @@
-//! An immutable view of all rules, synonyms and serving configurations, of which a request loads one.
+//! An immutable view of all rules, synonyms, serving configurations and declared attributes, of which a request loads one.
 use crate::{
+    attributes::CompiledAttribute,
     compiled::{CompiledRule, CompiledSynonyms, limits},
     conditions::{ConditionIndex, RequestFacts, check_regex_bytes},
     serving_config::CompiledServingConfig,
@@ -7,13 +8,15 @@ use crate::{
 };
 use std::{collections::BTreeMap, sync::Arc};
 
-/// All rules, synonyms and serving configurations at one moment.
+/// All rules, synonyms, serving configurations and declared attributes at one moment.
 #[derive(Default)]
 pub struct RuleSnapshot {
     pub rules: BTreeMap<String, Arc<CompiledRule>>,
     pub synonym_sets: BTreeMap<String, Arc<CompiledSynonyms>>,
     /// Those of the API, without those of the serving file.
     pub serving_configs: BTreeMap<String, Arc<CompiledServingConfig>>,
+    /// Declared attributes by their names.
+    pub attributes: BTreeMap<String, Arc<CompiledAttribute>>,
     /// The meanings of all sets.
     pub synonyms: Arc<Synonyms>,
     /// Highest priority first, then by id.
@@ -47,6 +50,11 @@ impl RuleSnapshot {
     pub fn applying<'a>(&'a self, facts: &'a RequestFacts) -> impl Iterator<Item = &'a Arc<CompiledRule>> {
         let found = self.index.find(facts).into_iter().filter_map(|number| self.ordered.get(number as usize));
         found.filter(|rule| rule.applies_except_query(facts)).take(limits::APPLIED)
+    }
+
+    /// Returns whether an attribute is declared, and not as one that facets count.
+    pub fn refuses_facets_of(&self, attribute: &str) -> bool {
+        self.attributes.get(attribute).is_some_and(|known| !known.declaration.facetable)
     }
 
     /// Returns whether there is no rule.

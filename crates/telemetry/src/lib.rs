@@ -166,6 +166,7 @@ pub struct Metrics {
     bundle_changes: Family<Outcome, Counter>,
     bundle_load_seconds: Histogram,
     generations: Gauge,
+    completions: Family<Outcome, Counter>,
 }
 
 /// Values that are read at each scrape.
@@ -223,6 +224,7 @@ impl Default for Metrics {
             bundle_changes: Family::default(),
             bundle_load_seconds: Histogram::new(LOAD_SECONDS),
             generations: Gauge::default(),
+            completions: Family::default(),
         }
     }
 }
@@ -243,6 +245,8 @@ impl Metrics {
             registry.register("panics", PANICS_HELP, PANICS.clone());
         }
         registry.register("answers", "Answers for the answer log by outcome", self.answers.clone());
+        let help = "Completions that Suggest returned and that events accepted";
+        registry.register("completions", help, self.completions.clone());
         registry.register("answers_bytes", "Bytes written to the answer log", self.answers_bytes.clone());
         registry.register("explored", "Answers that explored", self.explored.clone());
         registry.register("experiment_answers", "Answers of experiments, by arm", self.experiment_answers.clone());
@@ -412,6 +416,16 @@ impl Metrics {
 
     pub fn answers_written(&self, bytes: u64) {
         self.answers_bytes.inc_by(bytes);
+    }
+
+    /// Counts completions that a Suggest returned.
+    pub fn shown_completions(&self, count: u64) {
+        self.completions.get_or_create(&Outcome { outcome: "shown" }).inc_by(count);
+    }
+
+    /// Counts completions that stored events accept.
+    pub fn accepted_completions(&self, count: u64) {
+        self.completions.get_or_create(&Outcome { outcome: "accepted" }).inc_by(count);
     }
 
     pub fn explored(&self) {

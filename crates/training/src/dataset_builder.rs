@@ -5,7 +5,8 @@ use lodestone_catalog::{Item, ItemChange, ItemState};
 use lodestone_core::ids::ItemId;
 use lodestone_dataset::{self as dataset, AnswerTokens, DatasetEvent};
 use lodestone_events::{Attribution, Change, Event, storage};
-use std::{fs, io, path::Path, sync::Arc};
+use lodestone_rules::{AttributeDeclaration, RuleChange};
+use std::{collections::BTreeMap, fs, io, path::Path, sync::Arc};
 
 const ITEMS: &str = "items.parquet";
 const EVENTS: &str = "events.parquet";
@@ -42,6 +43,8 @@ pub struct DatasetBuilder {
     /// Ids of exported events, which the log may contain as well.
     exported: AHashSet<String>,
     summary: DatasetSummary,
+    /// By declared attribute: whether searches find its texts.
+    searchable: BTreeMap<String, bool>,
 }
 
 impl DatasetBuilder {
@@ -67,6 +70,10 @@ impl DatasetBuilder {
     pub fn apply(&mut self, change: Change) {
         match change {
             Change::Item(change) => self.change_item(&change),
+            Change::Rule(RuleChange::PutAttribute(AttributeDeclaration { name, searchable, .. })) => {
+                self.searchable.insert(name, searchable);
+            }
+            Change::Rule(RuleChange::DeleteAttribute(name)) => _ = self.searchable.remove(&name),
             // Logged answers are those of the rules of their time.
             Change::Rule(_) => {}
             Change::Event(event) if self.exported.contains(event.id.as_str()) => {}
@@ -81,6 +88,11 @@ impl DatasetBuilder {
                 self.rows.extend(rows_of(event));
             }
         }
+    }
+
+    /// Returns the declared attributes, and whether searches find the texts of each.
+    pub fn declared_searchable(&self) -> &BTreeMap<String, bool> {
+        &self.searchable
     }
 
     /// Writes the dataset to a temporary directory and renames it to `out`, so that `out` is complete or missing.
@@ -196,6 +208,21 @@ mod tests {
     fn written(id: &str, title: &str) -> Change {
         let time = WriteTime::Received(UnixMillis(1));
         Change::Item(ItemChange::Write(Box::new(ItemWrite::of_all(item(id, title), time))))
+    }
+
+    #[test]
+    fn declarations_of_attributes_are_those_at_the_end_of_the_log() {
+        let put = |name: &str, searchable| {
+            let declaration = AttributeDeclaration { name: name.to_owned(), kind: 1, searchable, ..Default::default() };
+            Change::Rule(RuleChange::PutAttribute(declaration))
+        };
+        let mut builder = DatasetBuilder::default();
+        let deleted = Change::Rule(RuleChange::DeleteAttribute("style".to_owned()));
+        [put("color", false), put("style", true), put("color", true), put("size", false), deleted]
+            .into_iter()
+            .for_each(|change| builder.apply(change));
+        let expected = [("color".to_owned(), true), ("size".to_owned(), false)];
+        assert_eq!(builder.declared_searchable(), &BTreeMap::from(expected));
     }
 
     #[test]

@@ -137,6 +137,9 @@ pub(crate) fn item_to_proto(item: &Item) -> proto::Item {
         price_micros: offer.price.map(|price| price.micros()),
         original_price_micros: offer.original_price.map(|price| price.micros()),
         stock_quantity: offer.stock_quantity.map(i64::from),
+        sale_price_micros: offer.sale_price.map(|price| price.micros()),
+        sale_start_time: offer.sale_start.map(super::timestamp),
+        sale_end_time: offer.sale_end.map(super::timestamp),
     };
     proto::Item { offers: item.offers.iter().map(offer).collect(), ..shown_item(item) }
 }

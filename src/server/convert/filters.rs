@@ -5,11 +5,46 @@ use crate::server::{
     violations::Violations,
 };
 use lodestone_catalog::{Field, Filter, FilterValue, Operator};
+use lodestone_pipeline::run::PriceField;
 use prost::Message;
 use std::fmt::Display;
 
 /// Bytes of a filter that is a message, of which each part that is wrong has a violation. Its text has the limit of texts.
 const EXPRESSION_BYTES_MAX: usize = 64 << 10;
+
+/// Which filters of a request are messages, for the names of their fields in errors that the engine finds.
+#[derive(Debug, Default)]
+pub(crate) struct FilterForms {
+    filter_is_message: bool,
+    boosts_are_messages: Vec<bool>,
+}
+
+impl FilterForms {
+    pub(crate) fn of(
+        filter_expression: Option<&proto::FilterExpression>,
+        options: Option<&proto::RankingOptions>,
+    ) -> Self {
+        let boosts = options.map_or(&[][..], |options| &options.boosts);
+        Self {
+            filter_is_message: filter_expression.is_some(),
+            boosts_are_messages: boosts.iter().map(|boost| boost.filter_expression.is_some()).collect(),
+        }
+    }
+
+    /// Returns the path of a field in the request.
+    pub(crate) fn path(&self, field: PriceField) -> String {
+        let name = |is_message: bool| if is_message { "filter_expression" } else { "filter" };
+        match field {
+            PriceField::Filter => name(self.filter_is_message).to_owned(),
+            PriceField::OrderBy => "options.order_by".to_owned(),
+            PriceField::Facet(index) => format!("facet_specs[{index}].field"),
+            PriceField::Boost(index) => {
+                let is_message = self.boosts_are_messages.get(index).copied().unwrap_or_default();
+                format!("options.boosts[{index}].{}", name(is_message))
+            }
+        }
+    }
+}
 
 /// Parses a filter that a request has as a text or as a message. None without one, and if there are violations.
 pub(crate) fn filter(

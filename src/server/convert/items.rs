@@ -1,6 +1,6 @@
 //! Validates and converts items.
 use super::{
-    currency,
+    attribute_declaration_to_proto, currency,
     events::{nanos, time},
     filters::filter,
     requests::fingerprint,
@@ -15,12 +15,14 @@ use lodestone_core::{
     ids::ItemId,
     units::{PriceMicros, UnixMillis},
 };
+use lodestone_rules::CompiledAttribute;
 use prost::Message;
 use prost_types::FieldMask;
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt::{self, Display},
     ops::RangeInclusive,
+    sync::Arc,
     time::Duration,
 };
 
@@ -95,10 +97,14 @@ pub(crate) fn inventory(
     fields.extend(inventory.price_micros.map(|_| ItemField::Price));
     fields.extend(inventory.original_price_micros.map(|_| ItemField::OriginalPrice));
     fields.extend((inventory.availability != 0).then_some(ItemField::Availability));
+    fields.extend(inventory.sale_price_micros.map(|_| ItemField::SalePrice));
+    fields.extend(inventory.sale_start_time.map(|_| ItemField::SaleStart));
+    fields.extend(inventory.sale_end_time.map(|_| ItemField::SaleEnd));
     fields.extend((!inventory.currency_code.is_empty()).then_some(ItemField::Currency));
     if fields.is_empty() {
-        violations
-            .add(&path, "has nothing to set; set stock_quantity, availability, price_micros or original_price_micros");
+        let problem = "has nothing to set; set stock_quantity, availability, price_micros, original_price_micros, \
+                       sale_price_micros, sale_start_time or sale_end_time";
+        violations.add(&path, problem);
     }
     if inventory.price_micros.is_none() && !inventory.currency_code.is_empty() {
         violations.add(format_args!("{path}.currency_code"), "needs a price_micros");
@@ -110,6 +116,9 @@ pub(crate) fn inventory(
         original_price_micros: inventory.original_price_micros,
         availability: inventory.availability,
         currency_code: inventory.currency_code.clone(),
+        sale_price_micros: inventory.sale_price_micros,
+        sale_start_time: inventory.sale_start_time,
+        sale_end_time: inventory.sale_end_time,
         ..proto::Item::default()
     };
     let item = item(violations, &path, &sent, false);
@@ -141,6 +150,9 @@ fn offer_inventory(
         price_micros: inventory.price_micros,
         original_price_micros: inventory.original_price_micros,
         stock_quantity: inventory.stock_quantity,
+        sale_price_micros: inventory.sale_price_micros,
+        sale_start_time: inventory.sale_start_time,
+        sale_end_time: inventory.sale_end_time,
     };
     let offer = offer(violations, &path, "offer_key", &sent);
     let time = clock.write_time(violations, format_args!("{path}.update_time"), inventory.update_time.as_ref());
@@ -272,13 +284,7 @@ pub(crate) fn item(
     let price = price(violations, field("price_micros"), item.price_micros);
     let original_price = self::price(violations, field("original_price_micros"), item.original_price_micros);
     let sale_price = self::price(violations, field("sale_price_micros"), item.sale_price_micros);
-    let sale_start = item_time(violations, field("sale_start_time"), item.sale_start_time.as_ref());
-    let sale_end = item_time(violations, field("sale_end_time"), item.sale_end_time.as_ref());
-    if let (Some(start), Some(end)) = (sale_start, sale_end)
-        && end <= start
-    {
-        violations.add(field("sale_end_time"), "is not after sale_start_time");
-    }
+    let [sale_start, sale_end] = sale_times(violations, path, &item.sale_start_time, &item.sale_end_time);
     let cost = self::price(violations, field("cost_micros"), item.cost_micros);
     let currency = currency(violations, field("currency_code"), &item.currency_code);
     let stated_availability = availability(violations, field("availability"), item.availability);
@@ -428,14 +434,21 @@ fn offer(
 ) -> Option<Offer> {
     let before = violations.found.len();
     let key = offer_key(violations, format_args!("{path}.{key_name}"), sent.key.as_ref());
+    let [sale_start, sale_end] = sale_times(violations, &path, &sent.sale_start_time, &sent.sale_end_time);
     let offer = Offer {
         price: price(violations, format_args!("{path}.price_micros"), sent.price_micros),
         original_price: price(violations, format_args!("{path}.original_price_micros"), sent.original_price_micros),
         stock_quantity: stock(violations, format_args!("{path}.stock_quantity"), sent.stock_quantity),
+        sale_price: price(violations, format_args!("{path}.sale_price_micros"), sent.sale_price_micros),
+        sale_start,
+        sale_end,
         key,
     };
-    if [sent.price_micros, sent.original_price_micros, sent.stock_quantity].iter().all(Option::is_none) {
-        violations.add(&path, "has no value; set price_micros or stock_quantity");
+    let is_empty = [sent.price_micros, sent.original_price_micros, sent.stock_quantity, sent.sale_price_micros]
+        .iter()
+        .all(Option::is_none);
+    if is_empty && sent.sale_start_time.is_none() && sent.sale_end_time.is_none() {
+        violations.add(&path, "has no value; set price_micros, stock_quantity or sale_price_micros");
     }
     if sent.stock_quantity.is_some() && !offer.key.currency.is_empty() {
         let problem = format!(
@@ -444,6 +457,23 @@ fn offer(
         violations.add(format_args!("{path}.stock_quantity"), problem);
     }
     (violations.found.len() == before).then_some(offer)
+}
+
+/// Validates the start and the end of a sale.
+fn sale_times(
+    violations: &mut Violations,
+    path: &impl Display,
+    start: &Option<prost_types::Timestamp>,
+    end: &Option<prost_types::Timestamp>,
+) -> [Option<UnixMillis>; 2] {
+    let start = item_time(violations, format_args!("{path}.sale_start_time"), start.as_ref());
+    let end = item_time(violations, format_args!("{path}.sale_end_time"), end.as_ref());
+    if let (Some(start), Some(end)) = (start, end)
+        && end <= start
+    {
+        violations.add(format_args!("{path}.sale_end_time"), "is not after sale_start_time");
+    }
+    [start, end]
 }
 
 fn offer_key(violations: &mut Violations, field: impl Display, sent: Option<&proto::OfferKey>) -> OfferKey {
@@ -542,7 +572,10 @@ fn attributes(
 }
 
 /// Converts the kinds of an attribute's values.
-pub(crate) fn attribute_kinds((name, kinds): (String, Vec<AttributeKindCount>)) -> proto::AttributeKinds {
+pub(crate) fn attribute_kinds(
+    (name, kinds): (String, Vec<AttributeKindCount>),
+    declared: &BTreeMap<String, Arc<CompiledAttribute>>,
+) -> proto::AttributeKinds {
     let kind = |AttributeKindCount { kind, item_count, example }: AttributeKindCount| proto::AttributeKindCount {
         kind: match kind {
             AttributeKind::Text => proto::AttributeKind::Text,
@@ -555,7 +588,42 @@ pub(crate) fn attribute_kinds((name, kinds): (String, Vec<AttributeKindCount>)) 
         item_count: item_count as i64,
         example_item_id: example.to_string(),
     };
-    proto::AttributeKinds { name, kinds: kinds.into_iter().map(kind).collect() }
+    let declaration = declared.get(&name).map(|attribute| attribute_declaration_to_proto(attribute));
+    proto::AttributeKinds { name, kinds: kinds.into_iter().map(kind).collect(), declaration }
+}
+
+/// Adds a violation for each written attribute whose value is not of the declared kind, and returns false then. `path` is
+/// that of the item.
+pub(crate) fn check_attribute_kinds(
+    violations: &mut Violations,
+    path: impl Display,
+    write: &ItemWrite,
+    declared: &BTreeMap<String, Arc<CompiledAttribute>>,
+) -> bool {
+    let before = violations.found.len();
+    let is_written = |name: &str| match &write.fields {
+        WrittenFields::All => true,
+        WrittenFields::Some(fields) => {
+            fields.contains(&ItemField::Attributes) || fields.contains(&ItemField::Attribute(name.to_owned()))
+        }
+    };
+    for (name, value) in &write.item.attributes {
+        let Some(known) = declared.get(name).filter(|known| known.kind != value.kind() && is_written(name)) else {
+            continue;
+        };
+        let shown = match value {
+            AttributeValue::Flag(flag) => flag.to_string(),
+            AttributeValue::Number(number) => number.to_string(),
+            AttributeValue::Text(text) => format!("`{}`", super::shortened(text)),
+            AttributeValue::Texts(texts) => format!("`{}`", super::shortened(&texts.join("`, `"))),
+            AttributeValue::Time(time) => super::timestamp(UnixMillis(time.time_ms)).to_string(),
+            AttributeValue::GeoPoint(GeoPoint { latitude, longitude }) => format!("{latitude}, {longitude}"),
+        };
+        let (found, wanted) = (value.kind().name(), known.kind.name());
+        let problem = format!("is {shown}, of the kind {found}; the attribute `{name}` is declared as {wanted}");
+        violations.add(format_args!("{path}.attributes[{name}]"), problem);
+    }
+    violations.found.len() == before
 }
 
 #[cfg(test)]

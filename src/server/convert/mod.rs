@@ -16,15 +16,17 @@ pub(crate) use answers::{
 };
 pub(crate) use consistency::{LogPosition, consistency_token};
 pub(crate) use events::event;
-pub(crate) use filters::filter;
-pub(crate) use items::{Clock, ItemsRequest, attribute_kinds, inventory, item, item_update, list_items, update_mask};
+pub(crate) use filters::{FilterForms, filter};
+pub(crate) use items::{
+    Clock, ItemsRequest, attribute_kinds, check_attribute_kinds, inventory, item, item_update, list_items, update_mask,
+};
 use lodestone_core::units::UnixMillis;
 pub(crate) use models::{bundle_name, bundle_share, bundle_to_proto, reason};
 use prost_types::Timestamp;
 pub(crate) use requests::{check_features, rank, recommend, search, suggest};
 pub(crate) use rules::{
-    add_problems, ranking_request, rule, rule_to_proto, serving_config, serving_config_to_proto, synonym_set,
-    synonym_set_to_proto,
+    add_problems, attribute_declaration, attribute_declaration_to_proto, ranking_request, rule, rule_to_proto,
+    serving_config, serving_config_to_proto, synonym_set, synonym_set_to_proto,
 };
 use std::fmt::Display;
 

@@ -527,6 +527,8 @@ fn candidate_item(violations: &mut Violations, path: &str, id: &str, sent: &prot
 }
 
 pub(crate) fn suggest(violations: &mut Violations, request: proto::SuggestRequest) -> SuggestRequest {
+    // A consistency token says nothing that decides the answer.
+    let message = proto::SuggestRequest { consistency_token: String::new(), ..request.clone() }.encode_to_vec();
     violations.characters("prefix", &request.prefix, PREFIX_CHARS_MAX);
     let LogPosition { log, position } = log_position(violations, "consistency_token", &request.consistency_token);
     SuggestRequest {
@@ -544,6 +546,7 @@ pub(crate) fn suggest(violations: &mut Violations, request: proto::SuggestReques
             one_per_group: true,
             ..Options::default()
         },
+        message,
     }
 }
 

@@ -13,7 +13,8 @@ use lodestone_core::units::UnixMillis;
 use lodestone_engine::ServingConfigSource;
 use lodestone_pipeline::{answers::AnswerRecord, run::RankingRequest};
 use lodestone_rules::{
-    CompiledRule, CompiledServingConfig, CompiledSynonyms, Rule, RuleProblem, ServingConfig, SynonymSet,
+    AttributeDeclaration, CompiledAttribute, CompiledRule, CompiledServingConfig, CompiledSynonyms, Rule, RuleProblem,
+    ServingConfig, SynonymSet,
 };
 use prost::Message;
 
@@ -101,6 +102,23 @@ pub(crate) fn serving_config(
     CompiledServingConfig::new(config).map_err(|problems| add_problems(violations, "serving_config", problems)).ok()
 }
 
+/// Validates a declaration of an attribute. Its times are not read. Returns none if there are violations.
+pub(crate) fn attribute_declaration(
+    violations: &mut Violations,
+    sent: Option<&proto::AttributeDeclaration>,
+) -> Option<CompiledAttribute> {
+    let Some(sent) = sent else {
+        violations.add("declaration", "is missing");
+        return None;
+    };
+    let declaration = AttributeDeclaration { create_time: None, update_time: None, ..converted(sent) };
+    CompiledAttribute::new(declaration).map_err(|problems| add_problems(violations, "declaration", problems)).ok()
+}
+
+pub(crate) fn attribute_declaration_to_proto(attribute: &CompiledAttribute) -> proto::AttributeDeclaration {
+    converted(&attribute.declaration)
+}
+
 /// Adds the problems of an entry, which is the field `message` of the request.
 pub(crate) fn add_problems(violations: &mut Violations, message: &str, problems: Vec<RuleProblem>) {
     for problem in problems {
@@ -116,7 +134,7 @@ pub(crate) fn ranking_request(record: &AnswerRecord) -> Option<RankingRequest> {
         LoggedRequest::Search(sent) => RankingRequest::Search(search(&mut violations, sent, now)),
         LoggedRequest::Recommend(sent) => RankingRequest::Recommend(recommend(&mut violations, sent, now)),
         // No rules apply to it.
-        LoggedRequest::Rank(_) => return None,
+        LoggedRequest::Rank(_) | LoggedRequest::Suggest(_) => return None,
     };
     violations.is_empty().then_some(request)
 }
@@ -207,6 +225,17 @@ mod tests {
             source: 0,
         };
         assert_eq!(converted::<ServingConfig, proto::ServingConfig>(&converted(&config)), config);
+        let declaration = proto::AttributeDeclaration {
+            name: "size".into(),
+            kind: proto::AttributeKind::GeoPoint.into(),
+            searchable: true,
+            facetable: true,
+            create_time: rule.create_time,
+            update_time: rule.update_time,
+            etag: "e".into(),
+        };
+        let stored = converted::<_, AttributeDeclaration>(&declaration);
+        assert_eq!(converted::<_, proto::AttributeDeclaration>(&stored), declaration);
     }
 
     #[test]

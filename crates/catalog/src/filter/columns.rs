@@ -4,8 +4,9 @@ use crate::{
     AttributeKind, AttributeValue, Availability, GeoPoint, Item, OfferKey,
     counts::ValueCounts,
     groups::BlockGroups,
+    item::Pricing,
     item::margin,
-    offers::{OfferRow, OfferRows},
+    offers::OfferRows,
     order::{SortText, SortValue},
     prepared::hash,
 };
@@ -329,7 +330,7 @@ impl Column {
         number.map(|number| SortValue::Number(number + 0.0)).or_else(flag).unwrap_or(SortValue::Missing)
     }
 
-    /// Returns the distance of the item's place; missing without a place.
+    /// Returns the distance of the item's location; missing without a location.
     pub(crate) fn distance(&self, at: usize, from: &Distance) -> SortValue<'_> {
         let point = self.points.as_ref().map(|points| points[at]).filter(|point| !point.latitude.is_nan());
         point.map_or(SortValue::Missing, |point| SortValue::Number(from.to(point)))
@@ -594,8 +595,7 @@ impl Columns {
 
     /// Sets the prices of an item to those of an offer. `currency` is its code in normal form; none for that of the
     /// item.
-    pub(crate) fn set_price(&mut self, at: usize, offer: &OfferRow, currency: Option<&str>) {
-        let pricing = offer.pricing();
+    pub(crate) fn set_price(&mut self, at: usize, pricing: Pricing, currency: Option<&str>) {
         // The cost is in the currency of the item.
         let is_of_cost = currency.is_none_or(|code| self.currency.has_text(at, code));
         let cost = Numbers::get(&self.costs, at).filter(|_| is_of_cost).and_then(|cost| PriceMicros::new(cost as i64));

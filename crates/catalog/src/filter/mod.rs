@@ -86,7 +86,7 @@ pub enum Field {
     Distance(Distance),
 }
 
-/// The distance in metres between a point and the place that an attribute has.
+/// The distance in metres between a point and the location that an attribute has.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Distance {
     attribute: String,

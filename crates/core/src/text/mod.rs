@@ -22,6 +22,12 @@ const TEXT_CHARS_MAX: usize = 20_000;
 /// Maximum words with hyphens that are joined to one.
 const HYPHENATED_MAX: usize = 4;
 
+/// Returns a name in lower case without spaces and punctuation, so that spellings such as `Out of Stock` and
+/// `out_of_stock` are equal.
+pub fn plain_name(text: &str) -> String {
+    text.chars().filter(|c| c.is_alphanumeric()).flat_map(char::to_lowercase).collect()
+}
+
 /// The kind of a token, which decides how it must match.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum TokenKind {

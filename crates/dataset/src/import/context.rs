@@ -1,5 +1,6 @@
 //! The viewer's context in files of events: platforms, regions and locales as common tools write them.
-use super::mapping::{Mapping, plain_name};
+use super::mapping::Mapping;
+use lodestone_core::text::plain_name;
 use lodestone_core::viewer::{Locale, Platform, Region};
 
 /// Names of platforms in common tools, as [`plain_name`] returns them. The platforms' own names are known as well.

@@ -1,7 +1,7 @@
 //! Reads a file of items.
 use super::{
     Formats, ImportError, currency,
-    mapping::{CategoryLists, Condition, ItemColumns, Mapping, attribute_name_of},
+    mapping::{CategoryLists, Condition, ItemColumns, Mapping, attribute_name_of, availability_of},
     numbers::{self, Cell},
     report::{ImportReport, Reason, RowError},
     rows::{LIST_SEPARATOR, NamedValue, Row, Rows, Selection, ValueKind},
@@ -478,7 +478,7 @@ impl ItemReader<'_> {
                 let problem = "not an availability that is known";
                 RowError::dropped(Reason::Availability, &columns.availability.text(), text, problem)
             };
-            return columns.availability_of(text).map(Some).ok_or_else(unknown);
+            return availability_of(&columns.availability_values, text).map(Some).ok_or_else(unknown);
         }
         let mut conditions = columns.backorder.iter().zip(&row.values[self.layout.backorder.clone()]);
         Ok(conditions.any(|(condition, value)| holds(condition, value)).then_some(Availability::Backorder))
@@ -630,7 +630,7 @@ struct Prices {
     currency: String,
 }
 
-/// Returns the place of a text such as `52.5, 13.4` or `POINT(13.4 52.5)`, whose longitude is first.
+/// Returns the location of a text such as `52.5, 13.4` or `POINT(13.4 52.5)`, whose longitude is first.
 fn geo_point(text: &str) -> Option<AttributeValue> {
     let upper = text.trim().to_ascii_uppercase();
     let well_known = upper.strip_prefix("POINT").and_then(|rest| rest.trim().strip_prefix('(')?.strip_suffix(')'));
@@ -694,7 +694,7 @@ impl List<'_> {
     }
 }
 
-fn first_of_list(text: &str) -> &str {
+pub(super) fn first_of_list(text: &str) -> &str {
     text.split(LIST_SEPARATOR).next().unwrap_or_default()
 }
 
@@ -715,7 +715,7 @@ fn url(column: &str, text: &str) -> Result<String, RowError> {
 }
 
 /// A part of a piece, such as half a kilogram, is in stock; less than nothing is sold out.
-fn pieces(stock: f64) -> u32 {
+pub(super) fn pieces(stock: f64) -> u32 {
     stock.ceil().clamp(0.0, limits::STOCK as f64) as u32
 }
 

@@ -2,7 +2,10 @@
 //! key.
 use super::{ImportError, currency, numbers::Numbers, rows::Encoding, times::Times};
 use lodestone_catalog::{AttributeKind, Availability, attribute_name, limits};
-use lodestone_core::viewer::{Platform, Region};
+use lodestone_core::{
+    text::plain_name,
+    viewer::{Platform, Region},
+};
 use lodestone_events::EventKind;
 use serde::{Deserialize, Deserializer, de::Error};
 use std::{
@@ -12,9 +15,10 @@ use std::{
 };
 
 /// Mappings that the binary has, with their names.
-pub const SHIPPED: [(&str, &str); 6] = [
+pub const SHIPPED: [(&str, &str); 7] = [
     ("clickstream", include_str!("../../mappings/clickstream.toml")),
     ("ga4", include_str!("../../mappings/ga4.toml")),
+    ("google-local-inventory", include_str!("../../mappings/google-local-inventory.toml")),
     ("google-merchant-center", include_str!("../../mappings/google-merchant-center.toml")),
     ("icecat", include_str!("../../mappings/icecat.toml")),
     ("opensearch-ubi", include_str!("../../mappings/opensearch-ubi.toml")),
@@ -35,6 +39,8 @@ pub struct Mapping {
     pub events: Option<EventColumns>,
     /// The columns of a file of items.
     pub items: Option<ItemColumns>,
+    /// The columns of a file of stock and prices at places.
+    pub inventory: Option<InventoryColumns>,
     #[serde(default)]
     pub file: FileFormat,
     #[serde(default)]
@@ -64,6 +70,8 @@ pub struct FileFormat {
     pub rows: String,
     /// Values that mean that there is none.
     pub empty_values: Vec<String>,
+    /// The same for one key of the tables of columns, such as `platform`.
+    pub empty_values_of: BTreeMap<String, Vec<String>>,
     /// Only the columns that every row needs must exist; the report names the others that the file does not have.
     pub optional_columns: bool,
 }
@@ -181,6 +189,64 @@ pub struct ItemColumns {
     pub tag_separator: String,
 }
 
+/// The names of the columns of a file with one row for each item at a place.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct InventoryColumns {
+    pub id: Names,
+    /// The code of the store.
+    pub place: Names,
+    pub stock: Names,
+    pub availability: Names,
+    /// What a user pays at the place, unless there is a sale price.
+    pub price: Names,
+    /// What a user pays within the sale period.
+    pub sale_price: Names,
+    /// Two ISO 8601 times with a slash. Empty: from the time of the file on.
+    pub sale_period: Names,
+    pub currency: Names,
+    /// Availabilities by the file's own values of `availability`, regardless of case, spaces and punctuation.
+    pub availability_values: BTreeMap<String, MappedAvailability>,
+}
+
+impl InventoryColumns {
+    /// Returns the columns in the order of `Field` in `inventory.rs`.
+    pub(super) fn all(&self) -> Vec<Column<'_>> {
+        vec![
+            required("inventory.id", &self.id),
+            required("inventory.place", &self.place),
+            column("inventory.stock", &self.stock),
+            column("inventory.availability", &self.availability),
+            column("inventory.price", &self.price),
+            column("inventory.sale_price", &self.sale_price),
+            column("inventory.sale_period", &self.sale_period),
+            column("inventory.currency", &self.currency),
+        ]
+    }
+
+    fn check(&self) -> Result<(), String> {
+        for (key, names) in [("id", &self.id), ("place", &self.place)] {
+            if names.is_empty() {
+                return Err(format!("inventory.{key} is missing"));
+            }
+        }
+        if self.stock.is_empty() && self.availability.is_empty() && self.price.is_empty() {
+            return Err("inventory has none of the columns stock, availability and price".to_owned());
+        }
+        if !self.sale_price.is_empty() && self.price.is_empty() {
+            return Err("inventory.sale_price is set without inventory.price, which it reduces".to_owned());
+        }
+        if !self.sale_period.is_empty() && self.sale_price.is_empty() {
+            return Err("inventory.sale_period is set without inventory.sale_price, to which it belongs".to_owned());
+        }
+        if !self.availability_values.is_empty() && self.availability.is_empty() {
+            let problem = "inventory.availability_values is set without inventory.availability, whose values it maps";
+            return Err(problem.to_owned());
+        }
+        check_availability_values("inventory", &self.availability_values)
+    }
+}
+
 /// What the entries of a list of categories are.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -205,13 +271,43 @@ impl<'de> Deserialize<'de> for MappedAvailability {
     }
 }
 
+/// Returns the availability of a value of the file, such as `in stock` or `https://schema.org/InStock`; none for an unknown
+/// one. `own` are those of the mapping.
+pub(super) fn availability_of(own: &BTreeMap<String, MappedAvailability>, value: &str) -> Option<Availability> {
+    let word = plain_name(value.rsplit('/').next().unwrap_or_default());
+    let mut own = own.iter();
+    let own = own.find(|(name, _)| plain_name(name) == plain_name(value)).map(|(_, mapped)| mapped.0);
+    let common = || COMMON_AVAILABILITIES.iter().find(|(common, _)| *common == word).map(|(_, mapped)| *mapped);
+    own.or_else(|| Availability::parse(&word)).or_else(common)
+}
+
+fn check_availability_values(table: &str, values: &BTreeMap<String, MappedAvailability>) -> Result<(), String> {
+    let mut words: BTreeMap<String, MappedAvailability> = BTreeMap::new();
+    for (value, mapped) in values {
+        let word = plain_name(value);
+        if word.is_empty() {
+            return Err(format!(
+                "{table}.availability_values: `{value}` has neither letters nor digits, so no value of the file is it"
+            ));
+        }
+        if words.insert(word, *mapped).is_some_and(|other| other != *mapped) {
+            return Err(format!(
+                "{table}.availability_values: `{value}` is another entry with another availability, regardless of case, \
+                 spaces and punctuation"
+            ));
+        }
+    }
+    Ok(())
+}
+
 /// The words of Google Merchant Center, schema.org, Meta and WooCommerce, as [`plain_name`]s.
-const COMMON_AVAILABILITIES: [(&str, Availability); 14] = [
+const COMMON_AVAILABILITIES: [(&str, Availability); 15] = [
     ("available", Availability::InStock),
     ("availablefororder", Availability::Backorder),
     ("instoreonly", Availability::InStock),
     ("limitedavailability", Availability::InStock),
     ("madetoorder", Availability::Backorder),
+    ("ondisplaytoorder", Availability::Backorder),
     ("onbackorder", Availability::Backorder),
     ("onlineonly", Availability::InStock),
     ("presale", Availability::Preorder),
@@ -259,6 +355,13 @@ pub(super) struct Column<'a> {
     pub names: &'a [String],
     /// Whether every row needs it.
     pub is_required: bool,
+}
+
+impl Column<'_> {
+    /// Returns whether its key in its table is this one, such as `platform` of `events.platform`.
+    pub(super) fn is_key(&self, key: &str) -> bool {
+        self.key.split_once('.').is_some_and(|(_, own)| own == key)
+    }
 }
 
 /// Columns of a pattern with one `*` that become attributes.
@@ -371,16 +474,6 @@ impl ItemColumns {
         wildcards.collect()
     }
 
-    /// Returns the availability of a value of the file, such as `in stock` or `https://schema.org/InStock`; none for an
-    /// unknown one.
-    pub(super) fn availability_of(&self, value: &str) -> Option<Availability> {
-        let word = plain_name(value.rsplit('/').next().unwrap_or_default());
-        let mut own = self.availability_values.iter();
-        let own = own.find(|(name, _)| plain_name(name) == plain_name(value)).map(|(_, mapped)| mapped.0);
-        let common = || COMMON_AVAILABILITIES.iter().find(|(common, _)| *common == word).map(|(_, mapped)| *mapped);
-        own.or_else(|| Availability::parse(&word)).or_else(common)
-    }
-
     /// Returns the columns of `attribute_pairs`, `id_parts`, `keep`, `stock_not_counted`, `backorder` and `fill_down`,
     /// in this order.
     pub(super) fn auxiliary(&self) -> Vec<Column<'_>> {
@@ -436,25 +529,6 @@ impl ItemColumns {
         }
     }
 
-    fn check_availability_values(&self) -> Result<(), String> {
-        let mut words: BTreeMap<String, MappedAvailability> = BTreeMap::new();
-        for (value, mapped) in &self.availability_values {
-            let word = plain_name(value);
-            if word.is_empty() {
-                return Err(format!(
-                    "items.availability_values: `{value}` has neither letters nor digits, so no value of the file is it"
-                ));
-            }
-            if words.insert(word, *mapped).is_some_and(|other| other != *mapped) {
-                return Err(format!(
-                    "items.availability_values: `{value}` is another entry with another availability, regardless of \
-                     case, spaces and punctuation"
-                ));
-            }
-        }
-        Ok(())
-    }
-
     fn check(&self) -> Result<(), String> {
         if self.id.is_empty() && self.id_parts.is_empty() {
             return Err("items.id is missing".to_owned());
@@ -498,7 +572,7 @@ impl ItemColumns {
             return Err("items.stock_not_counted is set without items.stock, to which it belongs".to_owned());
         }
         self.check_conditions()?;
-        self.check_availability_values()
+        check_availability_values("items", &self.availability_values)
     }
 }
 
@@ -623,11 +697,6 @@ const COMMON_TYPES: [(&str, EventKind); 39] = [
     ("returned", EventKind::Refund),
 ];
 
-/// Returns a text in lower case without spaces and punctuation.
-pub(super) fn plain_name(text: &str) -> String {
-    text.chars().filter(|c| c.is_alphanumeric()).flat_map(char::to_lowercase).collect()
-}
-
 /// Rules for dropping rows and parsing numbers and times.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -714,9 +783,16 @@ impl Mapping {
     }
 
     fn check(&self) -> Result<(), String> {
-        if self.events.is_none() && self.items.is_none() {
-            return Err("it has neither the table `events`, for a file of events, nor the table `items`".to_owned());
+        if self.events.is_none() && self.items.is_none() && self.inventory.is_none() {
+            return Err(
+                "it has neither the table `events`, for a file of events, nor the tables `items` and `inventory`"
+                    .to_owned(),
+            );
         }
+        if let Some(columns) = &self.inventory {
+            columns.check()?;
+        }
+        self.check_empty_values()?;
         if let Some(columns) = &self.events {
             self.check_events(columns)?;
         }
@@ -734,6 +810,18 @@ impl Mapping {
         Encoding::parse(&self.file.encoding)?;
         Numbers::new(&self.clean)?;
         Times::new(&self.clean).map(|_| ())
+    }
+
+    fn check_empty_values(&self) -> Result<(), String> {
+        let events = self.events.as_ref().map(EventColumns::all);
+        let items = self.items.as_ref().map(ItemColumns::fields);
+        let inventory = self.inventory.as_ref().map(InventoryColumns::all);
+        let columns: Vec<Column<'_>> = [events, items, inventory].into_iter().flatten().flatten().collect();
+        let is_known = |key: &&String| columns.iter().any(|column| column.is_key(key) && !column.names.is_empty());
+        match self.file.empty_values_of.keys().find(|key| !is_known(key)) {
+            Some(key) => Err(format!("file.empty_values_of: `{key}` is no key of a column that the mapping names")),
+            None => Ok(()),
+        }
     }
 
     fn check_events(&self, columns: &EventColumns) -> Result<(), String> {

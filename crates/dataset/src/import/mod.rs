@@ -3,6 +3,7 @@ mod catalogue;
 mod context;
 mod currency;
 mod events;
+mod inventory;
 mod items;
 mod mapping;
 mod numbers;
@@ -14,11 +15,12 @@ mod times;
 use crate::DatasetError;
 use catalogue::Catalogue;
 use events::EventCleaning;
+pub use inventory::LocalInventory;
 use lodestone_catalog::Item;
 use lodestone_core::units::UnixMillis;
 pub use mapping::{Mapping, SHIPPED};
 use numbers::Numbers;
-pub use report::{Dropped, ImportReport};
+pub use report::{Dropped, ImportReport, InventoryReport};
 use std::{
     fs, io,
     path::{Path, PathBuf},
@@ -70,6 +72,8 @@ pub enum ImportError {
     Empty { path: PathBuf },
     #[error("{path}: cleaning dropped all {rows} rows:\n{report}")]
     NothingLeft { path: PathBuf, rows: u64, report: Box<ImportReport> },
+    #[error("{path}: no row of the file can be used:\n{report}")]
+    NoInventory { path: PathBuf, report: Box<InventoryReport> },
     #[error("{path}: {0}", shrink)]
     Shrink { path: PathBuf, shrink: Shrink, report: Box<ImportReport> },
     #[error("--items-time {time} is in the future; the values of items cannot be of a later time than now")]
@@ -208,6 +212,20 @@ pub fn read_feed(
     let items = read_items_file(mappings, path, options, &mut report, &mut progress)?;
     report.item_count = items.len() as u64;
     Ok((items, report))
+}
+
+/// Reads and cleans a local inventory feed. Returns its rows in the order of the file, as of the time of the file.
+pub fn read_inventory(
+    mappings: &[Mapping],
+    path: &Path,
+    options: ImportOptions,
+    mut progress: impl FnMut(u64, u64),
+) -> Result<(Vec<LocalInventory>, InventoryReport), ImportError> {
+    let mapping = with_table(mappings, path, "inventory", |mapping| mapping.inventory.is_some())?;
+    let time = items_time(path, options)?;
+    let mut report = InventoryReport { time_ms: time.0, ..InventoryReport::default() };
+    let inventory = inventory::read(mapping, path, time, &mut report, &mut progress)?;
+    Ok((inventory, report))
 }
 
 fn read_items_file(

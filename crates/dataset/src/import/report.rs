@@ -106,6 +106,11 @@ pub(super) enum Reason {
     AttributeName,
     AttributeNameTwice,
     TooManyAttributes,
+    NoPlace,
+    SamePlace,
+    SaleWithoutPrice,
+    NoValue,
+    LocalAvailability,
 }
 
 impl Reason {
@@ -167,6 +172,14 @@ impl Reason {
                  in items.attributes",
             ),
             Self::AttributeTooLong => ("attribute too long", "the item is imported without it"),
+            Self::NoPlace => ("no place", "the store's code is empty or no id: at most 128 bytes"),
+            Self::SamePlace => ("same item and place", "an earlier row has the same id and store code"),
+            Self::SaleWithoutPrice => ("sale without a price", "a sale price reduces the price of the same row"),
+            Self::NoValue => ("no value", "neither a stock, an availability nor a price"),
+            Self::LocalAvailability => (
+                "unknown availability",
+                "map it in the table inventory.availability_values, such as lieferbar = \"in_stock\"",
+            ),
             Self::TooManyAttributes => {
                 ("too many attributes", "the item is imported with 100, those that the most items have")
             }
@@ -287,6 +300,42 @@ impl fmt::Display for ImportReport {
             if !counted.is_empty() {
                 writeln!(f, "{:>10} unknown {what}: {}", "", counted.join(", "))?;
             }
+        }
+        Ok(())
+    }
+}
+
+/// The report of a local inventory feed.
+#[derive(Debug, Clone, Default, Serialize)]
+pub struct InventoryReport {
+    pub row_count: u64,
+    pub kept_count: u64,
+    /// Different places of the kept rows.
+    pub place_count: u64,
+    pub dropped: BTreeMap<&'static str, Dropped>,
+    /// Optional columns of the mapping that the file does not have, by their first names.
+    pub missing_columns: Vec<String>,
+    /// Time of the values, in ms since 1970.
+    pub time_ms: i64,
+}
+
+impl InventoryReport {
+    /// Counts a dropped row, or returns the value for which the import ends.
+    pub(super) fn drop(&mut self, error: RowError, row: &Row) -> Result<(), ValueError> {
+        count(&mut self.dropped, error, row)
+    }
+}
+
+impl fmt::Display for InventoryReport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "{:>10} rows read", self.row_count)?;
+        write_dropped(f, &self.dropped)?;
+        writeln!(f, "{:>10} kept, of {} places", self.kept_count, self.place_count)?;
+        if let Ok(time) = jiff::Timestamp::from_millisecond(self.time_ms) {
+            writeln!(f, "{:>10} values as of {time}", "")?;
+        }
+        if !self.missing_columns.is_empty() {
+            writeln!(f, "{:>10} optional columns not in the file: {}", "", self.missing_columns.join(", "))?;
         }
         Ok(())
     }

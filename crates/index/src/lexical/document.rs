@@ -67,6 +67,11 @@ fn texts<'i>(item: &'i Item, name: &str) -> &'i [String] {
     }
 }
 
+/// Returns true if an attribute has a text.
+pub(super) fn has_texts(item: &Item, name: &str) -> bool {
+    !texts(item, name).is_empty()
+}
+
 /// Returns true if the documents of two items have the same texts.
 pub(super) fn has_equal_texts(a: &Item, b: &Item, searchable: &[String]) -> bool {
     (&a.title, &a.description, &a.brand) == (&b.title, &b.description, &b.brand)

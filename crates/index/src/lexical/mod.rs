@@ -12,7 +12,7 @@ use super::{
 };
 use ahash::AHashSet;
 use collect::{all_of, any_of, best_of, best_of_some, scores_of};
-use document::{ItemTexts, has_equal_texts, joined, ordered};
+use document::{ItemTexts, has_equal_texts, has_texts, joined, ordered};
 use lodestone_catalog::Item;
 use lodestone_core::{ids::Row, text};
 use lodestone_rules::Synonyms;
@@ -38,6 +38,8 @@ const DEAD_SHARE_MAX: f32 = 0.1;
 /// Maximum words of a query for which the whole vocabulary is scanned: for corrections, and for neighbours of rare
 /// words.
 const SCANNED_WORDS_MAX: usize = 8;
+/// Number of rows that are indexed again at once when the searchable attributes change.
+const REINDEXED_AT_ONCE: usize = 4096;
 /// Minimum bytes of each part of a compound that is split or joined.
 const PART_BYTES_MIN: usize = 2;
 
@@ -175,7 +177,8 @@ impl<'a> From<&'a String> for QueryText<'a> {
 /// A lexical index of items, in memory. Writes and searches may run concurrently.
 pub struct Lexical {
     fields: Fields,
-    searchable: Vec<String>,
+    /// Attributes whose texts are searched, ascending.
+    searchable: RwLock<Arc<[String]>>,
     index: Index,
     reader: IndexReader,
     /// Held while the reader reloads, so that an earlier state never replaces a later one.
@@ -214,7 +217,17 @@ impl Lexical {
             let _ = merged.reload();
         }))?;
         let (writer, words, synonyms) = (Mutex::default(), RwLock::default(), Synonyms::default());
-        Ok(Self { fields, searchable: Vec::new(), index, reader, reloading, _merges: merges, writer, words, synonyms })
+        Ok(Self {
+            fields,
+            searchable: RwLock::new(Arc::default()),
+            index,
+            reader,
+            reloading,
+            _merges: merges,
+            writer,
+            words,
+            synonyms,
+        })
     }
 
     /// Starts the threads of the writer. They inherit the priority of the calling thread.
@@ -246,9 +259,31 @@ impl Lexical {
         self.synonyms = synonyms;
     }
 
-    /// Sets the attributes whose texts are searched as brands and categories are. The index must be empty.
-    pub fn set_searchable(&mut self, attributes: Vec<String>) {
-        self.searchable = attributes;
+    /// Sets the attributes whose texts are searched as brands and categories are. `items` are all rows of the index; those
+    /// with a text that begins or ends to be searched are indexed again. Nothing else may write meanwhile, and after an
+    /// error the index contradicts the items.
+    pub fn set_searchable<'i>(
+        &self,
+        attributes: Vec<String>,
+        items: impl Iterator<Item = (Row, &'i Item)>,
+    ) -> Result<(), LexicalError> {
+        let before = self.searchable();
+        let changed = |name: &&String| before.contains(name) != attributes.contains(name);
+        let names: Vec<&String> = before.iter().chain(&attributes).filter(changed).collect();
+        let mut rows = items.filter(|(_, item)| names.iter().any(|name| has_texts(item, name))).peekable();
+        while rows.peek().is_some() {
+            let part = rows.by_ref().take(REINDEXED_AT_ONCE);
+            let changes: Vec<RowChange> =
+                part.map(|(row, item)| RowChange { row, old: Some(item), new: Some(item) }).collect();
+            self.replace(&changes.iter().collect::<Vec<_>>(), &before, &attributes)?;
+        }
+        *self.searchable.write() = attributes.into();
+        self.refresh()
+    }
+
+    /// Returns the attributes whose texts are searched.
+    pub fn searchable(&self) -> Arc<[String]> {
+        self.searchable.read().clone()
     }
 
     /// Sets the languages of the items' texts. The index must be empty.
@@ -273,13 +308,23 @@ impl Lexical {
     /// Adds, replaces and removes rows, all or none. Searches see the changes after [`Lexical::refresh`]. Changes that
     /// leave the indexed texts as they are cost nothing.
     pub fn apply(&self, changes: &[RowChange]) -> Result<(), LexicalError> {
-        let changes: Vec<&RowChange> = changes.iter().filter(|change| change.changes_texts(&self.searchable)).collect();
+        let searchable = self.searchable();
+        let changes: Vec<&RowChange> = changes.iter().filter(|change| change.changes_texts(&searchable)).collect();
         if changes.is_empty() {
             return Ok(());
         }
+        self.replace(&changes, &searchable, &searchable)
+    }
+
+    /// Replaces the texts of rows, all or none. `before` and `after` are the searchable attributes of the old and of the
+    /// new texts.
+    fn replace(&self, changes: &[&RowChange], before: &[String], after: &[String]) -> Result<(), LexicalError> {
         let texts: Vec<[Option<ItemTexts>; 2]> = changes
             .par_iter()
-            .map(|change| [change.old, change.new].map(|item| item.map(|item| ItemTexts::of(item, &self.searchable))))
+            .map(|change| {
+                [(change.old, before), (change.new, after)]
+                    .map(|(item, searchable)| item.map(|item| ItemTexts::of(item, searchable)))
+            })
             .collect();
         let document = |(change, texts): (&&RowChange, &[Option<ItemTexts>; 2])| {
             Some(self.document(change.row, change.new?, texts[1].as_ref()?))
@@ -301,7 +346,7 @@ impl Lexical {
         }
         writer.commit()?;
         *writing = Some(writer);
-        self.words.write().apply(&changes, texts);
+        self.words.write().apply(changes, texts);
         Ok(())
     }
 
@@ -613,6 +658,39 @@ mod tests {
         let odd = lexical.search("mug", MatchMode::Any, 100, &|row| row.0 % 2 == 1).unwrap();
         assert_eq!(odd.len(), 15);
         assert_eq!(lexical.row_count(), 30);
+    }
+
+    #[test]
+    fn texts_of_attributes_are_found_from_when_they_are_searchable_until_they_are_not() {
+        use lodestone_catalog::AttributeValue;
+        let glazed = |number: usize, glaze: &str| {
+            let mut item = Item::titled(ItemId::parse(&format!("SKU-{number}")).unwrap(), "vase");
+            item.attributes.insert("glaze".to_owned(), AttributeValue::Text(glaze.to_owned()));
+            item.attributes.insert("weight".to_owned(), AttributeValue::Number(3.0));
+            item
+        };
+        // More than are indexed again at once.
+        const COUNT: usize = REINDEXED_AT_ONCE + 10;
+        let items: Vec<Item> =
+            (0..COUNT).map(|number| glazed(number, if number % 2 == 0 { "celadon" } else { "tenmoku" })).collect();
+        let lexical = index_of(&items);
+        let rows = || items.iter().enumerate().map(|(row, item)| (Row(row as u32), item));
+        let found = |query: &str| lexical.search(query, MatchMode::All, COUNT, &|_| true).unwrap().len();
+        assert_eq!((found("celadon"), found("vase")), (0, COUNT));
+        lexical.set_searchable(vec!["glaze".to_owned(), "weight".to_owned()], rows()).unwrap();
+        assert_eq!((found("celadon vase"), found("tenmoku"), lexical.row_count()), (COUNT / 2, COUNT / 2, COUNT));
+        let corrected = lexical.correct("celadn", &|_| true).unwrap();
+        assert_eq!(corrected.as_deref(), Some("celadon"), "the vocabulary has the words too");
+        // Later changes know the texts.
+        let changed = glazed(0, "tenmoku");
+        let change = RowChange { row: Row(0), old: Some(&items[0]), new: Some(&changed) };
+        lexical.apply(&[change]).unwrap();
+        lexical.refresh().unwrap();
+        assert_eq!((found("celadon"), found("tenmoku")), (COUNT / 2 - 1, COUNT / 2 + 1));
+        let now = rows().map(|(row, item)| (row, if row == Row(0) { &changed } else { item }));
+        lexical.set_searchable(Vec::new(), now).unwrap();
+        assert_eq!((found("celadon"), found("tenmoku"), found("vase")), (0, 0, COUNT));
+        assert_eq!(lexical.correct("celadn", &|_| true).unwrap(), None);
     }
 
     /// Returns the titles that have every word of a query, sorted.

@@ -120,6 +120,9 @@ pub struct AnswerRecord {
     /// The rules that applied to the request. Their pins, boosts and filters are among those of the record.
     #[prost(message, repeated, tag = "42")]
     pub applied_rules: Vec<AppliedRuleRecord>,
+    /// The completions of a Suggest, in their order; its products are the slots.
+    #[prost(string, repeated, tag = "43")]
+    pub completions: Vec<String>,
 }
 
 /// A rule that applied to a request.
@@ -142,6 +145,7 @@ pub enum AnswerKind {
     Search = 1,
     Recommend = 2,
     Rank = 3,
+    Suggest = 4,
 }
 
 impl AnswerKind {
@@ -152,6 +156,7 @@ impl AnswerKind {
             Self::Search => "search",
             Self::Recommend => "recommend",
             Self::Rank => "rank",
+            Self::Suggest => "suggest",
         }
     }
 }
@@ -261,7 +266,7 @@ impl AnswerRecord {
                 },
                 Err(_) => RequestedList::Other,
             },
-            AnswerKind::Unknown => RequestedList::Other,
+            AnswerKind::Suggest | AnswerKind::Unknown => RequestedList::Other,
         }
     }
 }

@@ -1,5 +1,6 @@
 //! Parses the file of `lodestone serve --serving FILE`; `docs/serving.md` describes it.
 use super::{Arm, Arms, Compiled, Experiment, Serving, ServingConfig, ServingError};
+use lodestone_core::ids::check_name;
 use lodestone_rules::{self as rules, CompiledServingConfig, SoldOut, limits};
 use serde::Deserialize;
 use std::{
@@ -128,15 +129,8 @@ impl Problems {
     }
 
     fn name(&mut self, field: impl Display, name: &str) {
-        let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_' || byte == b'-' || byte == b'.';
-        if !(1..=limits::ID_BYTES).contains(&name.len()) || !name.bytes().all(is_plain) {
-            self.add(
-                field,
-                format!(
-                    "`{name}` is not a name of 1 to {} characters of A-Z, a-z, 0-9, `_`, `-` and `.`",
-                    limits::ID_BYTES
-                ),
-            );
+        if let Err(error) = check_name(name) {
+            self.add(field, error.to_string());
         }
     }
 

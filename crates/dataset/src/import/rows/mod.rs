@@ -92,6 +92,8 @@ struct Buffers {
     kinds: Vec<ValueKind>,
     attributes: Vec<NamedValue>,
     empty_values: Vec<String>,
+    /// The same by column.
+    empty_values_of: Vec<Vec<String>>,
 }
 
 enum Source {
@@ -178,6 +180,7 @@ impl<'a> Rows<'a> {
             kinds: vec![ValueKind::Text; count],
             attributes: Vec::new(),
             empty_values: selection.format.empty_values.clone(),
+            empty_values_of: selection.columns.iter().map(|column| empty_values_of(column, selection.format)).collect(),
         };
         let path = path.to_owned();
         Ok(Self { path, selection, source, buffers, line: 0, index_in_line: 0, last: None, read, of_row, bytes })
@@ -267,6 +270,12 @@ impl<'a> Rows<'a> {
     }
 }
 
+/// Returns the values that mean that there is none only in a column.
+fn empty_values_of(column: &Column<'_>, format: &FileFormat) -> Vec<String> {
+    let of_column = format.empty_values_of.iter().filter(|(key, _)| column.is_key(key));
+    of_column.flat_map(|(_, values)| values).cloned().collect()
+}
+
 /// Characters of a message's list of names.
 const NAMES_CHARS_MAX: usize = 1000;
 
@@ -295,6 +304,7 @@ impl Buffers {
     fn set(&mut self, column: usize, text: &str, kind: ValueKind) {
         if self.values[column].is_empty()
             && let Some(value) = self.value_of(text)
+            && !self.empty_values_of[column].iter().any(|empty| empty == value)
         {
             value.clone_into(&mut self.values[column]);
             self.kinds[column] = kind;

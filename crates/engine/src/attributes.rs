@@ -1,0 +1,86 @@
+//! Declares attributes, and checks the values of items against the declarations.
+use crate::{
+    engine::Engine,
+    error::{EngineError, RuleError},
+    rules::{PutMode, Target},
+};
+use lodestone_catalog::{AttributeKind, Catalog};
+use lodestone_core::ids::ItemId;
+use lodestone_rules::{AttributeDeclaration, CompiledAttribute, EntryKind, RuleChange, RuleSnapshot};
+use prost_types::Timestamp;
+use std::{sync::Arc, time::Instant};
+use tokio::sync::OwnedRwLockReadGuard;
+
+/// Number of items with values of another kind that are named.
+const CONFLICTS_LISTED_MAX: usize = 100;
+
+/// Items whose values of an attribute are of another kind than the declared one.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct AttributeConflicts {
+    pub item_count: usize,
+    /// The first 100.
+    pub items: Vec<ItemId>,
+}
+
+/// Held by writes of items from their check against the declarations until they are in effect.
+pub struct DeclarationsGuard(#[expect(dead_code, reason = "released when it is dropped")] OwnedRwLockReadGuard<()>);
+
+impl Engine {
+    /// Keeps the declarations of attributes as they are until the guard is dropped. Waits while one is written.
+    pub async fn hold_declarations(&self) -> DeclarationsGuard {
+        DeclarationsGuard(self.declarations.clone().read_owned().await)
+    }
+
+    /// Returns the items of the current catalogue whose values of an attribute are of another kind.
+    pub async fn attribute_conflicts(
+        &self,
+        name: String,
+        kind: AttributeKind,
+        deadline: Instant,
+    ) -> Result<AttributeConflicts, EngineError> {
+        let catalog = self.generations.current().generation.catalog.load_full();
+        self.workers.run(deadline, move |_| Ok(conflicts(&catalog, &name, kind))).await
+    }
+
+    /// Writes a valid declaration, whose times and etag are set here, if no item has a value of another kind. An empty
+    /// `etag` replaces whatever there is.
+    pub async fn declare_attribute(
+        &self,
+        declaration: AttributeDeclaration,
+        kind: AttributeKind,
+        etag: String,
+        deadline: Instant,
+    ) -> Result<(Arc<CompiledAttribute>, u64), EngineError> {
+        let name = declaration.name.clone();
+        // No item is written between the check of the items and the declaration.
+        let exclusive = tokio::time::timeout_at(deadline.into(), self.declarations.clone().write_owned()).await;
+        let exclusive = exclusive.map_err(|_| EngineError::DeadlineExceeded)?;
+        let conflicts = self.attribute_conflicts(name.clone(), kind, deadline).await?;
+        if conflicts.item_count > 0 {
+            return Err(RuleError::AttributeConflict { name, kind, conflicts }.into());
+        }
+        let change = |rules: &RuleSnapshot, now: Timestamp| {
+            let known = rules.attributes.get(&declaration.name).map(|known| &known.declaration);
+            let mode = match known {
+                None if etag.is_empty() => PutMode::Create,
+                _ => PutMode::Update { etag },
+            };
+            let target = Target { kind: EntryKind::Attribute, id: &declaration.name, count: rules.attributes.len() };
+            target.check(known.map(|known| known.etag.as_str()), &mode)?;
+            let create_time = known.map_or(Some(now), |known| known.create_time);
+            let declaration =
+                AttributeDeclaration { create_time, update_time: Some(now), etag: String::new(), ..declaration };
+            Ok(RuleChange::PutAttribute(declaration))
+        };
+        let (rules, position) = self.write_rules_holding(change, exclusive).await?;
+        let written = rules.attributes.get(&name).cloned();
+        let lost = || EngineError::Internal(format!("the declaration of {name} is not in effect after its write"));
+        Ok((written.ok_or_else(lost)?, position))
+    }
+}
+
+fn conflicts(catalog: &Catalog, name: &str, kind: AttributeKind) -> AttributeConflicts {
+    let rows = catalog.rows_with_other_kind(name, kind);
+    let items = rows.iter().take(CONFLICTS_LISTED_MAX).map(|row| catalog.get(*row).item.id.clone()).collect();
+    AttributeConflicts { item_count: rows.len(), items }
+}
