@@ -342,11 +342,13 @@ fn write_parts(f: &mut fmt::Formatter<'_>, parts: &SlotExplanation) -> fmt::Resu
     let mut sum: Vec<String> =
         parts.heads.iter().map(|head| format!("{} {:.4} × {}", head.name, head.probability, head.weight)).collect();
     sum.extend(parts.retrieval.map(|score| format!("retrieval {score:.4}")));
+    sum.extend(parts.objectives.map(|change| format!("objectives {change:.4}")));
     if parts.tier > 0 {
         sum.push(format!("query tier {}", parts.tier));
     }
     // Boosts divide a score below 0.
     let weighted: f32 = parts.heads.iter().map(|head| head.weight * head.probability).sum();
+    let weighted = weighted + parts.objectives.unwrap_or(0.0);
     let is_negative = weighted + parts.retrieval.unwrap_or(0.0) + f32::from(parts.tier) < 0.0;
     let sign = if is_negative { '÷' } else { '×' };
     let boosts: String = parts.boosts.iter().map(|factor| format!(" {sign} boost {factor}")).collect();

@@ -11,18 +11,20 @@ use crate::server::proto::{
     self, RecommendType, catalog_service_client::CatalogServiceClient, event_service_client::EventServiceClient,
     ranking_service_client::RankingServiceClient,
 };
-use anyhow::{Context, bail, ensure};
+use anyhow::{Context, anyhow, bail, ensure};
 use indicatif::ProgressBar;
 use lodestone_catalog::Item;
 use lodestone_core::units::UnixMillis;
 use lodestone_dataset as dataset;
 use lodestone_events::EventKind;
 use lodestone_rollout::Store;
+use lodestone_rules::Objective;
 use lodestone_training::{
     EvaluateOptions,
     simulation::{
-        Arm, Day, DisplayedList, Draws, InitialState, Intent, Outcomes, Shop, Shopper, SimulationConfig, Trajectories,
-        UserAction, dataset_events, id_of, initial_state, outcomes, plot, product_of,
+        Arm, Day, DisplayedList, Draws, InitialState, Intent, ObjectiveCurves, Outcomes, Shop, Shopper,
+        SimulatedObjective, SimulationConfig, Trajectories, UserAction, Visit, dataset_events, id_of, initial_state,
+        objective_curves, outcomes, plot, plot_objectives, product_of,
     },
 };
 use std::{
@@ -82,7 +84,18 @@ pub(crate) struct SimulateArgs {
     /// Also simulates the arms `explore` and `answers`.
     #[arg(long)]
     answers: bool,
-    /// Also writes a plot of the days as SVG.
+    /// Instead compares serving configurations with objectives: revenue and return rate over these weights, 0 to 1, each
+    /// with one server that receives every event and does not retrain. See docs/objectives.md.
+    #[arg(long, value_name = "W,…", value_delimiter = ',', conflicts_with = "answers", value_parser = weight)]
+    objective_weights: Vec<f64>,
+    /// The objectives of --objective-weights: click, purchase, revenue, loyalty.
+    #[arg(long, value_name = "NAME,…", value_delimiter = ',', default_value = "loyalty,revenue",
+          requires = "objective_weights", value_parser = objective)]
+    objectives: Vec<String>,
+    /// Largest loss of NDCG of these configurations; 1 is no limit.
+    #[arg(long, value_name = "LOSS", default_value_t = 1.0, requires = "objective_weights", value_parser = weight)]
+    ndcg_loss_max: f64,
+    /// Also writes a plot as SVG: of the days, or of the return rate over the revenue.
     #[arg(long, value_name = "FILE", value_parser = new_file)]
     plot: Option<PathBuf>,
     /// Directory for data, bundles and logs of the servers; must not exist. Default: a temporary directory, removed at
@@ -93,6 +106,72 @@ pub(crate) struct SimulateArgs {
     output: OutputArgs,
     #[command(flatten)]
     library: LibraryArgs,
+}
+
+/// Parses a number from 0 to 1.
+fn weight(text: &str) -> anyhow::Result<f64> {
+    let number: f64 = text.parse().map_err(|_| anyhow!("`{text}` is not a number"))?;
+    ensure!((0.0..=1.0).contains(&number), "{number} is not within 0 and 1");
+    Ok(number)
+}
+
+/// Parses the name of an objective. Simulated products have no costs.
+fn objective(text: &str) -> anyhow::Result<String> {
+    let mut known = Objective::ALL.into_iter().filter(|objective| *objective != Objective::Margin);
+    ensure!(
+        known.any(|objective| objective.name() == text),
+        "`{text}` is not one of click, purchase, revenue, loyalty"
+    );
+    Ok(text.to_owned())
+}
+
+/// The result of `lodestone simulate --objective-weights`.
+#[derive(serde::Serialize)]
+struct ObjectiveReport {
+    config: SimulationConfig,
+    seeds: Vec<u64>,
+    seconds: f64,
+    ndcg_loss_max: f64,
+    curves: ObjectiveCurves,
+}
+
+impl fmt::Display for ObjectiveReport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.curves)?;
+        writeln!(f, "{} seeds, limit of the NDCG loss {}; {:.0} s", self.seeds.len(), self.ndcg_loss_max, self.seconds)
+    }
+}
+
+/// Compares configurations with objectives.
+fn compare_objectives(args: SimulateArgs, config: SimulationConfig) -> anyhow::Result<Exit> {
+    let mut objectives = vec![SimulatedObjective { objective: "relevance".to_owned(), weight: 0.0 }];
+    for objective in &args.objectives {
+        let weights = args.objective_weights.iter().filter(|weight| **weight > 0.0);
+        objectives.extend(weights.map(|weight| SimulatedObjective { objective: objective.clone(), weight: *weight }));
+    }
+    let work = WorkDirectory::create(args.work)?;
+    let started = Instant::now();
+    let seeds: Vec<u64> = (0..args.seeds).map(|seed| args.seed.wrapping_add(seed)).collect();
+    let steps = 1 + config.day_count as u64 * objectives.len() as u64;
+    let bar = ProgressBar::new(args.seeds * steps).with_style(style("{pos}/{len}"));
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let mut lives = Vec::new();
+    for seed in &seeds {
+        let program = Program { library: args.library.onnxruntime.clone(), seed: *seed };
+        let path = work.path.join(format!("seed-{seed}"));
+        let simulated = simulate_objectives(&program, &path, &config, (&objectives, args.ndcg_loss_max), &bar);
+        let simulated = runtime.block_on(simulated);
+        lives.push(simulated.with_context(|| format!("seed {seed}, see {}", path.display()))?);
+    }
+    bar.finish_and_clear();
+    let curves = objective_curves(&lives, &objectives, &EvaluateOptions::default());
+    if let Some(path) = &args.plot {
+        write_file("--plot", path, &plot_objectives(&curves))?;
+    }
+    let (seconds, ndcg_loss_max) = (started.elapsed().as_secs_f64(), args.ndcg_loss_max);
+    args.output.write(&ObjectiveReport { config, seeds, seconds, ndcg_loss_max, curves })?;
+    work.end();
+    Ok(Exit::Success)
 }
 
 /// The result of `lodestone simulate`.
@@ -160,6 +239,9 @@ pub(crate) fn simulate(args: SimulateArgs) -> anyhow::Result<Exit> {
         day_count: args.days,
         ..SimulationConfig::default()
     };
+    if !args.objective_weights.is_empty() {
+        return compare_objectives(args, config);
+    }
     let work = WorkDirectory::create(args.work)?;
     let started = Instant::now();
     let seeds: Vec<u64> = (0..args.seeds).map(|seed| args.seed.wrapping_add(seed)).collect();
@@ -262,28 +344,16 @@ async fn simulate_world(
 ) -> anyhow::Result<SimulatedWorld> {
     let draws = Draws::new(program.seed);
     let InitialState { shop, shoppers, history } = initial_state(config, draws);
-    let start = UnixMillis(UnixMillis::now().0 - MARGIN_MS - config.day_count as i64 * UnixMillis::DAY);
-    let first = path.join("first");
-    fs::create_dir_all(&first).with_context(|| first.display().to_string())?;
-    let long_ago = UnixMillis(start.0 - config.history_days as i64 * UnixMillis::DAY);
-    let items: Vec<Item> = shop.launched(None).map(|product| shop.item(product, Some(long_ago))).collect();
-    dataset::write_items(&first.join("items.parquet"), &items)?;
-    dataset::write_events(&first.join("events.parquet"), &dataset_events(&history, &shop, start))?;
     bar.set_message(format!("seed {}: first bundle", program.seed));
-    // A small world has few interactions to evaluate on.
-    let newest = (history.len() / 10).clamp(20, NEWEST_MAX).to_string();
-    let world = World { program, shop: &shop, draws, config, start, newest, store: path.join("store") };
-    ensure!(
-        world.retrain(&first, path, &world.store, &[]).await? == Exit::Success.code(),
-        "the first training failed; see {}",
-        path.display()
-    );
-    let bundle = current(&world.store).await?;
+    let world = World::new(program, path, config, &shop, &history).await?;
     bar.inc(1);
 
     let mut runs = Vec::new();
     for arm in arms {
-        runs.push(ArmRun::begin(&world, *arm, path.join(arm.name()), [&first, &bundle], shoppers.clone()).await?);
+        runs.push({
+            let serving_file = arm.explores().then_some(SERVING);
+            ArmRun::begin(&world, *arm, path.join(arm.name()), shoppers.clone(), serving_file).await?
+        });
     }
     let (mut nights, mut answer_nights) = (Vec::new(), Vec::new());
     for day in 0..config.day_count {
@@ -309,6 +379,38 @@ async fn simulate_world(
     Ok(SimulatedWorld { lives: runs.into_iter().map(|run| run.lives).collect(), nights, answer_nights })
 }
 
+/// Simulates one seed with serving configurations instead of trainings. Returns the days of the shoppers by
+/// configuration.
+async fn simulate_objectives(
+    program: &Program,
+    path: &Path,
+    config: &SimulationConfig,
+    (objectives, ndcg_loss_max): (&[SimulatedObjective], f64),
+    bar: &ProgressBar,
+) -> anyhow::Result<Vec<Trajectories>> {
+    let draws = Draws::new(program.seed);
+    let InitialState { shop, shoppers, history } = initial_state(config, draws);
+    bar.set_message(format!("seed {}: first bundle", program.seed));
+    let world = World::new(program, path, config, &shop, &history).await?;
+    bar.inc(1);
+    let mut lives = Vec::with_capacity(objectives.len());
+    for (number, SimulatedObjective { objective, weight }) in objectives.iter().enumerate() {
+        bar.set_message(format!("seed {}: {objective} {weight}", program.seed));
+        let text = format!(
+            "[configs.default]\nobjectives = {{ weights = {{ {objective} = {weight:?} }}, ndcg_loss_max = {ndcg_loss_max:?} }}\n"
+        );
+        let serving_file = (*weight > 0.0).then_some(text.as_str());
+        let directory = path.join(format!("objective-{number}"));
+        let mut run = ArmRun::begin(&world, Arm::Live, directory, shoppers.clone(), serving_file).await?;
+        for day in 0..config.day_count {
+            run.day(&world, day).await?;
+            bar.inc(1);
+        }
+        lives.push(run.lives);
+    }
+    Ok(lives)
+}
+
 /// State that all arms of a seed share.
 struct World<'a> {
     program: &'a Program,
@@ -321,9 +423,42 @@ struct World<'a> {
     newest: String,
     /// The store with the first bundle. Each arm that retrains has a copy.
     store: PathBuf,
+    /// The files of the first history.
+    first: PathBuf,
+    /// The first bundle.
+    bundle: PathBuf,
 }
 
-impl World<'_> {
+impl<'a> World<'a> {
+    /// Writes the history and trains the first bundle.
+    async fn new(
+        program: &'a Program,
+        path: &Path,
+        config: &'a SimulationConfig,
+        shop: &'a Shop,
+        history: &[Visit],
+    ) -> anyhow::Result<Self> {
+        let draws = Draws::new(program.seed);
+        let start = UnixMillis(UnixMillis::now().0 - MARGIN_MS - config.day_count as i64 * UnixMillis::DAY);
+        let first = path.join("first");
+        fs::create_dir_all(&first).with_context(|| first.display().to_string())?;
+        let long_ago = UnixMillis(start.0 - config.history_days as i64 * UnixMillis::DAY);
+        let items: Vec<Item> = shop.launched(None).map(|product| shop.item(product, Some(long_ago))).collect();
+        dataset::write_items(&first.join("items.parquet"), &items)?;
+        dataset::write_events(&first.join("events.parquet"), &dataset_events(history, shop, start))?;
+        // A small world has few interactions to evaluate on.
+        let newest = (history.len() / 10).clamp(20, NEWEST_MAX).to_string();
+        let (store, bundle) = (path.join("store"), PathBuf::new());
+        let mut world = World { program, shop, draws, config, start, newest, store, first, bundle };
+        ensure!(
+            world.retrain(&world.first, path, &world.store, &[]).await? == Exit::Success.code(),
+            "the first training failed; see {}",
+            path.display()
+        );
+        world.bundle = current(&world.store).await?;
+        Ok(world)
+    }
+
     /// Runs `lodestone retrain` and returns its exit code.
     async fn retrain(&self, data: &Path, path: &Path, store: &Path, more: &[&str]) -> anyhow::Result<i32> {
         let arguments = [&["retrain", "--gate", "--newest", &self.newest, "--lists-max", LISTS_MAX], more].concat();
@@ -355,9 +490,10 @@ impl ArmRun {
         world: &World<'_>,
         arm: Arm,
         path: PathBuf,
-        [first, bundle]: [&Path; 2],
         shoppers: Vec<Shopper>,
+        serving_file: Option<&str>,
     ) -> anyhow::Result<Self> {
+        let (first, bundle) = (&world.first, &world.bundle);
         let data = path.join("data");
         fs::create_dir_all(&data).with_context(|| data.display().to_string())?;
         for name in ["items.parquet", "events.parquet"] {
@@ -367,14 +503,14 @@ impl ArmRun {
         let [bundle_flag, store_flag, serving_flag] = [bundle, &store, &serving].map(|path| path.display().to_string());
         let mut source = vec!["--bundle", &bundle_flag];
         if arm.retrains() {
-            let paths = [("--bundle", bundle), ("--store", &store)];
+            let paths = [("--bundle", bundle.as_path()), ("--store", &store)];
             let code = world.program.run(&["bundle", "publish"], &paths, &path.join(RETRAIN_LOG)).await?;
             ensure!(code == Exit::Success.code(), "the first bundle was not published; see {}", path.display());
             // Polls the store often and has no probation, because the traffic is much less than that of a real shop.
             source = vec!["--store", &store_flag, "--watch-seconds", "0.2", "--probation-seconds", "0"];
         }
-        if arm.explores() {
-            fs::write(&serving, SERVING).with_context(|| serving_flag.clone())?;
+        if let Some(text) = serving_file {
+            fs::write(&serving, text).with_context(|| serving_flag.clone())?;
             source.extend(["--serving", &serving_flag]);
         }
         let server = Server::start(world.program, &source, &data, &path.join("server.log")).await?;
@@ -454,8 +590,10 @@ impl ArmRun {
             list += 1;
         }
         shopper.end_visit(&reactions);
-        let purchases = reactions.iter().filter(|reaction| reaction.is_bought).count() as u32;
-        Ok(Day { visited: true, clicks: reactions.len() as u32, purchases })
+        let bought = || reactions.iter().filter(|reaction| reaction.is_bought);
+        let revenue_micros = bought().map(|reaction| shop.products[reaction.product].price.micros()).sum();
+        let (clicks, purchases) = (reactions.len() as u32, bought().count() as u32);
+        Ok(Day { visited: true, clicks, purchases, revenue_micros })
     }
 }
 

@@ -10,9 +10,10 @@ use lodestone_core::units::UnixMillis;
 use lodestone_engine::{Replay, ReplayedSlot};
 use lodestone_pipeline::{
     DegradationCode,
-    answers::{AnswerKind, AnswerRecord, AppliedRuleRecord},
+    answers::{AnswerKind, AnswerRecord, AppliedRuleRecord, RankingRecord},
     policy::{Team, joint},
 };
+use lodestone_rules::Objective;
 use prost::Message;
 pub(crate) use proto::replay_answer_response::Request as LoggedRequest;
 use tonic::{Request, Response, Status};
@@ -73,8 +74,26 @@ fn to_response(replay: Replay) -> proto::ReplayAnswerResponse {
         seed: record.seed,
         page_probability: joint(&conditionals),
         completions: record.completions.clone(),
+        objectives: applied_objectives(&record),
         applied_rules: record.applied_rules.iter().map(applied_rule).collect(),
     }
+}
+
+/// Returns the effect of objectives by ranking; empty without any.
+fn applied_objectives(record: &AnswerRecord) -> Vec<proto::AppliedObjectives> {
+    if record.rankings.iter().all(|ranking| ranking.objectives.is_none()) {
+        return Vec::new();
+    }
+    let of = |ranking: &RankingRecord| {
+        let objectives = ranking.objectives.clone().unwrap_or_default();
+        let has_loyalty = objectives.weights.iter().any(|of| of.objective() == Objective::Loyalty);
+        proto::AppliedObjectives {
+            share: objectives.share.into(),
+            ndcg_loss: objectives.ndcg_loss.into(),
+            return_risk: record.return_risk.filter(|_| has_loyalty).map(f64::from),
+        }
+    };
+    record.rankings.iter().map(of).collect()
 }
 
 fn applied_rule(applied: &AppliedRuleRecord) -> proto::AppliedRule {

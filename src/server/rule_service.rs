@@ -94,6 +94,24 @@ pub(crate) fn checked(violations: Violations) -> Result<(), Status> {
     if violations.is_empty() { Ok(()) } else { Err(status::invalid(violations.found)) }
 }
 
+/// Returns the deadline of a preview.
+pub(crate) fn preview_deadline<T>(request: &Request<T>) -> Instant {
+    Instant::now() + timeout_of(request).unwrap_or(PREVIEW_DEADLINE).min(PREVIEW_DEADLINE)
+}
+
+/// Returns the number of logged answers that a preview reads.
+pub(crate) fn previewed_count(violations: &mut Violations, answer_count: i32) -> usize {
+    match answer_count {
+        0 => PREVIEWED_DEFAULT,
+        count if (1..=PREVIEWED_MAX as i32).contains(&count) => count as usize,
+        count => {
+            let description = format!("is {count}; it must be within 0 (the default) and {PREVIEWED_MAX}");
+            violations.add("answer_count", description);
+            0
+        }
+    }
+}
+
 #[tonic::async_trait]
 impl RuleService for Services {
     async fn create_rule(
@@ -173,19 +191,11 @@ impl RuleService for Services {
         request: Request<proto::PreviewRuleRequest>,
     ) -> Result<Response<proto::PreviewRuleResponse>, Status> {
         let response = async {
-            let deadline = Instant::now() + timeout_of(&request).unwrap_or(PREVIEW_DEADLINE).min(PREVIEW_DEADLINE);
+            let deadline = preview_deadline(&request);
             let proto::PreviewRuleRequest { rule, answer_count } = request.into_inner();
             let mut violations = Violations::default();
             let rule = self.rule(&mut violations, rule.as_ref());
-            let count = match answer_count {
-                0 => PREVIEWED_DEFAULT,
-                count if (1..=PREVIEWED_MAX as i32).contains(&count) => count as usize,
-                count => {
-                    let description = format!("is {count}; it must be within 0 (the default) and {PREVIEWED_MAX}");
-                    violations.add("answer_count", description);
-                    0
-                }
-            };
+            let count = previewed_count(&mut violations, answer_count);
             checked(violations)?;
             let Some(rule) = rule else { return Err(status::invalid(Vec::new())) };
             let preview = self.engine.preview_rule(rule, count, convert::ranking_request, deadline).await;

@@ -3,29 +3,38 @@ use super::{
     convert,
     guard::guarded,
     proto::{self, serving_config_service_server::ServingConfigService},
-    rule_service::{EntriesPage, checked},
+    rule_service::{EntriesPage, checked, preview_deadline, previewed_count},
     services::Services,
     status,
     violations::Violations,
 };
-use lodestone_engine::{EntryKind, PutMode, ServingConfigEntry, ServingConfigSource};
+use lodestone_engine::{EntryKind, PutMode, ServingConfigEntry, ServingConfigPreview, ServingConfigSource};
+use lodestone_rules::CompiledServingConfig;
 use tonic::{Request, Response, Status};
 
 impl Services {
+    /// Validates the configuration of a request, also by the bundles and the catalogue.
+    fn checked_serving_config(&self, sent: Option<&proto::ServingConfig>) -> Result<CompiledServingConfig, Status> {
+        let mut violations = Violations::default();
+        let compiled = convert::serving_config(&mut violations, sent);
+        let problems = sent.map(|sent| self.engine.config_problems(&convert::stored_serving_config(sent)));
+        convert::add_problems(&mut violations, "serving_config", problems.unwrap_or_default());
+        checked(violations)?;
+        let compiled = compiled.ok_or_else(|| status::invalid(Vec::new()))?;
+        self.engine.check_objectives(&compiled.config).map_err(status::of)?;
+        Ok(compiled)
+    }
+
     /// Writes the configuration of a request.
     async fn write_serving_config(
         &self,
         sent: Option<proto::ServingConfig>,
         mode: impl FnOnce(String) -> PutMode,
     ) -> Result<(Option<proto::ServingConfig>, u64), Status> {
-        let mut violations = Violations::default();
-        let compiled = convert::serving_config(&mut violations, sent.as_ref());
-        let heads = sent.iter().flat_map(|config| config.head_weights.keys());
-        convert::add_problems(&mut violations, "serving_config", self.engine.head_problems(heads));
-        checked(violations)?;
+        let compiled = self.checked_serving_config(sent.as_ref())?;
         let etag = sent.map(|config| config.etag).unwrap_or_default();
-        let config = compiled.map(|compiled| compiled.stored()).unwrap_or_default();
-        let (written, log_position) = self.engine.put_serving_config(config, mode(etag)).await.map_err(status::of)?;
+        let (written, log_position) =
+            self.engine.put_serving_config(compiled.stored(), mode(etag)).await.map_err(status::of)?;
         Ok((Some(convert::serving_config_to_proto(&written, ServingConfigSource::Api)), log_position))
     }
 }
@@ -110,5 +119,38 @@ impl ServingConfigService for Services {
             }))
         };
         guarded(&self.metrics, "DeleteServingConfig", response).await
+    }
+
+    async fn preview_serving_config(
+        &self,
+        request: Request<proto::PreviewServingConfigRequest>,
+    ) -> Result<Response<proto::PreviewServingConfigResponse>, Status> {
+        let response = async {
+            let deadline = preview_deadline(&request);
+            let proto::PreviewServingConfigRequest { serving_config, answer_count } = request.into_inner();
+            let mut violations = Violations::default();
+            let count = previewed_count(&mut violations, answer_count);
+            checked(violations)?;
+            let config = self.checked_serving_config(serving_config.as_ref())?;
+            let preview = self.engine.preview_serving_config(&config, count, convert::ranking_request, deadline);
+            Ok(Response::new(preview_to_proto(preview.await.map_err(status::of)?)))
+        };
+        guarded(&self.metrics, "PreviewServingConfig", response).await
+    }
+}
+
+fn preview_to_proto(preview: ServingConfigPreview) -> proto::PreviewServingConfigResponse {
+    let left_out = |(reason, count): (String, usize)| proto::LeftOutReason { reason, answer_count: count as i32 };
+    proto::PreviewServingConfigResponse {
+        answer_count: preview.answer_count as i32,
+        left_out_answer_count: preview.left_out.values().sum::<usize>() as i32,
+        left_out_reasons: preview.left_out.into_iter().map(left_out).collect(),
+        slot_count: preview.slot_count as i32,
+        changed_slot_count: preview.changed_slot_count as i32,
+        changed_answer_count: preview.changed_answer_count as i32,
+        mean_ndcg_loss: preview.mean_ndcg_loss,
+        largest_ndcg_loss: preview.largest_ndcg_loss,
+        mean_objective_share: preview.mean_objective_share,
+        bounded_answer_count: preview.bounded_answer_count as i32,
     }
 }

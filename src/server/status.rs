@@ -64,6 +64,7 @@ enum Reason {
     AnswerDamaged,
     GenerationGone,
     LoyaltyModelMissing,
+    CostsMissing,
     Overloaded,
     DeadlineExceeded,
     StorageFull,
@@ -82,7 +83,7 @@ enum Reason {
 
 impl Reason {
     #[cfg(test)]
-    const ALL: [Self; 46] = [
+    const ALL: [Self; 47] = [
         Self::InvalidRequest,
         Self::MessageMalformed,
         Self::MessageTooLarge,
@@ -115,6 +116,7 @@ impl Reason {
         Self::AnswerDamaged,
         Self::GenerationGone,
         Self::LoyaltyModelMissing,
+        Self::CostsMissing,
         Self::Overloaded,
         Self::DeadlineExceeded,
         Self::StorageFull,
@@ -165,6 +167,7 @@ impl Reason {
             Self::AnswerDamaged => "ANSWER_DAMAGED",
             Self::GenerationGone => "GENERATION_GONE",
             Self::LoyaltyModelMissing => "LOYALTY_MODEL_MISSING",
+            Self::CostsMissing => "COSTS_MISSING",
             Self::Overloaded => "OVERLOADED",
             Self::DeadlineExceeded => "DEADLINE_EXCEEDED",
             Self::StorageFull => "STORAGE_FULL",
@@ -227,6 +230,7 @@ impl Reason {
             | Self::BundleIsCurrent
             | Self::NoEarlierBundle
             | Self::LoyaltyModelMissing
+            | Self::CostsMissing
             | Self::Internal => None,
         }
     }
@@ -256,6 +260,7 @@ impl Reason {
             | Self::ServingConfigInUse
             | Self::GenerationGone
             | Self::LoyaltyModelMissing
+            | Self::CostsMissing
             | Self::BundleRefused
             | Self::BundleIsCurrent
             | Self::NoEarlierBundle => Code::FailedPrecondition,
@@ -547,6 +552,7 @@ pub(crate) fn of(error: EngineError) -> Status {
         EngineError::AnswerNotFound => status(Reason::AnswerNotFound, message, none()),
         EngineError::GenerationGone { .. } => status(Reason::GenerationGone, message, none()),
         EngineError::LoyaltyMissing { .. } => status(Reason::LoyaltyModelMissing, message, none()),
+        EngineError::CostsMissing => status(Reason::CostsMissing, message, none()),
         EngineError::Replay(_) => status(Reason::AnswerDamaged, message, none()),
         EngineError::Answers(error) => {
             tracing::error!(%error, "the answer log cannot be read");

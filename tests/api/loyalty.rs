@@ -62,14 +62,14 @@ fn history() -> Vec<DatasetEvent> {
 }
 
 /// A shop with an imported history, the events of its files, and the model that a training fits to them.
-struct LoyalShop {
-    shop: Shop,
+pub(crate) struct LoyalShop {
+    pub(crate) shop: Shop,
     events: Vec<Event>,
     model: LoyaltyModel,
 }
 
 impl LoyalShop {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let shop = Shop::new();
         std::fs::create_dir_all(shop.data_path()).unwrap();
         write_events(&shop.data_path().join("events.parquet"), &history()).unwrap();
@@ -85,7 +85,7 @@ impl LoyalShop {
         Self { shop, events, model }
     }
 
-    async fn serve(&self, bundle: &str) -> GrpcServer {
+    pub(crate) async fn serve(&self, bundle: &str) -> GrpcServer {
         self.shop.store().point_to(bundle, None).unwrap();
         GrpcServer::start(self.shop.open(HealthBounds::default())).await
     }
@@ -99,7 +99,7 @@ impl LoyalShop {
     }
 }
 
-async fn get(server: &GrpcServer, user: &str) -> Result<proto::Loyalty, Status> {
+pub(crate) async fn get(server: &GrpcServer, user: &str) -> Result<proto::Loyalty, Status> {
     let request = proto::GetLoyaltyRequest { user_id: user.to_owned() };
     Ok(loyalty(server).get_loyalty(request).await?.into_inner().loyalty.unwrap())
 }

@@ -18,6 +18,7 @@ mod item_prices;
 mod log;
 mod loyalty;
 mod models;
+mod objectives;
 mod pages;
 mod places;
 mod popularity;

@@ -548,6 +548,29 @@ def experiments(work):
     refused(["do not contain the experiment `f`", "they contain: e"], "experiment", "report", *files, "--experiment", "f")
     refused(["events.jsonl", "line 1"], "experiment", "report", "--answers", events, "--events", events, "--experiment", "e")
 
+    ran = run("experiment", "certificate", *files, "--experiment", "e")
+    check(ran.returncode == NO and "too little evidence" in ran.stderr and "0 of 1000 users" not in ran.stderr
+          and "0 of 100 users whose window is over" in ran.stderr and ran.stdout == "", f"a thin certificate is refused {ran.stderr}")
+    day, kinds = 86_400_000, [("click", 0), ("purchase", 0), ("view", 3), ("view", 5)]
+    rows = [json.dumps({"user": user, "time_ms": 2000 + days * day, "type": kind, "value": 4.5 if kind == "purchase" else 0,
+                        "currency": "EUR"})
+            for number, (user, arm) in enumerate(users) for kind, days in kinds
+            if number % 20 < (10 if days and arm == "brave" else 4)]
+    events.write_text("\n".join([*rows, json.dumps({"user": "u:x", "time_ms": 20 * day, "type": "click"})]))
+    ran = run("experiment", "certificate", *files, "--experiment", "e", "--format", "json")
+    certificate = json.loads(ran.stdout)
+    verdicts = {metric["name"]: metric["verdict"] for metric in certificate["metrics"]}
+    check(ran.returncode == SUCCESS and verdicts == {"clicks": "undecided", "purchases": "undecided", "return_visits": "gain",
+                                                     "value_micros": "undecided"}, f"return visits are certified {verdicts}")
+    check(certificate["currency"] == "EUR" and certificate["metrics"][3]["control_mean"] == 900_000, "values are micros")
+    ran = run("experiment", "certificate", *files, "--experiment", "e")
+    check("certificate of `brave` against `control`" in ran.stdout and "value per user (EUR)" in ran.stdout, "it is printed")
+    ran = run("experiment", "certificate", *files, "--experiment", "e", "--shares", "control=0.6,brave=0.4")
+    check(ran.returncode == NO and "sample ratio mismatch" in ran.stderr, "a wrong split is refused")
+    refused(["`brave`", "control"], "experiment", "certificate", *files, "--experiment", "e", "--control", "brave", "--arm", "brave")
+    refused(["in USD", "in EUR"], "experiment", "certificate", *files, "--experiment", "e", "--currency", "usd")
+    refused(["--window-hours is 0"], "experiment", "certificate", *files, "--experiment", "e", "--window-hours", 0)
+
 
 def loyalty(work):
     """`loyalty score` and `loyalty report` of the example shop."""

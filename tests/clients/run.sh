@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Runs every fenced block of the guides docs/clients.md, docs/shop-pages.md, docs/rules.md, docs/serving.md, docs/places.md
-# and docs/loyalty.md, unchanged and in order, against the server at $LODESTONE_ADDRESS (default 127.0.0.1:50051), and
+# Runs every fenced block of the guides docs/clients.md, docs/shop-pages.md, docs/rules.md, docs/serving.md, docs/places.md,
+# docs/loyalty.md and docs/objectives.md, unchanged and in order, against the server at $LODESTONE_ADDRESS (default 127.0.0.1:50051), and
 # checks the output.
 #
 #   tests/clients/run.sh [--stubs-only]
@@ -90,5 +90,9 @@ guide docs/loyalty.md -
 prints "a score has its drivers" '"driver": "LOYALTY_DRIVER_LAST_PURCHASE"'
 prints "a user without events is new" '"segment": "LOYALTY_SEGMENT_NEW"'
 prints "users at risk have a value" '"valueAtRisk": [0-9]'
+guide docs/objectives.md -
+prints "an answer has the effect of its objectives" '"ndcgLoss": [0-9]|"share": [0-9]'
+prints "an answer has the user's risk" '"returnRisk": [0-9]'
+prints "a preview counts answers" '"answerCount": [1-9]'
 
 echo "clients: $passed passed, 0 failed"

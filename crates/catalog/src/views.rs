@@ -206,6 +206,16 @@ impl Catalog {
         }
         codes.into_iter().map(str::to_uppercase).collect()
     }
+
+    /// Returns the mean share of the price that remains above the cost, over all items with both; none without such an
+    /// item.
+    pub fn mean_margin_share(&self) -> Option<f64> {
+        let (mut sum, mut count) = (0.0, 0);
+        for (block, among) in self.alive().chunks(BLOCK_ROWS / 64).enumerate() {
+            self.columns(block).add_margin_shares(among, &mut sum, &mut count);
+        }
+        (count > 0).then(|| sum / count as f64)
+    }
 }
 
 /// Returns the values of a block that differ for a viewer at a time from the items' own; none if no offer applies.

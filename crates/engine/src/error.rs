@@ -128,6 +128,12 @@ pub enum EngineError {
          users; see docs/loyalty.md"
     )]
     LoyaltyMissing { generation: String, reason: String },
+    /// No item of the catalogue has a price and a cost.
+    #[error(
+        "the objective MARGIN needs costs, and no item of the catalogue has a price and a cost; write `cost_micros` of \
+         items first"
+    )]
+    CostsMissing,
     /// The change of a rule, a set of synonyms or a serving configuration was refused.
     #[error("{0}")]
     Rule(#[from] RuleError),

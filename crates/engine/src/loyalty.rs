@@ -89,7 +89,7 @@ impl AtRiskSnapshots {
     }
 }
 
-fn model_of(loaded: &LoadedGeneration) -> Result<&LoyaltyModel, EngineError> {
+pub(crate) fn model_of(loaded: &LoadedGeneration) -> Result<&LoyaltyModel, EngineError> {
     match &*loaded.generation.loyalty {
         TrainedLoyalty::Model(model) => Ok(model),
         TrainedLoyalty::Missing { reason } => {

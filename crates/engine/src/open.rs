@@ -217,12 +217,13 @@ fn open_bundle(options: &OpenOptions) -> Result<(Bundle, Option<Pointer>), OpenE
     Ok((Bundle::open(&path)?, pointer))
 }
 
-/// Checks the configurations of the file and of the API against each other and against the heads of the bundle.
+/// Checks the configurations of the file and of the API against each other and against the heads and
+/// the loyalty model of the bundle.
 fn check_serving(options: &OpenOptions, bundle: &Bundle, state: &LiveState) -> Result<(), ServingError> {
     let (serving, rules) = (&options.config.serving, state.rules());
     serving.check(&rules.serving_configs)?;
     let heads = bundle.manifest.heads.iter().map(|head| head.name.as_str());
-    serving.snapshot(&rules.serving_configs).check_heads(heads)
+    serving.snapshot(&rules.serving_configs).check_bundle(heads, &bundle.loyalty)
 }
 
 /// Opens the event log and recovers the state, with the bundle's items as the first keys.

@@ -11,19 +11,23 @@ use lodestone_experiments::{
     Outcome,
     off_policy::{EstimateOptions, Estimator, EvaluatedSlots, Reward, SupportLimits, evaluate_answers, slots_of},
 };
+use lodestone_loyalty::{LoyaltyModel, day_of};
 use lodestone_pipeline::{
     answers::{self, AnswerRecord, PreviewedPage, RuleOnRecord},
+    generation::Generation,
+    policy::ObjectiveFacts,
+    request::Viewer,
     retrieve::EligibleRows,
     rules::RuleInput,
     run::RankingRequest,
-    serving::ServingSnapshot,
-    slate,
+    serving::{ServingConfig, ServingSnapshot},
+    slate::{self, RETURN_DAYS, prices_and_margins},
 };
-use lodestone_rules::{Action, CompiledRule, RuleSnapshot};
+use lodestone_rules::{Action, CompiledRule, CompiledServingConfig, Objective, RuleSnapshot};
 use std::{
     collections::{BTreeMap, HashMap, HashSet, VecDeque},
     ops::ControlFlow,
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -73,6 +77,32 @@ pub struct RewardPreview {
     pub shown: f64,
     /// Value, lower and upper end of the 95 % interval; or the reason why the log does not determine them.
     pub estimate: Result<(f64, f64, f64), String>,
+}
+
+/// The effect that a serving configuration would have had on logged answers.
+#[derive(Debug, Default)]
+pub struct ServingConfigPreview {
+    pub answer_count: usize,
+    /// Reasons why answers are left out of everything below, with their numbers.
+    pub left_out: BTreeMap<String, usize>,
+    pub slot_count: usize,
+    pub changed_slot_count: usize,
+    pub changed_answer_count: usize,
+    /// Of the other answers, 0 to 1.
+    pub mean_ndcg_loss: f64,
+    pub largest_ndcg_loss: f64,
+    /// Mean share of the weights of objectives that their limit leaves, 0 to 1.
+    pub mean_objective_share: f64,
+    /// Answers with a share below 1.
+    pub bounded_answer_count: usize,
+}
+
+/// A logged answer with and without a serving configuration.
+struct ConfiguredAnswer {
+    slot_count: usize,
+    changed_slot_count: usize,
+    ndcg_loss: f32,
+    objective_share: f32,
 }
 
 /// A matched answer whose record determines its page with the rule.
@@ -137,11 +167,106 @@ impl Engine {
     }
 }
 
+impl Engine {
+    /// Applies a serving configuration to the latest `count` logged answers. One preview runs at a time.
+    pub async fn preview_serving_config(
+        &self,
+        config: &CompiledServingConfig,
+        count: usize,
+        request_of: RequestOfRecord,
+        deadline: Instant,
+    ) -> Result<ServingConfigPreview, EngineError> {
+        let running = self.preview.clone().try_lock_owned();
+        let running = running.map_err(|_| EngineError::Overloaded { retry_after: RETRY_AFTER })?;
+        let config = ServingConfig { exploration: None, ..self.serving.resolved(config) };
+        let (loaded, directory) = (self.generations.current(), self.answers.directory().to_owned());
+        let preview = tokio::task::spawn_blocking(move || {
+            let _running = running;
+            let now = UnixMillis::now();
+            let catalog = loaded.generation.catalog_at(now);
+            let read = |record: &AnswerRecord| {
+                configured_answer(record, &config, &loaded.generation, &catalog, request_of, now)
+            };
+            Ok(ServingConfigPreview::of(read_latest(&directory, count, deadline, read)?))
+        });
+        preview.await.map_err(|error| EngineError::Internal(error.to_string()))?
+    }
+}
+
+/// Applies a configuration to the record of an answer, with the prices and the user's risk of now. Returns the reason if
+/// the record does not determine the page.
+fn configured_answer(
+    record: &AnswerRecord,
+    config: &ServingConfig,
+    generation: &Generation,
+    catalog: &Arc<Catalog>,
+    request_of: RequestOfRecord,
+    now: UnixMillis,
+) -> Result<ConfiguredAnswer, String> {
+    let request = request_of(record).ok_or("a Rank, or a request that cannot be read")?;
+    let Viewer { user, offers, .. } = request.viewer();
+    let mut facts = ObjectiveFacts::default();
+    if let Some(mix) = &config.objectives {
+        let summary = generation.state.users.summary(user);
+        let risk = |model: &LoyaltyModel| model.return_risk(summary.as_ref(), day_of(now), RETURN_DAYS) as f32;
+        facts.return_risk = generation.loyalty.model().map(risk);
+        if mix.needs_prices() {
+            let (view, keys) = (catalog.view(offers), &generation.state.keys);
+            let row = |id: &String| view.row_of(keys, &ItemId::parse(id).ok()?);
+            let rows: Vec<Option<Row>> = record.items.iter().take(record.candidate_count()).map(row).collect();
+            let known = rows.iter().flatten().copied();
+            let (prices, margins) = prices_and_margins(generation, &view, known, now, mix.has(Objective::Margin));
+            let spread = |values: Vec<f32>| -> Vec<f32> {
+                let mut values = values.into_iter();
+                rows.iter().map(|row| row.and_then(|_| values.next()).unwrap_or(f32::NAN)).collect()
+            };
+            (facts.prices, facts.margins) = (spread(prices), spread(margins));
+        }
+    }
+    let before = record.with_rule(&RuleOnRecord::default()).map_err(|error| error.0)?.before;
+    let after = record.counterfactual_page(config, &facts).map_err(|error| error.0)?;
+    let is_same = |at: usize| before.get(at).map(String::as_str) == after.items.get(at).copied();
+    let slot_count = before.len().max(after.items.len());
+    Ok(ConfiguredAnswer {
+        slot_count,
+        changed_slot_count: (0..slot_count).filter(|at| !is_same(*at)).count(),
+        ndcg_loss: after.ndcg_loss,
+        objective_share: after.objective_share.unwrap_or(1.0),
+    })
+}
+
+impl ServingConfigPreview {
+    fn of(answers: VecDeque<Result<ConfiguredAnswer, String>>) -> Self {
+        let mut preview = Self { answer_count: answers.len(), ..Self::default() };
+        let mut count = 0.0;
+        for answer in answers {
+            match answer {
+                Err(reason) => *preview.left_out.entry(reason).or_default() += 1,
+                Ok(answer) => {
+                    count += 1.0;
+                    preview.slot_count += answer.slot_count;
+                    preview.changed_slot_count += answer.changed_slot_count;
+                    preview.changed_answer_count += usize::from(answer.changed_slot_count > 0);
+                    preview.mean_ndcg_loss += f64::from(answer.ndcg_loss);
+                    preview.largest_ndcg_loss = preview.largest_ndcg_loss.max(answer.ndcg_loss.into());
+                    preview.mean_objective_share += f64::from(answer.objective_share);
+                    preview.bounded_answer_count += usize::from(answer.objective_share < 1.0);
+                }
+            }
+        }
+        if count > 0.0 {
+            preview.mean_ndcg_loss /= count;
+            preview.mean_objective_share /= count;
+        }
+        preview
+    }
+}
+
 impl PreviewInput {
     fn preview(&self) -> Result<RulePreview, EngineError> {
         let mut preview = RulePreview::default();
         let mut matched = Vec::new();
-        for read in self.read_answers()? {
+        for read in read_latest(&self.answers, self.count, self.deadline, |record| self.read_record(record))? {
             preview.answer_count += 1;
             match read {
                 ReadAnswer::Unmatched => continue,
@@ -162,34 +287,6 @@ impl PreviewInput {
         }
         preview.estimates = self.estimates(&matched)?;
         Ok(preview)
-    }
-
-    fn check_deadline(&self) -> Result<(), EngineError> {
-        if Instant::now() > self.deadline { Err(EngineError::DeadlineExceeded) } else { Ok(()) }
-    }
-
-    /// Returns the latest answers, oldest first. Reads the files from the latest on.
-    fn read_answers(&self) -> Result<VecDeque<ReadAnswer>, EngineError> {
-        let mut latest: VecDeque<ReadAnswer> = VecDeque::new();
-        let files = answers::list_files(&self.answers).map_err(EngineError::Answers)?;
-        for path in files.iter().rev() {
-            let room = self.count - latest.len();
-            if room == 0 {
-                break;
-            }
-            let mut of_file = Vec::new();
-            answers::read_last(path, room, |record| match self.check_deadline() {
-                Ok(()) => {
-                    of_file.push(self.read_record(&record));
-                    ControlFlow::Continue(())
-                }
-                Err(_) => ControlFlow::Break(()),
-            })
-            .map_err(EngineError::Answers)?;
-            self.check_deadline()?;
-            of_file.into_iter().rev().for_each(|answer| latest.push_front(answer));
-        }
-        Ok(latest)
     }
 
     fn read_record(&self, record: &AnswerRecord) -> ReadAnswer {
@@ -318,7 +415,7 @@ impl PreviewInput {
 
     /// Estimates clicks, purchases and return visits.
     fn estimates(&self, matched: &[Box<MatchedAnswer>]) -> Result<Vec<RewardPreview>, EngineError> {
-        self.check_deadline()?;
+        check_deadline(self.deadline)?;
         let outcomes = self.outcomes(matched)?;
         let now = UnixMillis::now();
         let known_until = |window_ms: i64| UnixMillis(now.0 - window_ms);
@@ -338,13 +435,13 @@ impl PreviewInput {
             {
                 of_user.push(event);
             }
-            match self.check_deadline() {
+            match check_deadline(self.deadline) {
                 Ok(()) => ControlFlow::Continue(()),
                 Err(_) => ControlFlow::Break(()),
             }
         })
         .map_err(EngineError::Log)?;
-        self.check_deadline()?;
+        check_deadline(self.deadline)?;
         let of_user = |(user, events): (&UserId, &Vec<Event>)| interactions(user, events);
         let mut outcomes: Vec<Outcome> = events.iter().flat_map(of_user).collect();
         for answer in matched {
@@ -354,6 +451,39 @@ impl PreviewInput {
         }
         Ok(outcomes)
     }
+}
+
+fn check_deadline(deadline: Instant) -> Result<(), EngineError> {
+    if Instant::now() > deadline { Err(EngineError::DeadlineExceeded) } else { Ok(()) }
+}
+
+/// Reads the latest answers, oldest first, from the latest file on.
+fn read_latest<T>(
+    directory: &Path,
+    count: usize,
+    deadline: Instant,
+    mut read: impl FnMut(&AnswerRecord) -> T,
+) -> Result<VecDeque<T>, EngineError> {
+    let mut latest: VecDeque<T> = VecDeque::new();
+    let files = answers::list_files(directory).map_err(EngineError::Answers)?;
+    for path in files.iter().rev() {
+        let room = count - latest.len();
+        if room == 0 {
+            break;
+        }
+        let mut of_file = Vec::new();
+        answers::read_last(path, room, |record| match check_deadline(deadline) {
+            Ok(()) => {
+                of_file.push(read(&record));
+                ControlFlow::Continue(())
+            }
+            Err(_) => ControlFlow::Break(()),
+        })
+        .map_err(EngineError::Answers)?;
+        check_deadline(deadline)?;
+        of_file.into_iter().rev().for_each(|answer| latest.push_front(answer));
+    }
+    Ok(latest)
 }
 
 /// Returns the clicks and purchases of a user.
@@ -370,6 +500,7 @@ fn interactions(user: &UserId, events: &[Event]) -> Vec<Outcome> {
             at: event.at,
             kind: event.kind.name().to_owned(),
             value: 0.0,
+            currency: String::new(),
             item: line.item.to_string(),
             answer: answer.clone(),
         })
@@ -381,7 +512,7 @@ fn interactions(user: &UserId, events: &[Event]) -> Vec<Outcome> {
 fn return_visits(answer: &MatchedAnswer, events: &[Event]) -> Vec<Outcome> {
     let Some(first) = answer.slots.first() else { return Vec::new() };
     let age = |event: &Event| event.at.0 - first.at.0;
-    if !events.iter().any(|event| (INTERACTION_MS..RETURN_MS).contains(&age(event))) {
+    if !events.iter().any(|event| event.kind.is_visit() && (INTERACTION_MS..RETURN_MS).contains(&age(event))) {
         return Vec::new();
     }
     let interactions =
@@ -392,6 +523,7 @@ fn return_visits(answer: &MatchedAnswer, events: &[Event]) -> Vec<Outcome> {
         at: event.at,
         kind: "return_visit".to_owned(),
         value: 0.0,
+        currency: String::new(),
         item: line.item.to_string(),
         answer: first.answer.clone(),
     });

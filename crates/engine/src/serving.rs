@@ -2,12 +2,14 @@
 use crate::{
     engine::Engine,
     error::{EngineError, RuleError},
+    loyalty::model_of,
     rules::{PutMode, Target},
 };
+use lodestone_core::units::UnixMillis;
 use lodestone_pipeline::serving::{DEFAULT, Serving, ServingSnapshot};
-use lodestone_rollout::LoadedGeneration;
 use lodestone_rules::{
-    CompiledRule, CompiledServingConfig, EntryKind, RuleChange, RuleProblem, RuleSnapshot, ServingConfig, limits,
+    CompiledRule, CompiledServingConfig, EntryKind, Objective, RankingObjectives, RuleChange, RuleProblem,
+    RuleSnapshot, ServingConfig, limits,
 };
 use prost_types::Timestamp;
 use std::{collections::BTreeMap, sync::Arc};
@@ -83,7 +85,7 @@ impl Engine {
             let known = rules.serving_configs.get(id).map(|known| &known.config);
             let create_time = known.map_or(Some(now), |known| known.create_time);
             let config = ServingConfig { create_time, update_time: Some(now), etag: String::new(), ..config };
-            checked(EntryKind::ServingConfig, self.head_problems(config.head_weights.keys()))?;
+            checked(EntryKind::ServingConfig, self.config_problems(&config))?;
             let invalid = |problems| RuleError::Invalid { kind: EntryKind::ServingConfig, problems };
             let compiled = CompiledServingConfig::new(config.clone()).map_err(invalid)?;
             self.check_experiments(rules, id, Some(compiled))?;
@@ -107,20 +109,61 @@ impl Engine {
         }
     }
 
-    /// Returns the heads that a bundle in memory does not have, as fields of a configuration. Bundles that are kept for a
-    /// rollback count, because a rollback checks nothing.
-    pub fn head_problems<'a>(&self, heads: impl Iterator<Item = &'a String>) -> Vec<RuleProblem> {
+    /// Returns the heads that a bundle in memory does not have, as fields of a configuration, and objectives that compare
+    /// prices of several currencies. Bundles that are kept for a rollback count, because a rollback checks nothing.
+    pub fn config_problems(&self, config: &ServingConfig) -> Vec<RuleProblem> {
         let routes = self.generations.routes();
+        let lacking = |head: &str| {
+            let loaded = routes.loaded().find(|loaded| !loaded.head_names().any(|known| known == head))?;
+            Some((loaded.name().to_owned(), loaded.head_names().collect::<Vec<_>>().join(", ")))
+        };
         let mut problems = Vec::new();
-        for head in heads.take(limits::HEADS) {
-            let lacks = |loaded: &&Arc<LoadedGeneration>| !loaded.head_names().any(|known| known == head);
-            if let Some(loaded) = routes.loaded().find(lacks) {
-                let known = loaded.head_names().collect::<Vec<_>>().join(", ");
-                let description = format!("the bundle {} has no head of this name; it has {known}", loaded.name());
+        for head in config.head_weights.keys().take(limits::HEADS) {
+            if let Some((bundle, known)) = lacking(head) {
+                let description = format!("the bundle {bundle} has no head of this name; it has {known}");
                 problems.push(RuleProblem { field: format!("head_weights.{head}"), description });
             }
         }
+        let currencies = || {
+            let catalog = routes.current.generation.catalog_at(UnixMillis::now());
+            catalog.price_currencies(catalog.alive())
+        };
+        for (index, objective) in config.objectives.iter().flat_map(RankingObjectives::weighted) {
+            let field = format!("objectives.weights[{index}].objective");
+            for head in objective.heads() {
+                if let Some((bundle, known)) = lacking(head) {
+                    let description =
+                        format!("needs the head `{head}`, which the bundle {bundle} does not have; it has {known}");
+                    problems.push(RuleProblem { field: field.clone(), description });
+                }
+            }
+            if let Some([_, _, ..]) = objective.is_of_prices().then(&currencies).as_deref() {
+                let description = format!(
+                    "compares prices, and those of the items are in {}; give the items prices in one currency, and \
+                     prices in others as offers",
+                    currencies().join(" and ")
+                );
+                problems.push(RuleProblem { field, description });
+            }
+        }
         problems
+    }
+
+    /// Refuses objectives for which a bundle in memory or the catalogue lacks the data.
+    pub fn check_objectives(&self, config: &ServingConfig) -> Result<(), EngineError> {
+        let routes = self.generations.routes();
+        for (_, objective) in config.objectives.iter().flat_map(RankingObjectives::weighted) {
+            match objective {
+                Objective::Loyalty => routes.loaded().try_for_each(|loaded| model_of(loaded).map(drop))?,
+                Objective::Margin
+                    if routes.current.generation.catalog_at(UnixMillis::now()).mean_margin_share().is_none() =>
+                {
+                    return Err(EngineError::CostsMissing);
+                }
+                _ => {}
+            }
+        }
+        Ok(())
     }
 
     /// Checks that the experiments stay valid if a configuration of the API gets this content, or none.

@@ -142,6 +142,11 @@ impl EventKind {
         }
     }
 
+    /// Returns true if the event shows that the user was in the shop. A refund or an incentive may happen without a visit.
+    pub fn is_visit(self) -> bool {
+        !matches!(self, Self::Refund | Self::IncentiveShown | Self::IncentiveRedeemed)
+    }
+
     /// Returns the name in files, such as `add_to_cart`.
     pub fn name(self) -> &'static str {
         match self {

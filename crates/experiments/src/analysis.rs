@@ -13,9 +13,9 @@ use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Fewest users of an arm for which an interval is computed, because it relies on the normal distribution of means.
-const USERS_MIN: u64 = 100;
+pub(crate) const USERS_MIN: u64 = 100;
 /// Fewest users of an arm with the outcome, for the same reason.
-const OUTCOMES_MIN: f64 = 10.0;
+pub(crate) const OUTCOMES_MIN: f64 = 10.0;
 /// Number of looks in a comparison's history.
 const LOOKS: usize = 60;
 /// Most kinds of outcomes in a report.
@@ -53,6 +53,13 @@ pub enum ExperimentError {
     ShareSum { sum: f64 },
     #[error("the share of arm `{arm}` is {share}; it must be a number of 0 or more, and one must be above 0")]
     Share { arm: String, share: f64 },
+}
+
+impl ExperimentError {
+    pub(crate) fn unknown(experiment: &str, known: BTreeSet<&str>) -> Self {
+        let known = if known.is_empty() { "none".to_owned() } else { known.into_iter().collect::<Vec<_>>().join(", ") };
+        Self::Unknown { experiment: experiment.to_owned(), known }
+    }
 }
 
 /// The number of users in an arm.
@@ -136,10 +143,10 @@ pub struct ExperimentReport {
 }
 
 /// A user in one arm.
-struct User<'a> {
-    id: &'a str,
-    arm: usize,
-    first: UnixMillis,
+pub(crate) struct User<'a> {
+    pub(crate) id: &'a str,
+    pub(crate) arm: usize,
+    pub(crate) first: UnixMillis,
 }
 
 /// Analyses one experiment. Exposures and outcomes may be in any order, and may include other experiments.
@@ -154,9 +161,8 @@ pub fn analyse(
     let drafts: Vec<Draft> = drafts.iter().filter(|draft| draft.experiment == experiment).cloned().collect();
     let times = || own.iter().map(|exposure| exposure.at).chain(drafts.iter().map(|draft| draft.at));
     let Some(from) = times().min() else {
-        let known: BTreeSet<&str> = exposures.iter().map(|exposure| exposure.experiment.as_str()).collect();
-        let known = if known.is_empty() { "none".to_owned() } else { known.into_iter().collect::<Vec<_>>().join(", ") };
-        return Err(ExperimentError::Unknown { experiment: experiment.to_owned(), known });
+        let known = exposures.iter().map(|exposure| exposure.experiment.as_str()).collect();
+        return Err(ExperimentError::unknown(experiment, known));
     };
     let until = times().chain(outcomes.iter().map(|outcome| outcome.at)).max().unwrap_or(from);
     let arms: Vec<&str> =
@@ -197,7 +203,7 @@ pub fn analyse(
 }
 
 /// Returns the expected shares of the arms, with a sum of 1.
-fn shares(arms: &[&str], options: &AnalysisOptions) -> Result<Vec<f64>, ExperimentError> {
+pub(crate) fn shares(arms: &[&str], options: &AnalysisOptions) -> Result<Vec<f64>, ExperimentError> {
     if options.shares.is_empty() {
         return Ok(vec![1.0 / arms.len().max(1) as f64; arms.len()]);
     }
@@ -222,7 +228,7 @@ fn shares(arms: &[&str], options: &AnalysisOptions) -> Result<Vec<f64>, Experime
 }
 
 /// Returns the index of the control arm.
-fn control(arms: &[&str], options: &AnalysisOptions) -> Result<usize, ExperimentError> {
+pub(crate) fn control(arms: &[&str], options: &AnalysisOptions) -> Result<usize, ExperimentError> {
     let index_of = |name: &str| arms.iter().position(|arm| *arm == name);
     match &options.control {
         Some(name) => index_of(name).ok_or_else(|| ExperimentError::Arm { arm: name.clone(), known: arms.join(", ") }),
@@ -231,7 +237,7 @@ fn control(arms: &[&str], options: &AnalysisOptions) -> Result<usize, Experiment
 }
 
 /// Returns the users of a single arm in the order of their first answers, and the number of users of several arms.
-fn users<'a>(exposures: &[&'a Exposure], arms: &[&str]) -> (Vec<User<'a>>, u64) {
+pub(crate) fn users<'a>(exposures: &[&'a Exposure], arms: &[&str]) -> (Vec<User<'a>>, u64) {
     let mut all: AHashMap<&str, (User, bool)> = AHashMap::new();
     for exposure in exposures {
         let arm = arms.binary_search(&exposure.arm.as_str()).unwrap_or(0);
@@ -246,7 +252,7 @@ fn users<'a>(exposures: &[&'a Exposure], arms: &[&str]) -> (Vec<User<'a>>, u64) 
     (users, several)
 }
 
-fn arm_counts(exposures: &[&Exposure], arms: &[&str], shares: &[f64], users: &[User]) -> Vec<ArmCount> {
+pub(crate) fn arm_counts(exposures: &[&Exposure], arms: &[&str], shares: &[f64], users: &[User]) -> Vec<ArmCount> {
     let sessions = |arm: usize| {
         let with_session =
             exposures.iter().filter(|exposure| exposure.arm == arms[arm] && !exposure.session.is_empty());

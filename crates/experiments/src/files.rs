@@ -78,6 +78,8 @@ struct OutcomeLine {
     #[serde(default)]
     value: f64,
     #[serde(default)]
+    currency: String,
+    #[serde(default)]
     item: String,
     #[serde(default)]
     answer: String,
@@ -205,8 +207,8 @@ fn require(fields: &[(&str, &str)]) -> Result<(), String> {
     }
 }
 
-/// Reads outcomes: `.jsonl` with an object in each line, `user`, `time_ms`, `type`, and optionally `value`, `item` and
-/// `answer`; or canonical events (docs/events.md), `.parquet` or a directory with `events.parquet` or with one for each
+/// Reads outcomes: `.jsonl` with an object in each line, `user`, `time_ms`, `type`, and optionally `value`, `currency`,
+/// `item` and `answer`; or canonical events (docs/events.md), `.parquet` or a directory with `events.parquet` or with one for each
 /// day. The value of an event is quantity times price.
 pub fn read_outcomes(path: &Path) -> Result<Vec<Outcome>, ExperimentFileError> {
     let mut outcomes = Vec::new();
@@ -217,9 +219,9 @@ pub fn read_outcomes(path: &Path) -> Result<Vec<Outcome>, ExperimentFileError> {
             }
         }
         Source::Lines => for_each_line(path, |line: OutcomeLine| {
-            let OutcomeLine { user, time_ms, kind, value, item, answer } = line;
+            let OutcomeLine { user, time_ms, kind, value, currency, item, answer } = line;
             require(&[("user", &user), ("type", &kind)])?;
-            outcomes.push(Outcome { user, at: UnixMillis(time_ms), kind, value, item, answer });
+            outcomes.push(Outcome { user, at: UnixMillis(time_ms), kind, value, currency, item, answer });
             Ok(())
         })?,
     }
@@ -234,6 +236,7 @@ fn outcome(event: dataset::DatasetEvent) -> Option<Outcome> {
         at: event.at,
         kind: event.kind.name().to_owned(),
         value: price * event.quantity.map_or(1.0, Quantity::units),
+        currency: event.currency.to_uppercase(),
         item: event.item.map_or_else(String::new, |item| item.as_str().to_owned()),
         answer: String::new(),
     })

@@ -123,6 +123,7 @@ mod tests {
             at: UnixMillis(at),
             kind: "click".to_owned(),
             value: 0.0,
+            currency: String::new(),
             item: item.to_owned(),
             answer: answer.to_owned(),
         }

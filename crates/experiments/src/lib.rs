@@ -3,6 +3,7 @@
 //! to decide between serving configurations; to select candidates for an experiment, see [`off_policy`].
 #![forbid(unsafe_code)]
 mod analysis;
+mod certificate;
 mod files;
 mod interleaving;
 mod observations;
@@ -15,6 +16,7 @@ pub use analysis::{
     AnalysisOptions, ArmCount, ArmMean, Comparison, ExperimentError, ExperimentReport, LeftOut, Look, MetricReport,
     analyse,
 };
+pub use certificate::{Certificate, CertificateError, CertificateOptions, CertifiedMetric, Verdict, certify};
 pub use files::{ExperimentFileError, ExperimentLog, read_answers, read_outcomes, read_slots};
 pub use interleaving::{InterleavingReport, credit};
 pub use observations::{Draft, Exposure, Outcome, Team};

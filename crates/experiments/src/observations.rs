@@ -40,6 +40,8 @@ pub struct Outcome {
     pub kind: String,
     /// The value, for example money; 0 if unknown. Finite.
     pub value: f64,
+    /// ISO 4217 code of the value. Empty: unknown.
+    pub currency: String,
     /// The item of the action. Empty: none, or unknown.
     pub item: String,
     /// The answer that the action followed from. Empty: unknown.

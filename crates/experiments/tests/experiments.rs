@@ -29,6 +29,7 @@ fn shop(seed: u64, users: usize, arms: &[(&str, f64, f64)]) -> (Vec<Exposure>, V
                 at: UnixMillis(first + hours * HOUR),
                 kind: kind.to_owned(),
                 value,
+                currency: String::new(),
                 item: String::new(),
                 answer: String::new(),
             });
@@ -47,6 +48,7 @@ fn shop(seed: u64, users: usize, arms: &[(&str, f64, f64)]) -> (Vec<Exposure>, V
         at: UnixMillis(300 * HOUR),
         kind: "view".to_owned(),
         value: 0.0,
+        currency: String::new(),
         item: String::new(),
         answer: String::new(),
     });

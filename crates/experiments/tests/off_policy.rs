@@ -325,6 +325,7 @@ fn explored(directory: &Path, answers: usize, experiment: &str) -> Vec<Outcome> 
                     at: UnixMillis(answer as i64 * 1000 + 500),
                     kind: "click".to_owned(),
                     value: 0.0,
+                    currency: String::new(),
                     item: format!("i{item}"),
                     answer: String::new(),
                 });

@@ -445,6 +445,18 @@ impl LoyaltyModel {
         })
     }
 
+    /// Returns the probability that a user does not visit within the first horizon of at least `days_min`, otherwise within
+    /// the longest one. A user without events has that of users in their first 30 days.
+    pub fn return_risk(&self, summary: Option<&UserSummary>, day: u16, days_min: u32) -> f64 {
+        let model = self.horizons.iter().find(|model| model.days >= days_min).unwrap_or(self.longest());
+        let Some(summary) = summary.filter(|summary| summary.event_count() > 0) else {
+            return 1.0 - model.prior.return_visit.value;
+        };
+        let day = day.max((summary.last_s() / 86_400) as u16);
+        let ratio = user_value(summary, &self.mean_values).map_or(1.0, |(.., ratio)| ratio);
+        1.0 - sigmoid(model.return_visit.logit(&model.standardised(inputs(summary, day, ratio))))
+    }
+
     fn rule(&self, quantities: &Quantities) -> &SegmentRule {
         first_rule(&self.segment_rules, quantities).expect("the last rule of a checked model has no conditions")
     }

@@ -132,9 +132,8 @@ pub fn day_of(at: UnixMillis) -> u16 {
     (at.seconds_u32() / 86_400) as u16
 }
 
-/// Whether an event shows that the user was in the shop. A refund or an incentive may happen without a visit.
 pub(crate) fn is_visit(kind: EventKind) -> bool {
-    !matches!(kind, EventKind::Refund | EventKind::IncentiveShown | EventKind::IncentiveRedeemed)
+    kind.is_visit()
 }
 
 /// Returns the factors by which decayed values lose weight in some days.

@@ -274,6 +274,7 @@ impl<'a> RequestContext<'a> {
                 stages: self.stage_times.clone(),
                 sources,
                 head_weights: Vec::new(),
+                objectives: None,
                 feature_names: match level >= DebugLevel::Features {
                     true => self.schema().names().to_vec(),
                     false => Vec::new(),

@@ -69,6 +69,8 @@ pub struct Generation {
     text_projection: TextProjection,
     /// The loyalty model, or the reason why there is none.
     pub loyalty: Arc<TrainedLoyalty>,
+    /// The mean margin share of the catalogue and its time.
+    margin_share: Mutex<Option<(UnixMillis, Option<f64>)>>,
     /// Locked while the catalogue and its indexes change.
     write_lock: Mutex<()>,
     /// Locked while a catalogue is published. Requests wait for it when a sale begins or ends, and not for a write.
@@ -100,6 +102,9 @@ pub enum GenerationError {
     #[error("{count} of the written items cannot be applied, such as {item}: {source}")]
     ManyItems { count: usize, item: ItemId, source: Box<GenerationError> },
 }
+
+/// Age at which the mean margin share of the catalogue is computed again, in milliseconds.
+const MARGIN_SHARE_AGE_MS: i64 = 60_000;
 
 /// Maximum number of written items that a generation leaves out while it catches up.
 const SKIPPED_MAX: usize = 100;
@@ -169,6 +174,7 @@ impl Generation {
                 user_dimension: bundle.item_vectors.dimensions(),
             },
             loyalty: bundle.loyalty,
+            margin_share: Mutex::default(),
             write_lock: Mutex::default(),
             publish_lock: Mutex::default(),
             merges: AtomicU64::new(0),
@@ -199,6 +205,19 @@ impl Generation {
 
     pub fn name(&self) -> &str {
         &self.manifest.name
+    }
+
+    /// Returns the mean margin share of the catalogue, at most a minute old; see [`Catalog::mean_margin_share`].
+    pub fn mean_margin_share(&self, catalog: &Catalog, now: UnixMillis) -> Option<f64> {
+        let mut known = self.margin_share.lock();
+        match *known {
+            Some((at, share)) if (0..MARGIN_SHARE_AGE_MS).contains(&(now.0 - at.0)) => share,
+            _ => {
+                let share = catalog.mean_margin_share();
+                *known = Some((now, share));
+                share
+            }
+        }
     }
 
     pub fn schema(&self) -> &FeatureSchema {

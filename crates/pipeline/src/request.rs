@@ -575,8 +575,21 @@ pub struct AnswerDebug {
     /// The weights of the ranking model's heads in the score; of an interleaved answer those of the first ranking.
     /// Empty below [`DebugLevel::Scores`], and if the order is that of retrieval.
     pub head_weights: Vec<(String, f64)>,
+    /// The effect of objectives, of the first ranking. None below [`DebugLevel::Scores`], and without objectives.
+    pub objectives: Option<AppliedObjectives>,
     /// Empty below [`DebugLevel::Features`].
     pub feature_names: Vec<String>,
+}
+
+/// The effect of objectives on an answer.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct AppliedObjectives {
+    /// Share of the configured weights that the limit leaves, 0 to 1.
+    pub share: f32,
+    /// Relative loss of NDCG of the first page, 0 to 1.
+    pub ndcg_loss: f32,
+    /// Probability that the user does not return. None without LOYALTY.
+    pub return_risk: Option<f32>,
 }
 
 /// The number of candidates of a source.

@@ -34,6 +34,7 @@ use lodestone_index::{
     Completion, CompletionSource, LexicalError, MatchMode, MatchScope, MatchingRows, Suggester, check_vector,
     has_prefix,
 };
+use lodestone_rules::Objective;
 use lodestone_state::users::PastQuery;
 use std::{
     borrow::Cow,
@@ -254,6 +255,15 @@ impl RankingRequest {
             Self::Search(request) => Some(request.query.as_str()).filter(|_| !request.is_browse()),
             Self::Recommend(_) => None,
             Self::Rank(request) => Some(request.query.as_str()).filter(|query| !query.trim().is_empty()),
+        }
+    }
+
+    /// Results of a page.
+    fn page_size(&self) -> usize {
+        match self {
+            Self::Search(request) => request.page.size,
+            Self::Recommend(request) => request.page.size,
+            Self::Rank(request) => request.candidates.len(),
         }
     }
 
@@ -518,6 +528,7 @@ fn respond(
         mixes_repeats: request.is_for_you(),
         field_ties: if request.is_by_field() { FieldTies::ByKey } else { FieldTies::ByScore },
         keeps_all: matches!(request, RankingRequest::Rank(_)),
+        page_size: request.page_size(),
         seed: answers::seed_of(&planned.answer_id),
     };
     let rules = match request {
@@ -610,13 +621,18 @@ fn respond(
     }
 }
 
-/// Adds the weights of the heads to the debug information, from the level SCORES.
+/// Adds the weights of the heads and the effect of objectives to the debug information, from the level SCORES.
 fn add_head_weights(info: &mut AnswerInfo, rules: &PolicyRules, options: &Options, models: &Models) {
     if let (Some(debug), Some(ranking)) = (&mut info.debug, rules.rankings.first())
         && options.debug >= DebugLevel::Scores
     {
         let weights = models.heads.iter().zip(&ranking.weights);
         debug.head_weights = weights.map(|(head, weight)| (head.name.clone(), f64::from(*weight))).collect();
+        debug.objectives = ranking.objectives.as_ref().map(|of| AppliedObjectives {
+            share: of.blend.share,
+            ndcg_loss: of.blend.ndcg_loss,
+            return_risk: rules.objective_facts.return_risk.filter(|_| of.mix.has(Objective::Loyalty)),
+        });
     }
 }
 
@@ -968,6 +984,7 @@ pub fn suggest(generation: &Generation, models: &mut Models, planned: &PlannedSu
         mixes_repeats: false,
         field_ties: FieldTies::ByScore,
         keeps_all: false,
+        page_size: request.product_count,
         seed: 0,
     };
     let may_pin = |row: Row| context.eligible.contains(row);

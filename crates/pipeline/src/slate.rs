@@ -6,13 +6,16 @@ use crate::{
     fusion::{Candidate, Candidates, NOT_FOUND},
     generation::Generation,
     models::Models,
-    policy::{self, Arranged, BaseScores, CandidateIndex, PinSlot, Placed, PolicyInput, Ranking, ScoreParts, Team},
+    policy::{
+        self, Arranged, BaseScores, BlendInput, CandidateIndex, HeadColumns, ObjectiveFacts, ObjectiveMix, PinSlot,
+        Placed, PolicyInput, Ranking, ScoreParts, Team,
+    },
     request::*,
     retrieve,
     serving::{Plan, ServingConfig},
     source::{CandidateSource, ScoredRows},
     tail::Tail,
-    trace::{ConfiguredRanking, PolicyRules},
+    trace::{BlendedObjectives, ConfiguredRanking, PolicyRules},
 };
 use ahash::AHashSet;
 use lodestone_catalog::{Catalog, Filter, Item, OfferKey, OrderBy, Part, Position, ReadMask};
@@ -22,10 +25,15 @@ use lodestone_core::{
 };
 use lodestone_events::Rank;
 use lodestone_index::{KeyedNeighbours, MatchScope};
+use lodestone_loyalty::day_of;
+use lodestone_rules::Objective;
 use std::sync::Arc;
 
 /// Maximum size of the variants that a result lists, in bytes, so that a page has several results.
 const VARIANTS_BYTES_MAX: usize = 1 << 20;
+
+/// Days after a visit in which the head `return_visit` counts another one, which the user's return risk is about.
+pub const RETURN_DAYS: u32 = 14;
 
 /// Number of days after its creation in which an item is new.
 pub const NEW_ITEM_DAYS: i64 = 30;
@@ -48,6 +56,8 @@ pub struct PolicyContext<'a> {
     pub field_ties: FieldTies,
     /// Whether all candidates are results, also more than the serving configuration ranks.
     pub keeps_all: bool,
+    /// Results of the first page.
+    pub page_size: usize,
     /// Seeds everything that is drawn.
     pub seed: u64,
 }
@@ -128,19 +138,32 @@ pub fn policy_rules(
         QueryTiers::Ignore => Vec::new(),
     };
     let fused: Vec<f32> = candidates.iter().map(|candidate| candidate.evidence.fused).collect();
+    let uses_model = |config: &ServingConfig| config.ranker && policy.order == Order::Model && !ranked.heads.is_empty();
+    let facts = objective_facts(context, candidates, policy.plan.configs.iter().filter(|config| uses_model(config)));
+    let columns = HeadColumns::new(models.heads.iter().map(|head| head.name.as_str()));
     let ranking = |config: &Arc<ServingConfig>| {
         let weight = |head: &Head| config.head_weights.get(&head.name).copied().unwrap_or(head.weight);
-        let uses_model = config.ranker && policy.order == Order::Model && !ranked.heads.is_empty();
-        let weights: Vec<f32> = if uses_model { models.heads.iter().map(weight).collect() } else { Vec::new() };
+        let weights: Vec<f32> = if uses_model(config) { models.heads.iter().map(weight).collect() } else { Vec::new() };
         let base = BaseScores { heads: &ranked.heads, weights: &weights, fused: &fused, tiers: &tiers };
         let count = if policy.keeps_all { candidates.len() } else { config.candidates.min(candidates.len()) };
-        let scores = base.scores(count).unwrap_or_else(|| fused.clone());
+        let mix = config.objectives.as_ref().filter(|_| uses_model(config));
+        let objectives = mix.and_then(|mix| {
+            let slots = policy.page_size;
+            let input = BlendInput { mix, facts: &facts, columns, heads: &ranked.heads, tiers: &tiers, slots };
+            let blend = policy::blend(base.relevance(count)?, &input);
+            Some(BlendedObjectives { mix: mix.clone(), slots, blend })
+        });
+        let scores = match &objectives {
+            Some(objectives) => base.with_tiers(objectives.blend.scores.clone()),
+            None => base.scores(count).unwrap_or_else(|| fused.clone()),
+        };
         ConfiguredRanking {
             serving_config: config.name.clone(),
             serving_config_etag: config.etag.clone(),
             weights,
             diversity: options.diversity.unwrap_or(config.diversity),
             repeat_fraction: config.repeat_fraction.filter(|_| policy.mixes_repeats),
+            objectives,
             scores,
         }
     };
@@ -161,6 +184,7 @@ pub fn policy_rules(
         pins,
         pinned_rows,
         exploration: policy.plan.main().exploration.clone().filter(|_| !is_interleaved),
+        objective_facts: facts,
         seed: policy.seed,
         tiers,
     }
@@ -245,6 +269,61 @@ pub fn arrange(
         sources: ranked.candidates.lists.iter().map(source_count).collect(),
     };
     (slate, arranged)
+}
+
+/// Gathers what the objectives of configurations read.
+fn objective_facts<'c>(
+    context: &RequestContext,
+    candidates: &[Candidate],
+    configs: impl Iterator<Item = &'c Arc<ServingConfig>> + Clone,
+) -> ObjectiveFacts {
+    let mixes = || configs.clone().filter_map(|config| config.objectives.as_ref());
+    let has = |objective: Objective| mixes().any(|mix| mix.has(objective));
+    let rows = candidates.iter().map(|candidate| candidate.row);
+    let (prices, margins) = match mixes().any(ObjectiveMix::needs_prices) {
+        true => prices_and_margins(context.generation, context.catalog, rows, context.now, has(Objective::Margin)),
+        false => Default::default(),
+    };
+    let loyalty = context.generation.loyalty.model().filter(|_| has(Objective::Loyalty));
+    let return_risk = loyalty
+        .map(|model| model.return_risk(context.history.summary.as_deref(), day_of(context.now), RETURN_DAYS) as f32);
+    ObjectiveFacts { prices, margins, return_risk }
+}
+
+/// Returns the prices that a viewer sees, in units of the currency that most of the rows have, and the margins; NaN:
+/// unknown. A row without a cost has the mean margin share of the catalogue.
+pub fn prices_and_margins(
+    generation: &Generation,
+    catalog: &Catalog,
+    rows: impl Iterator<Item = Row>,
+    now: UnixMillis,
+    with_margins: bool,
+) -> (Vec<f32>, Vec<f32>) {
+    let items: Vec<&Item> = rows.map(|row| &*catalog.get(row).item).collect();
+    let price = |item: &Item| item.price_at(now).price.map(|price| price.units() as f32);
+    let mut currencies: Vec<(&str, usize)> = Vec::new();
+    for item in items.iter().filter(|item| price(item).is_some()) {
+        match currencies.iter_mut().find(|(code, _)| code.eq_ignore_ascii_case(&item.currency)) {
+            Some((_, count)) => *count += 1,
+            None => currencies.push((&item.currency, 1)),
+        }
+    }
+    // Of several with as many rows the first, which the best candidate has.
+    let most = currencies.iter().rev().max_by_key(|(_, count)| *count).map_or("", |(code, _)| *code);
+    let known = |item: &&Item| price(item).filter(|_| item.currency.eq_ignore_ascii_case(most)).unwrap_or(f32::NAN);
+    let prices: Vec<f32> = items.iter().map(known).collect();
+    if !with_margins {
+        return (prices, Vec::new());
+    }
+    let lacks_cost = items.iter().any(|item| item.cost.is_none());
+    let share = if lacks_cost { generation.mean_margin_share(catalog, now) } else { None };
+    let share = share.map_or(f32::NAN, |share| share as f32);
+    let margin = |(item, price): (&&Item, &f32)| match item.margin_at(now) {
+        Some(margin) if !price.is_nan() => margin as f32,
+        _ => share * price,
+    };
+    let margins = items.iter().zip(&prices).map(margin).collect();
+    (prices, margins)
 }
 
 /// By candidate: bit b is set if boost b matches.
@@ -337,6 +416,8 @@ fn score_parts(ranked: &RankedCandidates, rules: &PolicyRules, placed: &Placed) 
     let heads = ranked.heads.get(at * width..(at + 1) * width).unwrap_or_default();
     let tiers = rules.tiers.get(at..=at).unwrap_or_default();
     let parts = BaseScores { heads, weights: &ranking.weights, fused: &fused, tiers }.parts(0)?;
+    let blended = ranking.objectives.as_ref().and_then(|of| of.blend.scores.get(at).copied());
+    let parts = ScoreParts { base: blended.unwrap_or(parts.base), ..parts };
     Some(parts.with_boosts(&rules.boost_factors, rules.boost_masks.get(at).copied().unwrap_or(0)))
 }
 

@@ -4,7 +4,7 @@ use crate::{
     answers::{self, AnswerId, AnswerKind, AnswerRecord},
     bundle::Manifest,
     context::RankedCandidates,
-    policy::{Arranged, Exploration, PinSlot, Placed},
+    policy::{Arranged, Blend, Exploration, ObjectiveFacts, ObjectiveMix, PinSlot, Placed},
     request::{AppliedRule, Degradation},
     serving::ExperimentArm,
     source::{CandidateSource, ScoredRows},
@@ -52,6 +52,8 @@ pub struct PolicyRules {
     /// Pinned rows that are not candidates; they have the indices after the candidates.
     pub pinned_rows: Vec<Row>,
     pub exploration: Option<Exploration>,
+    /// Empty unless a ranking has objectives.
+    pub objective_facts: ObjectiveFacts,
     pub seed: u64,
 }
 
@@ -63,7 +65,17 @@ pub struct ConfiguredRanking {
     pub weights: Vec<f32>,
     pub diversity: f32,
     pub repeat_fraction: Option<f32>,
+    /// None: relevance alone makes the scores.
+    pub objectives: Option<BlendedObjectives>,
     pub scores: Vec<f32>,
+}
+
+/// The objectives of a ranking and their effect.
+pub struct BlendedObjectives {
+    pub mix: ObjectiveMix,
+    /// Slots whose NDCG is bounded.
+    pub slots: usize,
+    pub blend: Blend,
 }
 
 impl ConfiguredRanking {
@@ -139,6 +151,9 @@ impl Trace {
             boost_masks: self.rules.boost_masks,
             field_ranks: self.rules.field_ranks,
             repeats: self.rules.repeats,
+            prices: self.rules.objective_facts.prices,
+            margins: self.rules.objective_facts.margins,
+            return_risk: self.rules.objective_facts.return_risk,
             ..record
         }
     }
@@ -159,6 +174,18 @@ impl Trace {
             diversity: ranking.diversity,
             repeat_fraction: ranking.repeat_fraction,
             order: order(at),
+            objectives: ranking.objectives.as_ref().map(|of| answers::ObjectivesRecord {
+                weights: (of.mix.weights.iter())
+                    .map(|(objective, weight)| answers::ObjectiveRecord {
+                        objective: (*objective).into(),
+                        weight: *weight,
+                    })
+                    .collect(),
+                ndcg_loss_max: of.mix.ndcg_loss_max,
+                slots: of.slots as u32,
+                share: of.blend.share,
+                ndcg_loss: of.blend.ndcg_loss,
+            }),
         };
         self.rules.rankings.iter().enumerate().map(record).collect()
     }

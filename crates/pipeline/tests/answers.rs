@@ -3,15 +3,19 @@
 //! a real server.
 use lodestone_pipeline::{
     answers::{
-        AnswerRecord, ExplorationRecord, PinRecord, RankingRecord, ReplayError, ReplayModels, SlotRecord,
-        encode_columns, replay, seed_of, slate_checksum, team_number,
+        AnswerRecord, ExplorationRecord, ObjectiveRecord, ObjectivesRecord, PinRecord, RankingRecord, ReplayError,
+        ReplayModels, SlotRecord, encode_columns, replay, seed_of, slate_checksum, team_number,
     },
-    policy::{BaseScores, CandidateIndex, Exploration, PinSlot, PolicyInput, Ranking, arrange, joint},
+    policy::{
+        BaseScores, BlendInput, CandidateIndex, Exploration, HeadColumns, ObjectiveFacts, ObjectiveMix, PinSlot,
+        PolicyInput, Ranking, arrange, blend, joint,
+    },
 };
+use lodestone_rules::Objective;
 use proptest::prelude::*;
 
 const FEATURES: usize = 3;
-const HEADS: usize = 2;
+const HEADS: [&str; 2] = ["purchase", "refund"];
 const DIMENSIONS: usize = 4;
 /// Rows of the bundle. Candidates from this number on are items that were added later.
 const BUNDLE_ROWS: usize = 12;
@@ -40,7 +44,7 @@ impl ReplayModels for StandIn {
 struct Case {
     features: Vec<f32>,
     vectors: Vec<f32>,
-    weights: [[f32; HEADS]; 2],
+    weights: [[f32; HEADS.len()]; 2],
     is_interleaved: bool,
     uses_model: bool,
     diversity: f32,
@@ -52,6 +56,8 @@ struct Case {
     exploration: Option<Exploration>,
     page_size: usize,
     id: [u8; 16],
+    /// The weight of LOYALTY next to REVENUE, and the limit of the loss.
+    objectives: Option<(f32, f32)>,
 }
 
 fn cases() -> impl Strategy<Value = Case> {
@@ -84,12 +90,13 @@ fn cases() -> impl Strategy<Value = Case> {
                 prop::option::of(exploration.clone()),
                 1usize..12,
                 any::<[u8; 16]>(),
+                prop::option::of((0f32..1.0, prop::sample::select(vec![0.0f32, 0.02, 1.0]))),
             ),
         )
             .prop_map(
                 |(
                     (features, vectors, weights, is_interleaved, uses_model, (diversity, repeat_fraction)),
-                    (tiers, boosts, fields, pins, exploration, page_size, id),
+                    (tiers, boosts, fields, pins, exploration, page_size, id, objectives),
                 )| Case {
                     features,
                     vectors,
@@ -105,6 +112,7 @@ fn cases() -> impl Strategy<Value = Case> {
                     exploration,
                     page_size,
                     id,
+                    objectives,
                 },
             )
     })
@@ -128,7 +136,17 @@ impl Case {
         let rankings = &self.weights[..1 + usize::from(self.is_interleaved)];
         let scores: Vec<Vec<f32>> = (rankings.iter().zip(counts))
             .map(|(weights, count)| {
-                BaseScores { heads: &heads, weights, fused: &fused, tiers: &self.tiers }.scores(count).unwrap()
+                let base = BaseScores { heads: &heads, weights, fused: &fused, tiers: &self.tiers };
+                let Some(mix) = self.mix(&heads) else { return base.scores(count).unwrap() };
+                let input = BlendInput {
+                    mix: &mix,
+                    facts: &self.facts(),
+                    columns: HeadColumns::new(HEADS.into_iter()),
+                    heads: &heads,
+                    tiers: &self.tiers,
+                    slots: self.page_size,
+                };
+                base.with_tiers(blend(base.relevance(count).unwrap(), &input).scores)
             })
             .collect();
         let factors: Vec<f32> = self.boosts.iter().map(|boost| boost.0).collect();
@@ -168,8 +186,8 @@ impl Case {
             candidate_count: count as u32,
             features: encode_columns(&self.features, FEATURES),
             feature_count: FEATURES as u32,
-            heads: vec!["purchase".to_owned(), "refund".to_owned()],
-            head_values: heads,
+            heads: HEADS.map(str::to_owned).to_vec(),
+            head_values: heads.clone(),
             rankings: (rankings.iter().zip(counts).enumerate())
                 .map(|(at, (weights, count))| RankingRecord {
                     serving_config: format!("config {at}"),
@@ -178,6 +196,17 @@ impl Case {
                     candidate_count: count as u32,
                     diversity: self.diversity,
                     repeat_fraction: self.repeat_fraction,
+                    objectives: self.mix(&heads).map(|mix| ObjectivesRecord {
+                        weights: (mix.weights.iter())
+                            .map(|(objective, weight)| ObjectiveRecord {
+                                objective: (*objective).into(),
+                                weight: *weight,
+                            })
+                            .collect(),
+                        ndcg_loss_max: mix.ndcg_loss_max,
+                        slots: self.page_size as u32,
+                        ..ObjectivesRecord::default()
+                    }),
                     order: arranged.orders.get(at).cloned().unwrap_or_default(),
                 })
                 .collect(),
@@ -223,8 +252,23 @@ impl Case {
                 .map(|(_, number)| number)
                 .collect(),
             items,
+            prices: self.facts().prices,
+            return_risk: self.facts().return_risk,
             ..AnswerRecord::default()
         }
+    }
+
+    /// The objectives of all rankings; none if the ranking model did not run.
+    fn mix(&self, heads: &[f32]) -> Option<ObjectiveMix> {
+        let (loyalty, ndcg_loss_max) = self.objectives.filter(|_| !heads.is_empty())?;
+        let weights = vec![(Objective::Revenue, 1.0 - loyalty), (Objective::Loyalty, loyalty)];
+        Some(ObjectiveMix { weights, ndcg_loss_max })
+    }
+
+    fn facts(&self) -> ObjectiveFacts {
+        let price = |row: &[f32]| if row[0] < 0.0 { f32::NAN } else { 1.0 + row[0] };
+        let prices = self.features.chunks_exact(FEATURES).map(price).collect();
+        ObjectiveFacts { prices, margins: Vec::new(), return_risk: Some(0.6) }
     }
 }
 

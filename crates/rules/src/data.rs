@@ -179,6 +179,77 @@ pub struct ServingConfig {
     /// Computed from the other fields; the log does not store it.
     #[prost(string, tag = "13")]
     pub etag: String,
+    #[prost(message, optional, tag = "15")]
+    pub objectives: Option<RankingObjectives>,
+}
+
+/// `lodestone.v1.RankingObjectives`.
+#[derive(Clone, PartialEq, Message)]
+pub struct RankingObjectives {
+    #[prost(message, repeated, tag = "1")]
+    pub weights: Vec<ObjectiveWeight>,
+    #[prost(double, optional, tag = "2")]
+    pub ndcg_loss_max: Option<f64>,
+}
+
+/// `lodestone.v1.ObjectiveWeight`.
+#[derive(Clone, Copy, PartialEq, Message)]
+pub struct ObjectiveWeight {
+    #[prost(enumeration = "Objective", tag = "1")]
+    pub objective: i32,
+    #[prost(double, tag = "2")]
+    pub weight: f64,
+}
+
+/// `lodestone.v1.Objective`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Enumeration)]
+#[repr(i32)]
+pub enum Objective {
+    Unspecified = 0,
+    Click = 1,
+    Purchase = 2,
+    Revenue = 3,
+    Margin = 4,
+    Loyalty = 5,
+}
+
+impl Objective {
+    pub const ALL: [Self; 5] = [Self::Click, Self::Purchase, Self::Revenue, Self::Margin, Self::Loyalty];
+
+    /// The name in the serving file.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Unspecified => "unspecified",
+            Self::Click => "click",
+            Self::Purchase => "purchase",
+            Self::Revenue => "revenue",
+            Self::Margin => "margin",
+            Self::Loyalty => "loyalty",
+        }
+    }
+
+    /// The heads of the ranking model that it needs.
+    pub fn heads(self) -> &'static [&'static str] {
+        match self {
+            Self::Unspecified => &[],
+            Self::Click => &["click"],
+            Self::Purchase | Self::Revenue | Self::Margin => &["purchase"],
+            Self::Loyalty => &["purchase", "return_visit"],
+        }
+    }
+
+    /// Whether it depends on prices.
+    pub fn is_of_prices(self) -> bool {
+        matches!(self, Self::Revenue | Self::Margin)
+    }
+}
+
+impl RankingObjectives {
+    /// Returns the objectives with a weight above 0, each with its index in the list.
+    pub fn weighted(&self) -> impl Iterator<Item = (usize, Objective)> + '_ {
+        let weighted = self.weights.iter().enumerate().filter(|(_, of)| of.weight > 0.0);
+        weighted.filter_map(|(index, of)| Some((index, Objective::try_from(of.objective).ok()?)))
+    }
 }
 
 /// `lodestone.v1.AttributeDeclaration`.

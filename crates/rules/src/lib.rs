@@ -20,8 +20,9 @@ pub use book::{EntryKind, RuleBook, RuleChange};
 pub use compiled::{Action, CompiledRule, CompiledSynonyms, RuleProblem, limits};
 pub use conditions::RequestFacts;
 pub use data::{
-    AttributeDeclaration, Boost, Exploration, Pin, QueryCondition, QueryConditionKind, Rule, RuleAction,
-    RuleActionKind, RuleCondition, RuleRequestType, ServingConfig, SoldOut, SynonymSet, SynonymTerms,
+    AttributeDeclaration, Boost, Exploration, Objective, ObjectiveWeight, Pin, QueryCondition, QueryConditionKind,
+    RankingObjectives, Rule, RuleAction, RuleActionKind, RuleCondition, RuleRequestType, ServingConfig, SoldOut,
+    SynonymSet, SynonymTerms,
 };
 pub use serving_config::CompiledServingConfig;
 pub use snapshot::{RegexLimit, RuleSnapshot};

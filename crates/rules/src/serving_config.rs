@@ -1,7 +1,7 @@
 //! Validated serving configurations. All mistakes of a configuration are reported together.
 use crate::{
     compiled::{Problems, RuleProblem, etag, limits},
-    data::{Exploration, ServingConfig, SoldOut},
+    data::{Exploration, Objective, RankingObjectives, ServingConfig, SoldOut},
 };
 
 /// A validated serving configuration.
@@ -35,6 +35,12 @@ impl CompiledServingConfig {
         }
         if config.ranker == Some(false) && !config.head_weights.is_empty() {
             problems.add("head_weights", "has no effect if `ranker` is false");
+        }
+        if let Some(objectives) = &config.objectives {
+            self::objectives(&mut problems, objectives);
+            if config.ranker == Some(false) {
+                problems.add("objectives", "has no effect if `ranker` is false");
+            }
         }
         if let Some(exploration) = &config.exploration {
             self::exploration(&mut problems, exploration);
@@ -88,5 +94,36 @@ fn exploration(problems: &mut Problems, exploration: &Exploration) {
     }
     if exploration.temperature == 0.0 && (slots.is_empty() || exploration.epsilon == Some(0.0)) {
         problems.add("exploration", "explores nothing: set `temperature` above 0, or `epsilon_slots`, or leave it out");
+    }
+}
+
+fn objectives(problems: &mut Problems, objectives: &RankingObjectives) {
+    let known = Objective::ALL.len();
+    let weights = &objectives.weights;
+    problems.count("objectives.weights", weights.len(), known);
+    for (index, of) in weights.iter().take(known).enumerate() {
+        let at = |field: &str| format!("objectives.weights[{index}].{field}");
+        match Objective::try_from(of.objective) {
+            Ok(Objective::Unspecified) => problems.add(at("objective"), "is not set; set it to an Objective"),
+            Ok(_) if weights[..index].iter().any(|earlier| earlier.objective == of.objective) => {
+                problems.add(at("objective"), "has an earlier weight; each objective has one");
+            }
+            Ok(_) => {}
+            Err(_) => {
+                problems.add(at("objective"), format!("{} is not an Objective; use 1 to {known}", of.objective));
+            }
+        }
+        problems.within(at("weight"), of.weight, 0.0, 1.0);
+    }
+    let sum: f64 = weights.iter().map(|of| of.weight).sum();
+    // The sum of weights such as 0.7, 0.2 and 0.1 is not exact.
+    if !(sum > 0.0 && sum <= 1.0 + 1e-9) {
+        problems.add(
+            "objectives.weights",
+            format!("have the sum {sum}; it must be above 0 and at most 1, because relevance has the rest"),
+        );
+    }
+    if let Some(loss) = objectives.ndcg_loss_max {
+        problems.within("objectives.ndcg_loss_max", loss, 0.0, 1.0);
     }
 }

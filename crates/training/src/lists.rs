@@ -107,7 +107,8 @@ impl<'a> Outcomes<'a> {
         // A label is unknown until its horizon has passed, because early positives alone would bias it upwards.
         let known =
             |happened: bool, end: UnixMillis| if end <= self.until { f32::from(u8::from(happened)) } else { f32::NAN };
-        let visited_again = self.of(user, days(INTERACTION_DAYS)..days(RETURN_VISIT_DAYS)).next().is_some();
+        let visited_again =
+            self.of(user, days(INTERACTION_DAYS)..days(RETURN_VISIT_DAYS)).any(|event| event.kind.is_visit());
         for labels in positives.values_mut() {
             labels[RETURN_VISIT] = known(visited_again, days(RETURN_VISIT_DAYS));
             if labels[PURCHASE] == 1.0 {

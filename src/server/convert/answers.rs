@@ -78,6 +78,11 @@ fn debug(debug: &AnswerDebug) -> proto::AnswerDebug {
             .map(|(name, weight)| proto::NamedScore { name: name.clone(), score: *weight })
             .collect(),
         feature_names: debug.feature_names.clone(),
+        objectives: debug.objectives.map(|of| proto::AppliedObjectives {
+            share: of.share.into(),
+            ndcg_loss: of.ndcg_loss.into(),
+            return_risk: of.return_risk.map(f64::from),
+        }),
     }
 }
 

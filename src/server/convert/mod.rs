@@ -26,7 +26,7 @@ use prost_types::Timestamp;
 pub(crate) use requests::{check_features, rank, recommend, search, suggest};
 pub(crate) use rules::{
     add_problems, attribute_declaration, attribute_declaration_to_proto, ranking_request, rule, rule_to_proto,
-    serving_config, serving_config_to_proto, synonym_set, synonym_set_to_proto,
+    serving_config, serving_config_to_proto, stored_serving_config, synonym_set, synonym_set_to_proto,
 };
 use std::fmt::Display;
 

@@ -98,8 +98,14 @@ pub(crate) fn serving_config(
         violations.add("serving_config", "is missing");
         return None;
     };
-    let config = ServingConfig { create_time: None, update_time: None, ..converted(sent) };
-    CompiledServingConfig::new(config).map_err(|problems| add_problems(violations, "serving_config", problems)).ok()
+    CompiledServingConfig::new(stored_serving_config(sent))
+        .map_err(|problems| add_problems(violations, "serving_config", problems))
+        .ok()
+}
+
+/// Returns the configuration as it is stored, without its times.
+pub(crate) fn stored_serving_config(sent: &proto::ServingConfig) -> ServingConfig {
+    ServingConfig { create_time: None, update_time: None, ..converted(sent) }
 }
 
 /// Validates a declaration of an attribute. Its times are not read. Returns none if there are violations.
@@ -223,6 +229,10 @@ mod tests {
             update_time: rule.update_time,
             etag: "e".into(),
             source: 0,
+            objectives: Some(proto::RankingObjectives {
+                weights: vec![proto::ObjectiveWeight { objective: 5, weight: 0.5 }],
+                ndcg_loss_max: Some(0.0),
+            }),
         };
         assert_eq!(converted::<ServingConfig, proto::ServingConfig>(&converted(&config)), config);
         let declaration = proto::AttributeDeclaration {

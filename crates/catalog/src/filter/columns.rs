@@ -659,6 +659,23 @@ impl Columns {
         }
     }
 
+    /// Adds the margin shares, (price − cost) / price, of the items in a bit set to a sum and their number to a count.
+    pub(crate) fn add_margin_shares(&self, among: &[u64], sum: &mut f64, count: &mut usize) {
+        let number =
+            |field: &Field| NUMBERS.iter().position(|of| of == field).map(|index| &self.numbers[index].numbers);
+        let (Some(prices), Some(margins)) = (number(&Field::Price), number(&Field::Margin)) else { return };
+        if margins.is_none() {
+            return;
+        }
+        for at in bits::ones(among, 0) {
+            let share = Numbers::get(margins, at).zip(Numbers::get(prices, at).filter(|price| *price > 0.0));
+            if let Some((margin, price)) = share {
+                *sum += margin / price;
+                *count += 1;
+            }
+        }
+    }
+
     /// Sets a number or removes it. A column that has the value already is not copied.
     fn set_number(&mut self, field: &Field, at: usize, number: Option<f64>) {
         let Some(column) = NUMBERS.iter().position(|of| of == field).map(|index| &mut self.numbers[index]) else {

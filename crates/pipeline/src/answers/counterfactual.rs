@@ -1,18 +1,38 @@
 //! Counterfactual pages: the page that another serving configuration would have shown, from the record of an answer.
 use super::{AnswerRecord, RankingRecord, ReplayError, RequestedList};
 use crate::{
-    policy::{BaseScores, CandidateIndex, PinSlot, PolicyInput, Ranking, arrange},
+    policy::{BaseScores, CandidateIndex, ObjectiveFacts, PinSlot, PolicyInput, Ranking, arrange},
     serving::ServingConfig,
 };
 
+/// A first page under another configuration.
+#[derive(Debug, Clone, PartialEq)]
+pub struct CounterfactualPage<'a> {
+    pub items: Vec<&'a str>,
+    /// Share of the weights of objectives that their limit leaves, 0 to 1. None: no objective applies.
+    pub objective_share: Option<f32>,
+    /// Relative loss of NDCG against the order by relevance, 0 to 1.
+    pub ndcg_loss: f32,
+}
+
 impl AnswerRecord {
     /// Returns the items of the first page under this configuration, without its exploration: the same candidates,
-    /// ordered by its head weights (the answer's weights for heads that it does not set), or in the order of
-    /// retrieval if it does not use the ranker. Boosts, pins and the order-by field stay.
+    /// ordered by its head weights (the answer's weights for heads that it does not set) and its objectives, or in the
+    /// order of retrieval if it does not use the ranker. Boosts, pins and the order-by field stay.
     ///
     /// Fails if the record does not determine the page: a diverse order needs vectors, candidates that were not ranked
-    /// have no probabilities, and an interleaved answer has no single configuration.
+    /// have no probabilities, an interleaved answer has no single configuration, and a record without prices or the
+    /// user's risk does not have what some objectives read.
     pub fn page_of(&self, config: &ServingConfig) -> Result<Vec<&str>, ReplayError> {
+        self.counterfactual_page(config, &self.objective_facts()).map(|page| page.items)
+    }
+
+    /// Like [`AnswerRecord::page_of`], with what objectives read from elsewhere.
+    pub fn counterfactual_page(
+        &self,
+        config: &ServingConfig,
+        facts: &ObjectiveFacts,
+    ) -> Result<CounterfactualPage<'_>, ReplayError> {
         let [shown] = &self.rankings[..] else {
             return Err(ReplayError("the answer was interleaved".to_owned()));
         };
@@ -31,7 +51,20 @@ impl AnswerRecord {
         let fused = self.fused_scores(&features);
         let base = BaseScores { heads: &self.head_values, weights: &weights, fused: &fused, tiers: &self.tiers };
         let incomplete = || ReplayError("scores of some candidates are missing".to_owned());
-        let scores = base.scores(count).ok_or_else(incomplete)?;
+        let mix = config.objectives.as_ref().filter(|_| !weights.is_empty());
+        let blend = match mix {
+            Some(mix) if !facts.suffice(mix, count) => {
+                return Err(ReplayError("the record does not have the prices or the risk of an objective".to_owned()));
+            }
+            Some(mix) => Some(self.blend_with(&base, mix, facts, self.slots.len(), count)?),
+            None => None,
+        };
+        let (objective_share, ndcg_loss) =
+            (blend.as_ref().map(|blend| blend.share), blend.as_ref().map_or(0.0, |blend| blend.ndcg_loss));
+        let scores = match blend {
+            Some(blend) => base.with_tiers(blend.scores),
+            None => base.scores(count).ok_or_else(incomplete)?,
+        };
         let pins: Vec<PinSlot> = self
             .pins
             .iter()
@@ -50,7 +83,8 @@ impl AnswerRecord {
         let arranged = arrange(&input, |_| &[]);
         let item = |candidate: u32| self.items.get(candidate as usize).map(String::as_str);
         let page = arranged.placed.iter().take(self.slots.len()).map(|placed| item(placed.candidate.0));
-        page.collect::<Option<Vec<&str>>>().ok_or_else(incomplete)
+        let items = page.collect::<Option<Vec<&str>>>().ok_or_else(incomplete)?;
+        Ok(CounterfactualPage { items, objective_share, ndcg_loss })
     }
 
     /// Returns the weights by head of the record. Empty: the order of retrieval.
@@ -71,7 +105,11 @@ impl AnswerRecord {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::answers::{AnswerKind, SlotRecord};
+    use crate::{
+        answers::{AnswerKind, SlotRecord},
+        policy::ObjectiveMix,
+    };
+    use lodestone_rules::Objective;
     use std::collections::BTreeMap;
 
     fn record() -> AnswerRecord {
@@ -114,5 +152,21 @@ mod tests {
         assert!(record.page_of(&diverse).is_err());
         let short = AnswerRecord { head_values: vec![0.9], ..record.clone() };
         assert!(short.page_of(&same).is_err() && AnswerRecord::default().page_of(&same).is_err());
+    }
+
+    #[test]
+    fn objectives_change_the_page_within_their_limit() {
+        let mix = |ndcg_loss_max| ServingConfig {
+            objectives: Some(ObjectiveMix { weights: vec![(Objective::Revenue, 1.0)], ndcg_loss_max }),
+            ..ServingConfig::default()
+        };
+        let record = record();
+        assert!(record.page_of(&mix(1.0)).unwrap_err().0.contains("prices"), "the record has no prices");
+        let priced = AnswerRecord { prices: vec![1.0, 1.0, 9.0], ..record.clone() };
+        assert_eq!(priced.page_of(&mix(1.0)).unwrap(), ["c", "b"]);
+        let facts = ObjectiveFacts { prices: vec![1.0, 1.0, 9.0], ..ObjectiveFacts::default() };
+        let bounded = record.counterfactual_page(&mix(0.0), &facts).unwrap();
+        assert_eq!((bounded.items, bounded.ndcg_loss), (vec!["a", "b"], 0.0));
+        assert!(bounded.objective_share.unwrap() < 1.0);
     }
 }

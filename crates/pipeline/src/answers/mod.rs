@@ -14,6 +14,7 @@ mod scores;
 mod segment;
 
 pub use columns::{decode as decode_columns, encode as encode_columns};
+pub use counterfactual::CounterfactualPage;
 pub use log::{AnswerLog, AnswerLogConfig, RecordBuilder, day, find};
 pub use record::*;
 pub use replay::{

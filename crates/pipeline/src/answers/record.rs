@@ -123,6 +123,15 @@ pub struct AnswerRecord {
     /// The completions of a Suggest, in their order; its products are the slots.
     #[prost(string, repeated, tag = "43")]
     pub completions: Vec<String>,
+    /// By candidate, in units of one currency; NaN: unknown. Empty unless an objective depends on prices.
+    #[prost(float, repeated, tag = "44")]
+    pub prices: Vec<f32>,
+    /// By candidate: price minus cost; NaN: unknown. Empty without the objective MARGIN.
+    #[prost(float, repeated, tag = "45")]
+    pub margins: Vec<f32>,
+    /// The probability that the user does not return. Absent without the objective LOYALTY.
+    #[prost(float, optional, tag = "46")]
+    pub return_risk: Option<f32>,
 }
 
 /// A rule that applied to a request.
@@ -328,6 +337,36 @@ pub struct RankingRecord {
     /// Identifies the content of the serving configuration. Empty: the built-in default.
     #[prost(string, tag = "7")]
     pub serving_config_etag: String,
+    /// Absent: relevance alone.
+    #[prost(message, optional, tag = "8")]
+    pub objectives: Option<ObjectivesRecord>,
+}
+
+/// The objectives of a ranking and their effect.
+#[derive(Clone, PartialEq, Message)]
+pub struct ObjectivesRecord {
+    /// Above 0, in the order of the configuration.
+    #[prost(message, repeated, tag = "1")]
+    pub weights: Vec<ObjectiveRecord>,
+    #[prost(float, tag = "2")]
+    pub ndcg_loss_max: f32,
+    /// Slots of the first page, whose NDCG is bounded.
+    #[prost(uint32, tag = "3")]
+    pub slots: u32,
+    /// Share of the weights that the limit left. A replay computes it again.
+    #[prost(float, tag = "4")]
+    pub share: f32,
+    /// Relative loss of NDCG. A replay computes it again.
+    #[prost(float, tag = "5")]
+    pub ndcg_loss: f32,
+}
+
+#[derive(Clone, Copy, PartialEq, Message)]
+pub struct ObjectiveRecord {
+    #[prost(enumeration = "lodestone_rules::Objective", tag = "1")]
+    pub objective: i32,
+    #[prost(float, tag = "2")]
+    pub weight: f32,
 }
 
 #[derive(Clone, PartialEq, Message)]

@@ -6,8 +6,9 @@ use super::{
 use crate::{
     features::FEATURES,
     policy::{
-        Arranged, BaseScores, CandidateIndex, Exploration, Marginal, OrganicList, PinSlot, PolicyInput, Random,
-        Ranking, ScoreParts, Team, arrange, place_pins, team_draft,
+        Arranged, BaseScores, Blend, BlendInput, CandidateIndex, Exploration, HeadColumns, Marginal, ObjectiveFacts,
+        ObjectiveMix, OrganicList, PinSlot, PolicyInput, Random, Ranking, ScoreParts, Team, arrange, blend, place_pins,
+        team_draft,
     },
 };
 use sha2::{Digest, Sha256};
@@ -188,6 +189,13 @@ impl AnswerRecord {
         let base =
             BaseScores { heads: &self.head_values, weights: &ranking.weights, fused: &fused, tiers: &self.tiers };
         let parts = base.parts(at)?;
+        let blended = match ranking.objectives.is_some() {
+            true => {
+                self.blend(ranking, &self.head_values, &fused).ok()?.and_then(|blend| blend.scores.get(at).copied())
+            }
+            false => None,
+        };
+        let parts = ScoreParts { base: blended.unwrap_or(parts.base), ..parts };
         Some(parts.with_boosts(&self.boost_factors, self.boost_masks.get(at).copied().unwrap_or(0)))
     }
 
@@ -199,7 +207,43 @@ impl AnswerRecord {
     ) -> Result<Vec<f32>, ReplayError> {
         let count = (ranking.candidate_count as usize).min(self.candidate_count());
         let base = BaseScores { heads, weights: &ranking.weights, fused, tiers: &self.tiers };
-        base.scores(count).ok_or_else(|| ReplayError("scores of some candidates are missing".to_owned()))
+        let scores = match self.blend(ranking, heads, fused)? {
+            Some(blend) => Some(base.with_tiers(blend.scores)),
+            None => base.scores(count),
+        };
+        scores.ok_or_else(|| ReplayError("scores of some candidates are missing".to_owned()))
+    }
+
+    /// Returns what the objectives of the answer read.
+    pub(super) fn objective_facts(&self) -> ObjectiveFacts {
+        let Self { prices, margins, return_risk, .. } = self;
+        ObjectiveFacts { prices: prices.clone(), margins: margins.clone(), return_risk: *return_risk }
+    }
+
+    /// Blends the relevance of a ranking with its objectives; none if it has no objectives.
+    fn blend(&self, ranking: &RankingRecord, heads: &[f32], fused: &[f32]) -> Result<Option<Blend>, ReplayError> {
+        let Some(objectives) = &ranking.objectives else { return Ok(None) };
+        let count = (ranking.candidate_count as usize).min(self.candidate_count());
+        let base = BaseScores { heads, weights: &ranking.weights, fused, tiers: &self.tiers };
+        let weights = objectives.weights.iter().map(|of| (of.objective(), of.weight)).collect();
+        let mix = ObjectiveMix { weights, ndcg_loss_max: objectives.ndcg_loss_max };
+        self.blend_with(&base, &mix, &self.objective_facts(), objectives.slots as usize, count).map(Some)
+    }
+
+    /// Blends the relevance of the first `count` candidates with objectives.
+    pub(super) fn blend_with(
+        &self,
+        base: &BaseScores,
+        mix: &ObjectiveMix,
+        facts: &ObjectiveFacts,
+        slots: usize,
+        count: usize,
+    ) -> Result<Blend, ReplayError> {
+        let incomplete = || ReplayError("scores of some candidates are missing".to_owned());
+        let relevance = base.relevance(count).filter(|_| !base.heads.is_empty()).ok_or_else(incomplete)?;
+        let columns = HeadColumns::new(self.heads.iter().map(String::as_str));
+        let input = BlendInput { mix, facts, columns, heads: base.heads, tiers: base.tiers, slots };
+        Ok(blend(relevance, &input))
     }
 
     /// Returns the query-space vectors of the candidates.

@@ -1,14 +1,16 @@
 //! The parts of a shown score, from the record of an answer.
 use super::{AnswerRecord, SlotRecord, SourceRecord, team_number};
-use crate::policy::{CandidateIndex, Team};
+use crate::policy::{CandidateIndex, Team, utility};
 
-/// How a slot's score came about: the sum over the heads (or else the score of retrieval) plus the tier, times the
+/// How a slot's score came about: the sum over the heads (or else the score of retrieval), changed by objectives, plus the tier, times the
 /// factors of the matching boosts, or divided by them if the sum is negative.
 #[derive(Debug, Clone, PartialEq, serde::Serialize)]
 pub struct SlotExplanation {
     pub heads: Vec<HeadPart>,
     /// The fused score of retrieval, if the ranking model did not order the answer.
     pub retrieval: Option<f32>,
+    /// The change of the sum over the heads by objectives; none if no objective applied.
+    pub objectives: Option<f32>,
     /// See [`AnswerRecord::tiers`].
     pub tier: u8,
     pub boosts: Vec<f32>,
@@ -59,6 +61,10 @@ impl AnswerRecord {
         Some(SlotExplanation {
             heads: heads.collect(),
             retrieval: probabilities.is_none().then_some(parts.base),
+            objectives: ranking
+                .objectives
+                .as_ref()
+                .map(|_| parts.base - probabilities.map_or(0.0, |heads| utility(&ranking.weights, heads))),
             tier: self.tiers.get(candidate).copied().unwrap_or(0),
             boosts: boosts.map(|(_, factor)| *factor).collect(),
             sources: self.sources.iter().filter_map(source).collect(),

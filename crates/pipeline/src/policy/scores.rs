@@ -42,22 +42,33 @@ impl BaseScores<'_> {
         Some(ScoreParts { base, match_bonus, boost_factor: 1.0 })
     }
 
-    /// Computes the scores of the first `count` candidates: the weighted sum over the heads, or else the fused score,
-    /// plus the tier. None if there are fewer candidates.
-    pub fn scores(&self, count: usize) -> Option<Vec<f32>> {
-        let mut scores: Vec<f32> = match self.heads.is_empty() || self.weights.is_empty() {
-            true => self.fused.get(..count)?.to_vec(),
+    /// Computes the relevance of the first `count` candidates: the weighted sum over the heads, or else the fused score.
+    /// None if there are fewer candidates.
+    pub fn relevance(&self, count: usize) -> Option<Vec<f32>> {
+        match self.heads.is_empty() || self.weights.is_empty() {
+            true => Some(self.fused.get(..count)?.to_vec()),
             false => {
                 let heads = self.heads.get(..count.checked_mul(self.weights.len())?)?;
-                heads.chunks_exact(self.weights.len()).map(|heads| utility(self.weights, heads)).collect()
-            }
-        };
-        if !self.tiers.is_empty() {
-            for (score, tier) in scores.iter_mut().zip(self.tiers.get(..count)?) {
-                *score += f32::from(*tier);
+                Some(heads.chunks_exact(self.weights.len()).map(|heads| utility(self.weights, heads)).collect())
             }
         }
-        Some(scores)
+    }
+
+    /// Adds the tiers to scores.
+    pub fn with_tiers(&self, mut scores: Vec<f32>) -> Vec<f32> {
+        for (score, tier) in scores.iter_mut().zip(self.tiers) {
+            *score += f32::from(*tier);
+        }
+        scores
+    }
+
+    /// Computes the scores of the first `count` candidates: the relevance plus the tier. None if there are fewer
+    /// candidates.
+    pub fn scores(&self, count: usize) -> Option<Vec<f32>> {
+        if !self.tiers.is_empty() && self.tiers.len() < count {
+            return None;
+        }
+        self.relevance(count).map(|scores| self.with_tiers(scores))
     }
 }
 

@@ -1,7 +1,9 @@
 //! Parses the file of `lodestone serve --serving FILE`; `docs/serving.md` describes it.
 use super::{Arm, Arms, Compiled, Experiment, Serving, ServingConfig, ServingError};
 use lodestone_core::ids::check_name;
-use lodestone_rules::{self as rules, CompiledServingConfig, SoldOut, limits};
+use lodestone_rules::{
+    self as rules, CompiledServingConfig, Objective, ObjectiveWeight, RankingObjectives, SoldOut, limits,
+};
 use serde::Deserialize;
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -38,6 +40,14 @@ struct ConfigTable {
     #[serde(default)]
     head_weights: BTreeMap<String, f64>,
     exploration: Option<ExplorationTable>,
+    objectives: Option<ObjectivesTable>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ObjectivesTable {
+    weights: BTreeMap<String, f64>,
+    ndcg_loss_max: Option<f64>,
 }
 
 #[derive(Deserialize)]
@@ -147,6 +157,7 @@ impl Problems {
                 SoldOut::Unspecified
             }
         };
+        let objectives = table.objectives.map(|table| self.objectives(name, table));
         let config = rules::ServingConfig {
             serving_config_id: name.to_owned(),
             source_candidates: table.source_candidates,
@@ -158,6 +169,7 @@ impl Problems {
             ranker: table.ranker,
             head_weights: table.head_weights,
             exploration: table.exploration.map(Into::into),
+            objectives,
             ..rules::ServingConfig::default()
         };
         let compiled = CompiledServingConfig::new(config).map_err(|problems| {
@@ -169,6 +181,21 @@ impl Problems {
             }
         });
         compiled.ok()
+    }
+
+    fn objectives(&mut self, config: &str, table: ObjectivesTable) -> RankingObjectives {
+        let mut weights = Vec::with_capacity(table.weights.len());
+        for (name, weight) in table.weights {
+            match Objective::ALL.into_iter().find(|objective| objective.name() == name) {
+                Some(objective) => weights.push(ObjectiveWeight { objective: objective.into(), weight }),
+                None => {
+                    let known = Objective::ALL.map(Objective::name).join(", ");
+                    let problem = format!("is not an objective; use {known}");
+                    self.add(format!("configs.{config}.objectives.weights.{name}"), problem);
+                }
+            }
+        }
+        RankingObjectives { weights, ndcg_loss_max: table.ndcg_loss_max }
     }
 
     fn experiment(&mut self, index: usize, table: ExperimentTable) -> Option<Experiment> {

@@ -6,10 +6,15 @@ mod arms;
 mod assign;
 mod file;
 
-use crate::{policy::Exploration, request::SoldOut, retrieve::RetrievalLimits};
+use crate::{
+    policy::{Exploration, ObjectiveMix},
+    request::SoldOut,
+    retrieve::RetrievalLimits,
+};
 pub use arms::arm_at;
 pub use assign::assign;
 use lodestone_core::ids::UserId;
+use lodestone_loyalty::TrainedLoyalty;
 use lodestone_rules::{self as rules, CompiledServingConfig};
 use std::{
     collections::BTreeMap,
@@ -44,6 +49,8 @@ pub struct ServingConfig {
     /// Weights that override those of the bundle, by head.
     pub head_weights: BTreeMap<String, f32>,
     pub exploration: Option<Exploration>,
+    /// None: relevance alone orders.
+    pub objectives: Option<ObjectiveMix>,
 }
 
 impl Default for ServingConfig {
@@ -60,6 +67,7 @@ impl Default for ServingConfig {
             ranker: true,
             head_weights: BTreeMap::new(),
             exploration: None,
+            objectives: None,
         }
     }
 }
@@ -85,6 +93,7 @@ impl ServingConfig {
             ranker: config.ranker.unwrap_or(base.ranker),
             head_weights: config.head_weights.iter().map(|(head, weight)| (head.clone(), *weight as f32)).collect(),
             exploration: config.exploration.as_ref().map(Exploration::from),
+            objectives: config.objectives.as_ref().map(ObjectiveMix::from),
         }
     }
 
@@ -209,6 +218,12 @@ pub enum ServingError {
     Combined { problems: Vec<String> },
     #[error("configs.{config}.head_weights: the bundle has no head `{head}`; it has {known}")]
     Head { config: String, head: String, known: String },
+    #[error(
+        "configs.{config}.objectives: {objective} needs the head `{head}`, which the bundle does not have; it has {known}"
+    )]
+    ObjectiveHead { config: String, objective: &'static str, head: &'static str, known: String },
+    #[error("configs.{config}.objectives: loyalty needs a loyalty model, and the bundle has none: {reason}")]
+    Loyalty { config: String, reason: String },
 }
 
 /// A request named an unknown configuration.
@@ -240,6 +255,11 @@ impl Serving {
     pub fn experiments_with<'a>(&'a self, config: &'a str) -> impl Iterator<Item = &'a str> {
         let names_it = move |experiment: &&Experiment| experiment.configs().contains(&config);
         self.experiments.iter().filter(names_it).map(|experiment| experiment.name.as_str())
+    }
+
+    /// Returns a configuration with the defaults of this server.
+    pub fn resolved(&self, config: &CompiledServingConfig) -> ServingConfig {
+        ServingConfig::new(config, &self.base)
     }
 
     /// Returns the configurations of the file and of the API.
@@ -348,12 +368,27 @@ impl ServingSnapshot {
         Ok(Plan { configs: vec![Arc::new(config)], arm: None })
     }
 
-    /// Checks that a bundle has all heads for which configurations set weights.
-    pub fn check_heads<'a>(&self, heads: impl Iterator<Item = &'a str> + Clone) -> Result<(), ServingError> {
+    /// Checks that a bundle has all heads for which configurations set weights, and what their objectives need.
+    pub fn check_bundle<'a>(
+        &self,
+        heads: impl Iterator<Item = &'a str> + Clone,
+        loyalty: &TrainedLoyalty,
+    ) -> Result<(), ServingError> {
+        let has = |head: &str| heads.clone().any(|known| known == head);
+        let known = || heads.clone().collect::<Vec<_>>().join(", ");
         for config in self.configs.values() {
-            if let Some(head) = config.head_weights.keys().find(|head| !heads.clone().any(|known| known == *head)) {
-                let known = heads.collect::<Vec<_>>().join(", ");
-                return Err(ServingError::Head { config: config.name.clone(), head: head.clone(), known });
+            if let Some(head) = config.head_weights.keys().find(|head| !has(head)) {
+                return Err(ServingError::Head { config: config.name.clone(), head: head.clone(), known: known() });
+            }
+            let Some(mix) = &config.objectives else { continue };
+            for (objective, _) in &mix.weights {
+                if let Some(head) = objective.heads().iter().find(|head| !has(head)) {
+                    let (config, objective) = (config.name.clone(), objective.name());
+                    return Err(ServingError::ObjectiveHead { config, objective, head, known: known() });
+                }
+            }
+            if let (true, TrainedLoyalty::Missing { reason }) = (mix.has(rules::Objective::Loyalty), loyalty) {
+                return Err(ServingError::Loyalty { config: config.name.clone(), reason: reason.clone() });
             }
         }
         Ok(())
@@ -521,8 +556,9 @@ mod tests {
     #[test]
     fn a_weight_of_a_head_that_the_bundle_lacks_is_refused() {
         let serving = parse(FILE).unwrap().snapshot(&BTreeMap::new());
-        assert!(serving.check_heads(["purchase", "return"].into_iter()).is_ok());
-        let error = serving.check_heads(["click"].into_iter()).unwrap_err();
+        let missing = TrainedLoyalty::Missing { reason: "few events".to_owned() };
+        assert!(serving.check_bundle(["purchase", "return"].into_iter(), &missing).is_ok());
+        let error = serving.check_bundle(["click"].into_iter(), &missing).unwrap_err();
         assert!(
             error.to_string().contains("configs.brave.head_weights: the bundle has no head `purchase`; it has click")
         );

@@ -165,7 +165,9 @@ impl Controller {
             Ok(loaded) => {
                 let loaded = loaded.map_err(|error| format_error_chain(&error))?;
                 let serving = self.serving.snapshot(&self.generations.state.rules().serving_configs);
-                serving.check_heads(loaded.head_names()).map_err(|error| format_error_chain(&error))?;
+                serving
+                    .check_bundle(loaded.head_names(), &loaded.generation.loyalty)
+                    .map_err(|error| format_error_chain(&error))?;
                 Ok(loaded)
             }
             Err(_) => Err("loading it panicked; the log has the location".to_owned()),

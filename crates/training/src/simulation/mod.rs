@@ -5,6 +5,7 @@
 //! `docs/simulation.md` lists the assumptions.
 mod draws;
 mod history;
+mod objectives;
 mod outcome;
 mod shop;
 mod shopper;
@@ -12,6 +13,9 @@ mod shopper;
 pub use draws::Draws;
 use history::first_history;
 pub use history::{DisplayedList, UserAction, Visit, dataset_events};
+pub use objectives::{
+    ObjectiveCurves, ObjectivePoint, ObjectiveRates, SimulatedObjective, objective_curves, plot_objectives,
+};
 pub use outcome::{Arm, ArmOutcome, Day, Difference, Outcomes, Rates, Trajectories, outcomes, plot};
 pub use shop::{Product, Shop, id_of, product_of};
 pub use shopper::{Intent, Reaction, Shopper};

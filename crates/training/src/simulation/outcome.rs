@@ -57,6 +57,8 @@ pub struct Day {
     pub visited: bool,
     pub clicks: u32,
     pub purchases: u32,
+    /// The prices of the bought products.
+    pub revenue_micros: i64,
 }
 
 /// The days of all shoppers in one arm with one seed: `[shoppers][days]`.
@@ -217,7 +219,7 @@ mod tests {
 
     #[test]
     fn differences_of_arms_are_paired_by_shopper_and_reported_by_seed() {
-        let days = |clicks: u32, visited: bool| vec![Day { visited, clicks, purchases: 1 }; 4];
+        let days = |clicks: u32, visited: bool| vec![Day { visited, clicks, purchases: 1, revenue_micros: 0 }; 4];
         let arm =
             |clicks: u32, visited: bool| -> Trajectories { (0..50).map(|n| days(clicks + n % 3, visited)).collect() };
         let seeds =
