@@ -3,6 +3,7 @@
 #![forbid(unsafe_code)]
 mod answers;
 mod columns;
+mod decisions;
 mod decompress;
 mod events;
 mod export;
@@ -12,6 +13,7 @@ mod purchases;
 
 pub use answers::{DatasetSlot, read_slots};
 pub use columns::{Cells, write_table};
+pub use decisions::{DecisionFileError, DecisionRow, Decisions, read_decisions};
 pub use decompress::decompress;
 pub use events::{
     AnswerTokens, DatasetEvent, into_events, read_answer_tokens, read_events, read_history, write_attributed_events,

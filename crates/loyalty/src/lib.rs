@@ -10,7 +10,9 @@
 //! - [`RfmModel`]: regressions on frequency, recency and age; the usual baseline.
 //! - [`LearnedModel`]: regressions on summaries of the whole history, learned from windows inside the calibration.
 //! - [`backtest`]: compares all of them on a later period.
+//! - [`UpliftModel`]: what an incentive changes, from logged decisions; [`allocate`] assigns incentives under a budget.
 #![forbid(unsafe_code)]
+mod allocation;
 mod backtest;
 mod beta_geometric;
 mod error;
@@ -18,6 +20,8 @@ mod features;
 mod fit;
 mod gamma_gamma;
 mod history;
+mod incentive_comparison;
+mod incentive_simulation;
 mod inputs;
 mod learned;
 mod metrics;
@@ -28,13 +32,17 @@ mod segments;
 mod simulate;
 mod special;
 mod summary;
+mod uplift;
 
+pub use allocation::{Allocation, AllocationLimits, Candidate, allocate};
 pub use backtest::{BacktestOptions, BacktestReport, Difference, Interval, ModelReport, backtest};
 pub use beta_geometric::{BetaGeometric, Dropout};
 pub use error::LoyaltyError;
 pub use fit::{HORIZONS_DAYS, fit_loyalty};
 pub use gamma_gamma::{GammaGamma, ValueSummary};
 pub use history::{Purchase, PurchaseHistory, PurchaseSummary};
+pub use incentive_comparison::{ComparisonOptions, IncentiveComparison, PolicyReport, compare_incentive_policies};
+pub use incentive_simulation::{SIMULATED_INPUTS, SimulatedIncentives, simulate_incentives};
 pub use inputs::Driver;
 pub use learned::{Forecast, LearnedModel, RfmModel};
 pub use metrics::Metrics;
@@ -45,3 +53,7 @@ pub use model::{
 pub use segments::{Condition, Quantities, Quantity, Segment, SegmentRule};
 pub use simulate::simulate_customers;
 pub use summary::{CURRENCIES, HALF_LIVES_DAYS, RECENT_DAYS, Spend, UserSummary, VISIT_DAYS, day_of};
+pub use uplift::{
+    DoublyRobustScores, Evidence, IncentiveEffect, IncentiveLog, NO_INCENTIVE, Observation, PROPENSITY_MIN,
+    PolicyValue, UpliftCurve, UpliftError, UpliftModel, UpliftOptions, required_observations,
+};

@@ -9,6 +9,8 @@ pub(crate) enum Family {
     Bernoulli,
     /// A count; the output is the logarithm of the mean.
     Poisson,
+    /// Any number; the output is the mean (least squares).
+    Gaussian,
 }
 
 /// Outputs of count models are kept below this before the exponential.
@@ -28,6 +30,10 @@ impl Family {
             Self::Poisson => {
                 let mean = output.min(LOG_MEAN_MAX).exp();
                 (mean - target * output, mean - target, mean)
+            }
+            Self::Gaussian => {
+                let error = output - target;
+                (0.5 * error * error, error, 1.0)
             }
         }
     }
@@ -218,6 +224,7 @@ mod tests {
             count
         };
         check(Family::Poisson, poisson, 0.03);
+        check(Family::Gaussian, |output, rng| output + normal(rng), 0.03);
     }
 
     /// A row that is repeated is no new observation: the standard errors are those of the rows without repetition.

@@ -1,6 +1,7 @@
 //! `lodestone benchmark`
 mod ann;
 mod events;
+mod incentive;
 mod models;
 mod off_policy;
 mod repeat_purchase;
@@ -22,6 +23,7 @@ pub(crate) enum Benchmark {
     OffPolicy(off_policy::OffPolicyArgs),
     RepeatPurchase(repeat_purchase::RepeatPurchaseArgs),
     LoyaltyFit(repeat_purchase::LoyaltyFitArgs),
+    Incentive(incentive::IncentiveArgs),
 }
 
 pub(crate) fn run(command: Benchmark) -> anyhow::Result<Exit> {
@@ -37,5 +39,6 @@ pub(crate) fn run(command: Benchmark) -> anyhow::Result<Exit> {
         Benchmark::OffPolicy(args) => off_policy::off_policy(&args),
         Benchmark::RepeatPurchase(args) => repeat_purchase::repeat_purchase(&args),
         Benchmark::LoyaltyFit(args) => repeat_purchase::loyalty_fit(&args),
+        Benchmark::Incentive(args) => incentive::incentive(&args),
     }
 }
