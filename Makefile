@@ -46,7 +46,7 @@ export ORT_DYLIB_PATH ?= $(CURDIR)/$(TOOLS)/onnxruntime/libonnxruntime.so
 # Microsoft's builds of the library collect telemetry and keep a database of it in the home directory.
 export ORT_DISABLE_TELEMETRY ?= 1
 
-.PHONY: help setup build run demo test fuzz simulate bench bench-models bench-retrieval bench-events bench-catalog bench-train bench-loyalty clean clean-demo
+.PHONY: help setup build run demo test fuzz simulate bench bench-models bench-retrieval bench-events bench-catalog bench-train bench-loyalty bench-incentives clean clean-demo
 .PHONY: tools-run tools-bench check-format check-lints check-proto check-docs
 .PHONY: deny structure
 .PHONY: test-rust test-cli test-report test-helm test-server test-crash test-swaps test-store test-short-forms
@@ -138,7 +138,7 @@ test-server: build tools-run $(DATA) $(BUNDLE)
 	scripts/with_server.sh bash -c 'scripts/demo.sh && tests/clients/run.sh'
 	python3 tests/server/run.py $(LODESTONE) $(BUNDLE) $(TOOLS)/bin/grpcurl $(DATA) $(TOOLS)/minilm
 
-SHORT_FORMS := bench bench-models bench-retrieval bench-events bench-catalog bench-train bench-loyalty fuzz simulate test-crash test-swaps test-store
+SHORT_FORMS := bench bench-models bench-retrieval bench-events bench-catalog bench-train bench-loyalty bench-incentives fuzz simulate test-crash test-swaps test-store
 test-short-forms: build tools-run $(DATA) $(BUNDLE) ## Run every benchmark and every long test for a few seconds
 	$(MAKE) SHORT=1 $(SHORT_FORMS)
 
@@ -212,6 +212,9 @@ endif
 bench-loyalty: build ## Compare the fit of BG/NBD on 1,000,000 customers with the Python package lifetimes
 	@scripts/tools.sh lifetimes
 	@$(TOOLS)/lifetimes/bin/python benches/loyalty.py $(if $(SHORT),--customers 2000 --repeats 1)
+
+bench-incentives: build ## Compare policies of incentives on simulated decisions with known effects
+	$(LODESTONE) benchmark incentive --generate $(if $(SHORT),20000 --minimum-effect 0.06 --resamples 100,200000) --margin 0.3
 
 clean-demo: ## Remove the example shop's data and bundle; the next run creates them again
 	rm -rf target/demo

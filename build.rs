@@ -11,6 +11,7 @@ const PROTOS: &[&str] = &[
     "synonym_service",
     "explain_service",
     "loyalty_service",
+    "incentive_service",
     "model_service",
 ];
 

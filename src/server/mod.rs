@@ -9,6 +9,7 @@ mod event_service;
 mod event_stream;
 pub(crate) mod explain;
 mod guard;
+mod incentive_service;
 mod item_import;
 mod loyalty_service;
 pub mod metrics_endpoint;
@@ -38,10 +39,10 @@ use lodestone_events::LogError;
 use parking_lot::Mutex;
 use proto::{
     catalog_service_server::CatalogServiceServer, event_service_server::EventServiceServer,
-    explain_service_server::ExplainServiceServer, loyalty_service_server::LoyaltyServiceServer,
-    model_service_server::ModelServiceServer, ranking_service_server::RankingServiceServer,
-    rule_service_server::RuleServiceServer, serving_config_service_server::ServingConfigServiceServer,
-    synonym_service_server::SynonymServiceServer,
+    explain_service_server::ExplainServiceServer, incentive_service_server::IncentiveServiceServer,
+    loyalty_service_server::LoyaltyServiceServer, model_service_server::ModelServiceServer,
+    ranking_service_server::RankingServiceServer, rule_service_server::RuleServiceServer,
+    serving_config_service_server::ServingConfigServiceServer, synonym_service_server::SynonymServiceServer,
 };
 use services::Services;
 use std::{collections::BTreeSet, future::Future, pin::Pin, sync::Arc, time::Duration};
@@ -76,6 +77,7 @@ const WRITING: &[&str] = &[
     RuleServiceServer::<Services>::NAME,
     SynonymServiceServer::<Services>::NAME,
     ServingConfigServiceServer::<Services>::NAME,
+    IncentiveServiceServer::<Services>::NAME,
 ];
 /// The other services.
 const READING: &[&str] = &[
@@ -217,6 +219,7 @@ fn routes(services: Services) -> Routes {
         .add_service(with_limits!(RuleServiceServer::new(services.clone())))
         .add_service(with_limits!(SynonymServiceServer::new(services.clone())))
         .add_service(with_limits!(ServingConfigServiceServer::new(services.clone())))
+        .add_service(with_limits!(IncentiveServiceServer::new(services.clone())))
         .add_service(with_limits!(LoyaltyServiceServer::new(services.clone())))
         .add_service(with_limits!(ModelServiceServer::new(services)))
 }

@@ -50,6 +50,11 @@ enum Reason {
     ServingConfigReadOnly,
     ServingConfigInUse,
     TooManyServingConfigs,
+    IncentiveCampaignNotFound,
+    IncentiveCampaignExists,
+    TooManyIncentiveCampaigns,
+    DecisionExists,
+    TooManyDecisions,
     RuleExists,
     RuleNotFound,
     SynonymSetExists,
@@ -83,7 +88,7 @@ enum Reason {
 
 impl Reason {
     #[cfg(test)]
-    const ALL: [Self; 47] = [
+    const ALL: [Self; 52] = [
         Self::InvalidRequest,
         Self::MessageMalformed,
         Self::MessageTooLarge,
@@ -102,6 +107,11 @@ impl Reason {
         Self::ServingConfigReadOnly,
         Self::ServingConfigInUse,
         Self::TooManyServingConfigs,
+        Self::IncentiveCampaignNotFound,
+        Self::IncentiveCampaignExists,
+        Self::TooManyIncentiveCampaigns,
+        Self::DecisionExists,
+        Self::TooManyDecisions,
         Self::RuleExists,
         Self::RuleNotFound,
         Self::SynonymSetExists,
@@ -153,6 +163,11 @@ impl Reason {
             Self::ServingConfigReadOnly => "SERVING_CONFIG_READ_ONLY",
             Self::ServingConfigInUse => "SERVING_CONFIG_IN_USE",
             Self::TooManyServingConfigs => "TOO_MANY_SERVING_CONFIGS",
+            Self::IncentiveCampaignNotFound => "INCENTIVE_CAMPAIGN_NOT_FOUND",
+            Self::IncentiveCampaignExists => "INCENTIVE_CAMPAIGN_EXISTS",
+            Self::TooManyIncentiveCampaigns => "TOO_MANY_INCENTIVE_CAMPAIGNS",
+            Self::DecisionExists => "DECISION_EXISTS",
+            Self::TooManyDecisions => "TOO_MANY_DECISIONS",
             Self::RuleExists => "RULE_EXISTS",
             Self::RuleNotFound => "RULE_NOT_FOUND",
             Self::SynonymSetExists => "SYNONYM_SET_EXISTS",
@@ -209,6 +224,11 @@ impl Reason {
             | Self::ServingConfigReadOnly
             | Self::ServingConfigInUse
             | Self::TooManyServingConfigs
+            | Self::IncentiveCampaignNotFound
+            | Self::IncentiveCampaignExists
+            | Self::TooManyIncentiveCampaigns
+            | Self::DecisionExists
+            | Self::TooManyDecisions
             | Self::RuleExists
             | Self::RuleNotFound
             | Self::SynonymSetExists
@@ -242,10 +262,15 @@ impl Reason {
                 Code::InvalidArgument
             }
             Self::PageTokenExpired | Self::EtagMismatch => Code::Aborted,
-            Self::RuleExists | Self::SynonymSetExists | Self::ServingConfigExists => Code::AlreadyExists,
+            Self::RuleExists
+            | Self::SynonymSetExists
+            | Self::ServingConfigExists
+            | Self::IncentiveCampaignExists
+            | Self::DecisionExists => Code::AlreadyExists,
             Self::CatalogNotFound
             | Self::ItemNotFound
             | Self::ServingConfigNotFound
+            | Self::IncentiveCampaignNotFound
             | Self::RuleNotFound
             | Self::SynonymSetNotFound
             | Self::AttributeNotDeclared
@@ -270,6 +295,8 @@ impl Reason {
             | Self::TooManyRules
             | Self::TooManyAttributes
             | Self::TooManyServingConfigs
+            | Self::TooManyIncentiveCampaigns
+            | Self::TooManyDecisions
             | Self::MessageTooLarge
             | Self::ResponseTooLarge => Code::ResourceExhausted,
             Self::DeadlineExceeded => Code::DeadlineExceeded,
@@ -435,6 +462,7 @@ fn message_field(kind: EntryKind) -> &'static str {
         EntryKind::SynonymSet => "synonym_set",
         EntryKind::ServingConfig => "serving_config",
         EntryKind::Attribute => "declaration",
+        EntryKind::IncentiveCampaign => "campaign",
     }
 }
 
@@ -453,6 +481,7 @@ fn of_rule(error: RuleError) -> Status {
                 EntryKind::ServingConfig => Reason::ServingConfigExists,
                 // Two callers declared the attribute at the same time.
                 EntryKind::Attribute => Reason::EtagMismatch,
+                EntryKind::IncentiveCampaign => Reason::IncentiveCampaignExists,
             };
             (reason, kind, id)
         }
@@ -462,6 +491,7 @@ fn of_rule(error: RuleError) -> Status {
                 EntryKind::SynonymSet => Reason::SynonymSetNotFound,
                 EntryKind::ServingConfig => Reason::ServingConfigNotFound,
                 EntryKind::Attribute => Reason::AttributeNotDeclared,
+                EntryKind::IncentiveCampaign => Reason::IncentiveCampaignNotFound,
             };
             (reason, kind, id)
         }
@@ -479,6 +509,7 @@ fn of_rule(error: RuleError) -> Status {
             let reason = match kind {
                 EntryKind::ServingConfig => Reason::TooManyServingConfigs,
                 EntryKind::Attribute => Reason::TooManyAttributes,
+                EntryKind::IncentiveCampaign => Reason::TooManyIncentiveCampaigns,
                 EntryKind::Rule | EntryKind::SynonymSet => Reason::TooManyRules,
             };
             return status_about(reason, message, ErrorDetails::new(), [(LIMIT, Some(limit.to_string()))]);
@@ -494,6 +525,7 @@ fn of_rule(error: RuleError) -> Status {
         EntryKind::SynonymSet => "lodestone.v1.SynonymSet",
         EntryKind::ServingConfig => "lodestone.v1.ServingConfig",
         EntryKind::Attribute => "lodestone.v1.AttributeDeclaration",
+        EntryKind::IncentiveCampaign => "lodestone.v1.IncentiveCampaign",
     };
     // A text that is no id may have any length.
     details.set_resource_info(message_type, id.chars().take(64).collect::<String>(), "", "");
@@ -553,6 +585,13 @@ pub(crate) fn of(error: EngineError) -> Status {
         EngineError::GenerationGone { .. } => status(Reason::GenerationGone, message, none()),
         EngineError::LoyaltyMissing { .. } => status(Reason::LoyaltyModelMissing, message, none()),
         EngineError::CostsMissing => status(Reason::CostsMissing, message, none()),
+        EngineError::DecisionExists { .. } => {
+            let field = Some("decision_id".to_owned());
+            status_about(Reason::DecisionExists, message, none(), [(FIELD, field)])
+        }
+        EngineError::TooManyDecisions { limit } => {
+            status_about(Reason::TooManyDecisions, message, none(), [(LIMIT, Some(limit.to_string()))])
+        }
         EngineError::Replay(_) => status(Reason::AnswerDamaged, message, none()),
         EngineError::Answers(error) => {
             tracing::error!(%error, "the answer log cannot be read");

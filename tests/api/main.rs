@@ -13,6 +13,7 @@ mod crash;
 mod facets;
 mod filter_messages;
 mod fuzz;
+mod incentives;
 mod item_import;
 mod item_prices;
 mod log;

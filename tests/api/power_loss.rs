@@ -320,7 +320,7 @@ impl Acknowledged {
         let last = log::read(directory, 1, |_, _, change| match change {
             Change::Event(event) => *counts.entry(event.id.to_string()).or_default() += 1,
             Change::Item(change) => _ = items.insert(change.id().to_string(), number(title(&change))),
-            Change::Rule(_) => {}
+            Change::Rule(_) | Change::Decision(_) => {}
         });
         assert!(last.unwrap() >= self.position, "{name}: acknowledged positions are issued again");
         assert!(counts.values().all(|count| *count == 1), "{name}: an event is stored twice");
@@ -328,7 +328,7 @@ impl Acknowledged {
             let is_stored = match change {
                 Change::Event(event) => counts.contains_key(event.id.as_str()),
                 Change::Item(change) => items.get(change.id().as_str()) >= Some(&number(title(change))),
-                Change::Rule(_) => true,
+                Change::Rule(_) | Change::Decision(_) => true,
             };
             assert!(is_stored, "{name}: the acknowledged change at position {position} is lost: {change:?}");
         }

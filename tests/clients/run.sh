@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Runs every fenced block of the guides docs/clients.md, docs/shop-pages.md, docs/rules.md, docs/serving.md, docs/places.md,
-# docs/loyalty.md and docs/objectives.md, unchanged and in order, against the server at $LODESTONE_ADDRESS (default 127.0.0.1:50051), and
+# docs/loyalty.md, docs/objectives.md and docs/incentives.md, unchanged and in order, against the server at
+# $LODESTONE_ADDRESS (default 127.0.0.1:50051), and
 # checks the output.
 #
 #   tests/clients/run.sh [--stubs-only]
@@ -94,5 +95,10 @@ guide docs/objectives.md -
 prints "an answer has the effect of its objectives" '"ndcgLoss": [0-9]|"share": [0-9]'
 prints "an answer has the user's risk" '"returnRisk": [0-9]'
 prints "a preview counts answers" '"answerCount": [1-9]'
+
+guide docs/incentives.md -
+prints "a campaign has an etag" '"etag": "[0-9a-f]{16}"'
+prints "a decision has a propensity" '"propensity": 0\.[0-9]'
+prints "a campaign counts its decisions" '"decisionCount": "[1-9]'
 
 echo "clients: $passed passed, 0 failed"

@@ -1,5 +1,5 @@
 //! Export of the log's events to Parquet files, one directory for each day.
-use super::{DatasetError, columns::ParquetRows, events};
+use super::{DatasetError, LoggedDecisions, columns::ParquetRows, events};
 use arrow_array::{
     ArrayRef, Float64Array, Int64Array, StringArray,
     builder::{ListBuilder, StringBuilder},
@@ -45,15 +45,21 @@ pub struct Exported {
 
 /// Writes the events of the log in `directory` with event times on `days` (days since 1970, UTC) to
 /// `OUT/date=YYYY-MM-DD/events.parquet`, in log order. The complete file of a day replaces an existing one. The log may
-/// be in use.
+/// be in use. All decisions about incentives, of any day, are written to `OUT/incentive_decisions.parquet`.
 pub fn export(directory: &Path, days: Range<i64>, out: &Path) -> Result<Exported, ExportError> {
     let mut days_with_events: BTreeSet<i64> = BTreeSet::new();
     // All later passes stop at this position, so that all files are consistent.
-    let position = log::read(directory, 1, |_, _, change| {
-        if let Change::Event(event) = change {
+    let mut decisions = LoggedDecisions::default();
+    let position = log::read(directory, 1, |_, _, change| match change {
+        Change::Event(event) => {
+            decisions.redeem(&event);
             days_with_events.extend(Some(day_of(event.at)).filter(|day| days.contains(day)));
         }
+        Change::Decision(decision) => decisions.add(decision),
+        Change::Item(_) | Change::Rule(_) => {}
     })?;
+    fs::create_dir_all(out).map_err(|source| DatasetError::Io { path: out.to_owned(), source })?;
+    decisions.write(out)?;
     let mut exported = Exported { position, ..Exported::default() };
     let days_with_events: Vec<i64> = days_with_events.into_iter().collect();
     for batch in days_with_events.chunks(DAYS_AT_ONCE) {

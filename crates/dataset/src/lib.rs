@@ -8,6 +8,7 @@ mod decompress;
 mod events;
 mod export;
 pub mod import;
+mod incentive_decisions;
 mod items;
 mod purchases;
 
@@ -20,6 +21,7 @@ pub use events::{
     write_events,
 };
 pub use export::{ExportError, Exported, export};
+pub use incentive_decisions::LoggedDecisions;
 pub use items::{read_items, write_items};
 pub use purchases::{CustomerPurchases, DatasetPurchase, PurchaseFileError, format_day, parse_day, read_purchases};
 use std::{io, path::PathBuf};

@@ -91,6 +91,8 @@ pub struct Engine {
     pub(crate) rule_writes: Arc<tokio::sync::Mutex<()>>,
     /// Written while an attribute is declared, read by writes of items; see [`Engine::hold_declarations`].
     pub(crate) declarations: Arc<tokio::sync::RwLock<()>>,
+    /// Held while a decision about an incentive is made and written, so that no other one comes between.
+    pub(crate) incentive_writes: Arc<tokio::sync::Mutex<()>>,
     /// Held by the preview of a rule, which reads files.
     pub(crate) preview: Arc<tokio::sync::Mutex<()>>,
     pub(crate) at_risk: Arc<AtRiskSnapshots>,

@@ -134,7 +134,11 @@ pub enum EngineError {
          items first"
     )]
     CostsMissing,
-    /// The change of a rule, a set of synonyms or a serving configuration was refused.
+    #[error("`{id}` is the id of a decision about another user or campaign; use a new id")]
+    DecisionExists { id: String },
+    #[error("the server keeps {limit} decisions about incentives, which is the limit")]
+    TooManyDecisions { limit: usize },
+    /// The change of a rule, a set of synonyms, a serving configuration or a campaign was refused.
     #[error("{0}")]
     Rule(#[from] RuleError),
     /// The write could not be logged.

@@ -4,6 +4,7 @@
 mod attributes;
 mod engine;
 mod error;
+mod incentives;
 mod loyalty;
 mod open;
 mod popularity;
@@ -17,6 +18,7 @@ mod workers;
 pub use attributes::{AttributeConflicts, DeclarationsGuard};
 pub use engine::{Engine, EngineConfig, QueuedEvents};
 pub use error::{EngineError, PageTokenError, RuleError, WriteOutcome, WriteReport};
+pub use incentives::{DecideRequest, IncentiveAnswer, IncentiveReason};
 pub use lodestone_rules::EntryKind;
 pub use loyalty::{AT_RISK_MAX, AtRiskPage, AtRiskRequest, UserLoyalty};
 pub use open::{ANSWERS, LogMissing, OpenError, OpenOptions, event_log, open};

@@ -195,6 +195,7 @@ pub fn open(options: OpenOptions) -> Result<Engine, OpenError> {
         log: log_directory,
         rule_writes: Arc::default(),
         declarations: Arc::default(),
+        incentive_writes: Arc::default(),
         preview: Arc::default(),
         at_risk: Arc::default(),
     })

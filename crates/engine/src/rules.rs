@@ -101,6 +101,7 @@ impl Engine {
                 EntryKind::SynonymSet => rules.synonym_sets.get(&id).map(|known| known.set.etag.as_str()),
                 EntryKind::ServingConfig => self.serving_config_etag(rules, &id)?,
                 EntryKind::Attribute => rules.attributes.get(&id).map(|known| known.declaration.etag.as_str()),
+                EntryKind::IncentiveCampaign => rules.campaigns.get(&id).map(|known| known.campaign.etag.as_str()),
             };
             Target { kind, id: &id, count: 0 }.check(known, &PutMode::Update { etag })?;
             Ok(match kind {
@@ -111,13 +112,14 @@ impl Engine {
                     RuleChange::DeleteServingConfig(id.clone())
                 }
                 EntryKind::Attribute => RuleChange::DeleteAttribute(id.clone()),
+                EntryKind::IncentiveCampaign => RuleChange::DeleteCampaign(id.clone()),
             })
         };
         let (_, position) = self.write_rules(change).await?;
         match kind {
             EntryKind::Rule => self.metrics.forget_rule(&id),
             EntryKind::ServingConfig => self.metrics.forget_serving_config(&id),
-            EntryKind::SynonymSet | EntryKind::Attribute => {}
+            EntryKind::SynonymSet | EntryKind::Attribute | EntryKind::IncentiveCampaign => {}
         }
         Ok(position)
     }

@@ -1,6 +1,7 @@
 //! User events: event types, the durable log and its checkpoints, deduplication, popularity.
 #![forbid(unsafe_code)]
 pub mod checkpoint;
+mod decision;
 mod dedup;
 mod directory;
 mod error;
@@ -13,6 +14,7 @@ mod refunds;
 pub mod storage;
 mod writer;
 
+pub use decision::{DecisionEffect, DecisionEstimate, IncentiveDecision};
 pub use dedup::{Chunk, DEDUPE_DAYS, DEDUPE_IDS_MAX, Deduper, stable_hash};
 pub use directory::LogDirectory;
 pub use error::{LogError, Quarantined};

@@ -1,5 +1,5 @@
 //! The format of the log's records: a version byte followed by a protobuf message.
-use super::{Attribution, Event, EventKind, EventLine, LogError};
+use super::{Attribution, Event, EventKind, EventLine, IncentiveDecision, LogError};
 use lodestone_catalog::{
     AttributeTime, AttributeValue, Availability, FieldSet, GeoPoint, Item, ItemChange, ItemField, ItemWrite, Offer,
     OfferField, OfferKey, WriteTime, WrittenFields,
@@ -10,7 +10,7 @@ use lodestone_core::{
     units::{PriceMicros, Quantity, UnixMillis},
     viewer::{Locale, Platform, Region, ViewerContext},
 };
-use lodestone_rules::{AttributeDeclaration, Rule, RuleChange, ServingConfig, SynonymSet};
+use lodestone_rules::{AttributeDeclaration, IncentiveCampaign, Rule, RuleChange, ServingConfig, SynonymSet};
 use prost::Message;
 use std::{borrow::Cow, collections::BTreeMap};
 
@@ -23,6 +23,8 @@ pub enum Change {
     Event(Event),
     Item(ItemChange),
     Rule(RuleChange),
+    /// A decision about an incentive.
+    Decision(IncentiveDecision),
 }
 
 impl Change {
@@ -47,7 +49,10 @@ impl Change {
                 RuleChange::DeleteServingConfig(id) => Content::DeleteServingConfig(id.clone()),
                 RuleChange::PutAttribute(declaration) => Content::PutAttribute(declaration.clone()),
                 RuleChange::DeleteAttribute(name) => Content::DeleteAttribute(name.clone()),
+                RuleChange::PutCampaign(campaign) => Content::PutCampaign(campaign.clone()),
+                RuleChange::DeleteCampaign(id) => Content::DeleteCampaign(id.clone()),
             }),
+            Self::Decision(decision) => encode(Content::Decision(decision.clone())),
         }
     }
 
@@ -56,19 +61,20 @@ impl Change {
         encode(Content::Event(EventRecord::from(event)))
     }
 
-    /// Returns the id of the event, of the item, or of the rule, set of synonyms or serving configuration.
+    /// Returns the id of the event, of the item, of the rule or another entry, or of the decision.
     pub fn id(&self) -> &str {
         match self {
             Self::Event(event) => event.id.as_str(),
             Self::Item(change) => change.id().as_str(),
             Self::Rule(change) => change.id(),
+            Self::Decision(decision) => &decision.decision_id,
         }
     }
 
     /// Returns the item that the change writes or deletes; `None` for other changes.
     pub fn item_id(&self) -> Option<&ItemId> {
         match self {
-            Self::Event(_) | Self::Rule(_) => None,
+            Self::Event(_) | Self::Rule(_) | Self::Decision(_) => None,
             Self::Item(change) => Some(change.id()),
         }
     }
@@ -79,6 +85,7 @@ impl Change {
             Self::Event(event) => event.kind.name(),
             Self::Item(change) => change.kind_name(),
             Self::Rule(change) => change.kind_name(),
+            Self::Decision(_) => "decide_incentive",
         }
     }
 
@@ -121,6 +128,12 @@ fn read_change(bytes: &[u8]) -> Result<Change, Reason> {
         Content::DeleteServingConfig(id) => Ok(Change::Rule(RuleChange::DeleteServingConfig(id))),
         Content::PutAttribute(declaration) => Ok(Change::Rule(RuleChange::PutAttribute(declaration))),
         Content::DeleteAttribute(name) => Ok(Change::Rule(RuleChange::DeleteAttribute(name))),
+        Content::PutCampaign(campaign) => Ok(Change::Rule(RuleChange::PutCampaign(campaign))),
+        Content::DeleteCampaign(id) => Ok(Change::Rule(RuleChange::DeleteCampaign(id))),
+        Content::Decision(decision) => match UserId::from_key(&decision.user) {
+            Some(_) => Ok(Change::Decision(decision)),
+            None => Err("the user of a decision is not valid".into()),
+        },
     }
 }
 
@@ -134,7 +147,7 @@ fn read_price(micros: Option<i64>) -> Result<Option<PriceMicros>, Reason> {
 
 #[derive(Clone, PartialEq, Message)]
 struct ChangeRecord {
-    #[prost(oneof = "Content", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11")]
+    #[prost(oneof = "Content", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14")]
     content: Option<Content>,
 }
 
@@ -162,6 +175,12 @@ enum Content {
     PutAttribute(AttributeDeclaration),
     #[prost(string, tag = "11")]
     DeleteAttribute(String),
+    #[prost(message, tag = "12")]
+    PutCampaign(IncentiveCampaign),
+    #[prost(string, tag = "13")]
+    DeleteCampaign(String),
+    #[prost(message, tag = "14")]
+    Decision(IncentiveDecision),
 }
 
 #[derive(Clone, PartialEq, Message)]

@@ -114,6 +114,7 @@ fn fitted(events: &[Event], until: UnixMillis) -> Result<LoyaltyModel, String> {
         left_out,
         mean_values,
         segment_rules: segment_rules(0.0),
+        uplift: Vec::new(),
     };
     model.segment_rules = segment_rules(training.mean_probability(&model, end));
     Ok(model)

@@ -201,7 +201,7 @@ mod tests {
     fn uplift_beats_the_other_policies_at_a_budget_and_estimates_agree_with_the_known_effects() {
         let simulated = simulate_incentives(40_000, 0.3, 11);
         let options = ComparisonOptions {
-            uplift: UpliftOptions { margin: 0.3, ..UpliftOptions::default() },
+            uplift: UpliftOptions { margin: 0.3, minimum_effect: 0.05, ..UpliftOptions::default() },
             budget_micros: None,
             rfm: Some([0, 1]),
             resamples: 100,

@@ -3,6 +3,7 @@
 //! For each horizon, two logistic regressions on the inputs of a [`UserSummary`] yield the probabilities of a purchase
 //! and of a return. Their logits are exact sums of contributions, which are the drivers of a score.
 use crate::{
+    incentive_model::CampaignUplift,
     inputs::{BROWSING, DECAYED, DRIVERS, Driver, INPUTS, Inputs, inputs, overdue},
     segments::{Quantities, Segment, SegmentRule, first_rule},
     summary::UserSummary,
@@ -256,6 +257,9 @@ pub struct LoyaltyModel {
     pub mean_values: BTreeMap<String, f64>,
     /// The first rule that applies decides.
     pub segment_rules: Vec<SegmentRule>,
+    /// The uplift of campaigns of incentives with decisions.
+    #[serde(default)]
+    pub uplift: Vec<CampaignUplift>,
 }
 
 /// The loyalty model of a bundle, or the reason why there is none.
@@ -371,6 +375,9 @@ impl LoyaltyModel {
     pub fn check(&self) -> Result<(), String> {
         if self.horizons.is_empty() || !self.horizons.iter().all(HorizonModel::check) {
             return Err("the loyalty model has a missing horizon, or one with missing or infinite numbers".to_owned());
+        }
+        if !self.uplift.iter().all(CampaignUplift::check) {
+            return Err("an uplift model has other inputs, or infinite numbers".to_owned());
         }
         if self.segment_rules.last().is_none_or(|rule| !rule.conditions.is_empty()) {
             return Err("the last segment rule of the loyalty model must have no conditions".to_owned());

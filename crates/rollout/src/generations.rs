@@ -174,6 +174,10 @@ impl Generations {
             last = position;
             let folded = match &change {
                 Change::Item(_) => Ok(()),
+                Change::Decision(decision) => {
+                    self.state.apply_decision(decision.clone());
+                    Ok(())
+                }
                 Change::Event(event) => catch_panic(|| {
                     faults::check("event", [event.id.as_str()])?;
                     self.state.apply_event(position, event);

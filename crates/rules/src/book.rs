@@ -1,9 +1,10 @@
-//! The fold of the changes of rules, synonyms, serving configurations and declared attributes.
+//! The fold of the changes of rules, synonyms, serving configurations, declared attributes and campaigns of incentives.
 use crate::{
     attributes::CompiledAttribute,
+    campaign::CompiledCampaign,
     compiled::{CompiledRule, CompiledSynonyms, RuleProblem, limits},
     conditions::ConditionIndex,
-    data::{AttributeDeclaration, Rule, ServingConfig, SynonymSet},
+    data::{AttributeDeclaration, IncentiveCampaign, Rule, ServingConfig, SynonymSet},
     serving_config::CompiledServingConfig,
     snapshot::RuleSnapshot,
     synonyms::Synonyms,
@@ -18,6 +19,7 @@ pub enum EntryKind {
     ServingConfig,
     /// The declaration of an attribute, by its name.
     Attribute,
+    IncentiveCampaign,
 }
 
 impl EntryKind {
@@ -27,6 +29,7 @@ impl EntryKind {
             Self::Rule | Self::SynonymSet => limits::ENTRIES,
             Self::ServingConfig => limits::SERVING_CONFIGS,
             Self::Attribute => limits::ATTRIBUTES,
+            Self::IncentiveCampaign => limits::CAMPAIGNS,
         }
     }
 }
@@ -38,11 +41,12 @@ impl fmt::Display for EntryKind {
             Self::SynonymSet => "set of synonyms",
             Self::ServingConfig => "serving configuration",
             Self::Attribute => "attribute declaration",
+            Self::IncentiveCampaign => "campaign of incentives",
         })
     }
 }
 
-/// A change of a rule, a set of synonyms, a serving configuration or a declared attribute, as the log stores it.
+/// A change of a rule, a set of synonyms, a serving configuration, a declared attribute or a campaign of incentives, as the log stores it.
 #[derive(Debug, Clone, PartialEq)]
 pub enum RuleChange {
     /// Adds a rule or replaces it.
@@ -57,6 +61,9 @@ pub enum RuleChange {
     /// Adds a declaration or replaces it.
     PutAttribute(AttributeDeclaration),
     DeleteAttribute(String),
+    /// Adds a campaign or replaces it.
+    PutCampaign(IncentiveCampaign),
+    DeleteCampaign(String),
 }
 
 impl RuleChange {
@@ -67,10 +74,12 @@ impl RuleChange {
             Self::PutSynonyms(set) => &set.synonym_set_id,
             Self::PutServingConfig(config) => &config.serving_config_id,
             Self::PutAttribute(declaration) => &declaration.name,
+            Self::PutCampaign(campaign) => &campaign.campaign_id,
             Self::DeleteRule(id)
             | Self::DeleteSynonyms(id)
             | Self::DeleteServingConfig(id)
-            | Self::DeleteAttribute(id) => id,
+            | Self::DeleteAttribute(id)
+            | Self::DeleteCampaign(id) => id,
         }
     }
 
@@ -85,6 +94,8 @@ impl RuleChange {
             Self::DeleteServingConfig(_) => "delete_serving_config",
             Self::PutAttribute(_) => "put_attribute",
             Self::DeleteAttribute(_) => "delete_attribute",
+            Self::PutCampaign(_) => "put_incentive_campaign",
+            Self::DeleteCampaign(_) => "delete_incentive_campaign",
         }
     }
 
@@ -95,6 +106,7 @@ impl RuleChange {
             Self::PutSynonyms(_) | Self::DeleteSynonyms(_) => EntryKind::SynonymSet,
             Self::PutServingConfig(_) | Self::DeleteServingConfig(_) => EntryKind::ServingConfig,
             Self::PutAttribute(_) | Self::DeleteAttribute(_) => EntryKind::Attribute,
+            Self::PutCampaign(_) | Self::DeleteCampaign(_) => EntryKind::IncentiveCampaign,
         }
     }
 
@@ -102,18 +114,23 @@ impl RuleChange {
     pub fn is_deletion(&self) -> bool {
         matches!(
             self,
-            Self::DeleteRule(_) | Self::DeleteSynonyms(_) | Self::DeleteServingConfig(_) | Self::DeleteAttribute(_)
+            Self::DeleteRule(_)
+                | Self::DeleteSynonyms(_)
+                | Self::DeleteServingConfig(_)
+                | Self::DeleteAttribute(_)
+                | Self::DeleteCampaign(_)
         )
     }
 }
 
-/// All rules, synonyms, serving configurations and declared attributes.
+/// All rules, synonyms, serving configurations, declared attributes and campaigns of incentives.
 #[derive(Debug, Default)]
 pub struct RuleBook {
     rules: BTreeMap<String, Arc<CompiledRule>>,
     synonym_sets: BTreeMap<String, Arc<CompiledSynonyms>>,
     serving_configs: BTreeMap<String, Arc<CompiledServingConfig>>,
     attributes: BTreeMap<String, Arc<CompiledAttribute>>,
+    campaigns: BTreeMap<String, Arc<CompiledCampaign>>,
 }
 
 impl RuleBook {
@@ -132,6 +149,10 @@ impl RuleBook {
                 let compiled = CompiledServingConfig::new(config).map_err(joined)?;
                 self.serving_configs.insert(compiled.id().to_owned(), Arc::new(compiled));
             }
+            RuleChange::PutCampaign(campaign) => {
+                let compiled = CompiledCampaign::new(campaign).map_err(joined)?;
+                self.campaigns.insert(compiled.id().to_owned(), Arc::new(compiled));
+            }
             RuleChange::DeleteRule(id) => _ = self.rules.remove(&id),
             RuleChange::DeleteSynonyms(id) => _ = self.synonym_sets.remove(&id),
             RuleChange::DeleteServingConfig(id) => _ = self.serving_configs.remove(&id),
@@ -140,6 +161,7 @@ impl RuleBook {
                 self.attributes.insert(compiled.name().to_owned(), Arc::new(compiled));
             }
             RuleChange::DeleteAttribute(name) => _ = self.attributes.remove(&name),
+            RuleChange::DeleteCampaign(id) => _ = self.campaigns.remove(&id),
         }
         Ok(())
     }
@@ -150,7 +172,8 @@ impl RuleBook {
         let synonyms = self.synonym_sets.values().map(|set| RuleChange::PutSynonyms(set.stored()));
         let configs = self.serving_configs.values().map(|config| RuleChange::PutServingConfig(config.stored()));
         let attributes = self.attributes.values().map(|attribute| RuleChange::PutAttribute(attribute.stored()));
-        rules.chain(synonyms).chain(configs).chain(attributes).collect()
+        let campaigns = self.campaigns.values().map(|campaign| RuleChange::PutCampaign(campaign.stored()));
+        rules.chain(synonyms).chain(configs).chain(attributes).chain(campaigns).collect()
     }
 
     /// Returns the state. Takes the parts of `before` that did not change.
@@ -170,6 +193,7 @@ impl RuleBook {
             synonym_sets: self.synonym_sets.clone(),
             serving_configs: self.serving_configs.clone(),
             attributes: self.attributes.clone(),
+            campaigns: self.campaigns.clone(),
             ordered,
         })
     }

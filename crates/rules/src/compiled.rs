@@ -69,6 +69,12 @@ pub mod limits {
     pub const ATTRIBUTES: usize = 1000;
     /// The greatest absolute weight of a head.
     pub const HEAD_WEIGHT: f64 = 1000.0;
+    /// Campaigns of incentives.
+    pub const CAMPAIGNS: usize = 100;
+    /// Incentives of a campaign.
+    pub const INCENTIVES: usize = 20;
+    /// The greatest amount, in millionths of the currency's unit.
+    pub const AMOUNT_MICROS: i64 = 1_000_000_000_000_000;
 }
 
 /// Seconds since 1970 of the years 1 to 9999, as `google.protobuf.Timestamp` defines them.
@@ -191,7 +197,7 @@ impl Problems {
         Filter::parse(text).map_err(|error| self.add(field, error.to_string())).ok()
     }
 
-    fn time(&mut self, field: impl Display, time: Option<&Timestamp>) -> Option<UnixMillis> {
+    pub(crate) fn time(&mut self, field: impl Display, time: Option<&Timestamp>) -> Option<UnixMillis> {
         let time = time?;
         if !TIMESTAMP_S.contains(&time.seconds) || !(0..1_000_000_000).contains(&time.nanos) {
             let description = format!(

@@ -301,3 +301,86 @@ pub struct Exploration {
     #[prost(double, optional, tag = "7")]
     pub share: Option<f64>,
 }
+
+/// `lodestone.v1.IncentiveAllocation`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Enumeration)]
+#[repr(i32)]
+pub enum IncentiveAllocation {
+    Unspecified = 0,
+    Randomised = 1,
+    Targeted = 2,
+}
+
+/// `lodestone.v1.IncentiveCampaign`.
+#[derive(Clone, PartialEq, Message)]
+pub struct IncentiveCampaign {
+    #[prost(string, tag = "1")]
+    pub campaign_id: String,
+    #[prost(string, tag = "2")]
+    pub title: String,
+    #[prost(string, tag = "3")]
+    pub currency_code: String,
+    #[prost(int64, tag = "4")]
+    pub budget_micros: i64,
+    #[prost(double, tag = "5")]
+    pub margin: f64,
+    #[prost(double, tag = "6")]
+    pub holdout_share: f64,
+    #[prost(enumeration = "IncentiveAllocation", tag = "7")]
+    pub allocation: i32,
+    #[prost(int32, tag = "8")]
+    pub user_limit: i32,
+    #[prost(int32, tag = "9")]
+    pub user_limit_days: i32,
+    #[prost(message, optional, tag = "10")]
+    pub start_time: Option<Timestamp>,
+    #[prost(message, optional, tag = "11")]
+    pub end_time: Option<Timestamp>,
+    /// Numbers of `lodestone.v1.LoyaltySegment`.
+    #[prost(int32, repeated, tag = "12")]
+    pub excluded_segments: Vec<i32>,
+    #[prost(string, repeated, tag = "13")]
+    pub excluded_customer_groups: Vec<String>,
+    #[prost(message, repeated, tag = "14")]
+    pub incentives: Vec<Incentive>,
+    #[prost(double, tag = "15")]
+    pub minimum_effect: f64,
+    #[prost(message, optional, tag = "16")]
+    pub create_time: Option<Timestamp>,
+    #[prost(message, optional, tag = "17")]
+    pub update_time: Option<Timestamp>,
+    /// Computed from the other fields; the log does not store it.
+    #[prost(string, tag = "18")]
+    pub etag: String,
+}
+
+/// `lodestone.v1.Incentive`.
+#[derive(Clone, PartialEq, Message)]
+pub struct Incentive {
+    #[prost(string, tag = "1")]
+    pub incentive_id: String,
+    #[prost(oneof = "Benefit", tags = "2, 3, 4, 5, 6, 7")]
+    pub benefit: Option<Benefit>,
+    #[prost(int64, optional, tag = "8")]
+    pub cost_micros: Option<i64>,
+    #[prost(int32, tag = "9")]
+    pub valid_days: i32,
+    #[prost(int64, tag = "10")]
+    pub user_count_max: i64,
+}
+
+#[derive(Clone, PartialEq, Oneof)]
+pub enum Benefit {
+    #[prost(double, tag = "2")]
+    PercentOff(f64),
+    #[prost(int64, tag = "3")]
+    AmountOffMicros(i64),
+    #[prost(bool, tag = "4")]
+    FreeShipping(bool),
+    #[prost(bool, tag = "5")]
+    EarlyAccess(bool),
+    #[prost(string, tag = "6")]
+    GiftItemId(String),
+    #[prost(int32, tag = "7")]
+    Points(i32),
+}

@@ -8,6 +8,7 @@
 #![forbid(unsafe_code)]
 mod attributes;
 mod book;
+mod campaign;
 mod compiled;
 mod conditions;
 mod data;
@@ -17,12 +18,13 @@ mod synonyms;
 
 pub use attributes::{CompiledAttribute, searchable_attributes};
 pub use book::{EntryKind, RuleBook, RuleChange};
+pub use campaign::CompiledCampaign;
 pub use compiled::{Action, CompiledRule, CompiledSynonyms, RuleProblem, limits};
 pub use conditions::RequestFacts;
 pub use data::{
-    AttributeDeclaration, Boost, Exploration, Objective, ObjectiveWeight, Pin, QueryCondition, QueryConditionKind,
-    RankingObjectives, Rule, RuleAction, RuleActionKind, RuleCondition, RuleRequestType, ServingConfig, SoldOut,
-    SynonymSet, SynonymTerms,
+    AttributeDeclaration, Benefit, Boost, Exploration, Incentive, IncentiveAllocation, IncentiveCampaign, Objective,
+    ObjectiveWeight, Pin, QueryCondition, QueryConditionKind, RankingObjectives, Rule, RuleAction, RuleActionKind,
+    RuleCondition, RuleRequestType, ServingConfig, SoldOut, SynonymSet, SynonymTerms,
 };
 pub use serving_config::CompiledServingConfig;
 pub use snapshot::{RegexLimit, RuleSnapshot};

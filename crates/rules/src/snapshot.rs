@@ -1,6 +1,7 @@
 //! An immutable view of all rules, synonyms, serving configurations and declared attributes, of which a request loads one.
 use crate::{
     attributes::CompiledAttribute,
+    campaign::CompiledCampaign,
     compiled::{CompiledRule, CompiledSynonyms, limits},
     conditions::{ConditionIndex, RequestFacts, check_regex_bytes},
     serving_config::CompiledServingConfig,
@@ -17,6 +18,7 @@ pub struct RuleSnapshot {
     pub serving_configs: BTreeMap<String, Arc<CompiledServingConfig>>,
     /// Declared attributes by their names.
     pub attributes: BTreeMap<String, Arc<CompiledAttribute>>,
+    pub campaigns: BTreeMap<String, Arc<CompiledCampaign>>,
     /// The meanings of all sets.
     pub synonyms: Arc<Synonyms>,
     /// Highest priority first, then by id.

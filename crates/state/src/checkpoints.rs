@@ -1,6 +1,6 @@
 //! Periodic checkpoints of the state folded from the log; startup replays only the tail.
 //!
-//! A checkpoint belongs to one log position. The small parts (searches, deduplication ids, written items, rules) are
+//! A checkpoint belongs to one log position. The small parts (searches, deduplication ids, written items, rules, decisions about incentives) are
 //! copied while no write is folded. There are too many users for that: they are written one by one during writes, each
 //! with the position of its own last event, and the replay skips the events that a history includes. The popularity
 //! follows the users with a position of its own, because a refund changes it by the user's history at that moment. Item
@@ -18,7 +18,7 @@ use crate::{
 use lodestone_catalog::ItemState;
 use lodestone_core::ids::{ItemId, ItemKey, UserId};
 use lodestone_events::{
-    Change, Chunk, Deduper, LogDirectory,
+    Change, Chunk, Deduper, IncentiveDecision, LogDirectory,
     checkpoint::{Checkpoint, CheckpointError, CheckpointWriter},
 };
 use lodestone_rules::RuleChange;
@@ -62,8 +62,10 @@ mod part {
     pub(super) const USER_RATES: u8 = 10;
     /// Keys u32 of the items that events name, each with the time of its last event in seconds u32.
     pub(super) const EVENT_ITEMS: u8 = 11;
-    /// A change of a rule, a set of synonyms or a serving configuration, as in the log.
+    /// A change of a rule, a set of synonyms, a serving configuration or a campaign, as in the log.
     pub(super) const RULE: u8 = 12;
+    /// Whether the incentive was redeemed u8, then the decision, as in the log.
+    pub(super) const DECISION: u8 = 13;
 }
 
 /// Identifies the imported history that was folded before the log. A checkpoint of another history is not used.
@@ -110,6 +112,7 @@ struct SmallParts {
     searches: Vec<Search>,
     items: Vec<(ItemId, ItemState)>,
     rules: Vec<RuleChange>,
+    decisions: Vec<(Arc<IncentiveDecision>, bool)>,
     chunks: Vec<Arc<Chunk>>,
 }
 
@@ -214,6 +217,10 @@ impl Checkpoints {
         for change in small.rules {
             file.put(part::RULE, &Change::Rule(change).encode())?;
         }
+        for (decision, is_redeemed) in small.decisions {
+            let decision = Change::Decision(IncentiveDecision::clone(&decision)).encode();
+            file.put(part::DECISION, &[&[u8::from(is_redeemed)][..], &decision].concat())?;
+        }
         for chunk in &small.chunks {
             let hashes: Vec<u8> = chunk.hashes.iter().flat_map(|hash| hash.to_le_bytes()).collect();
             file.put(part::EVENT_IDS, &[&chunk.last_s.to_le_bytes()[..], &hashes].concat())?;
@@ -253,6 +260,7 @@ impl Checkpoints {
             searches: self.state.searches.all(),
             items: self.state.catalogue.lock().after(0, usize::MAX).0,
             rules: self.state.rules.lock().changes(),
+            decisions: self.state.incentives.lock().all(),
             chunks: deduper.chunks(),
         })
     }
@@ -372,13 +380,29 @@ fn restore_part(
         part::SEARCH => state.searches.restore(decode_search(content)?),
         part::ITEM => match Change::decode(0, content)? {
             Change::Item(change) => _ = state.catalogue.lock().apply(&change),
-            Change::Event(_) | Change::Rule(_) => return Err("an item change is of another kind".into()),
+            Change::Event(_) | Change::Rule(_) | Change::Decision(_) => {
+                return Err("an item change is of another kind".into());
+            }
         },
         part::RULE => match Change::decode(0, content)? {
             // The log, which is replayed without the checkpoint, quarantines an entry that is not valid.
             Change::Rule(change) => state.apply_rule(change)?,
-            Change::Event(_) | Change::Item(_) => return Err("a rule change is of another kind".into()),
+            Change::Event(_) | Change::Item(_) | Change::Decision(_) => {
+                return Err("a rule change is of another kind".into());
+            }
         },
+        part::DECISION => {
+            let (is_redeemed, content) = content.split_first().ok_or("a decision is truncated")?;
+            let Change::Decision(decision) = Change::decode(0, content)? else {
+                return Err("a decision is of another kind".into());
+            };
+            let mut incentives = state.incentives.lock();
+            let (id, user) = (decision.decision_id.clone(), decision.user.clone());
+            incentives.add(decision);
+            if *is_redeemed == 1 {
+                incentives.redeem(&id, &user);
+            }
+        }
         part::EVENT_IDS => {
             let (last_s, hashes) = content.split_first_chunk().ok_or("event ids are truncated")?;
             let hash = |bytes: &[u8]| u64::from_le_bytes(bytes.try_into().expect("eight bytes"));

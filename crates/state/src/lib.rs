@@ -6,6 +6,7 @@
 mod catalog_changes;
 pub mod checkpoints;
 mod event_items;
+mod incentives;
 mod recovery;
 mod searches;
 mod state;
@@ -13,6 +14,7 @@ pub mod users;
 
 pub use catalog_changes::CatalogChanges;
 pub use event_items::{EVENT_ITEMS_MAX, EventItems};
+pub use incentives::{CampaignUse, DECISIONS_MAX, IncentiveLedger};
 pub use recovery::{RecoveredState, RecoveryError, RecoveryOptions, recover, state_with_items};
 pub use searches::{COMPLETION_USERS_MIN, COMPLETION_USERS_MIN_MAX, Search, Searches};
 pub use state::{LiveState, ReplayBase, StateLimits};

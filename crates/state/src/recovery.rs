@@ -153,6 +153,7 @@ fn replay(
                 }),
             },
             Change::Item(change) => _ = catalogue.apply(&change),
+            Change::Decision(decision) => state.apply_decision(decision),
             Change::Rule(change) => {
                 let (kind, id) = (change.kind_name().to_owned(), change.id().to_owned());
                 if let Err(reason) = state.apply_rule(change) {

@@ -3,13 +3,14 @@
 use crate::{
     catalog_changes::CatalogChanges,
     event_items::{EVENT_ITEMS_MAX, EventItems},
+    incentives::IncentiveLedger,
     searches::Searches,
     users::{PurchaseChange, USERS_MAX, Users, is_stored},
 };
 use arc_swap::ArcSwap;
 use lodestone_catalog::ItemKeys;
 use lodestone_core::{ids::ItemKey, units::UnixMillis};
-use lodestone_events::{Event, EventKind, Popularity, PopularitySnapshot};
+use lodestone_events::{Event, EventKind, IncentiveDecision, Popularity, PopularitySnapshot};
 use lodestone_rules::{RuleBook, RuleChange, RuleSnapshot};
 use parking_lot::Mutex;
 use std::sync::{
@@ -35,6 +36,8 @@ pub struct LiveState {
     pub(crate) rules: Mutex<RuleBook>,
     /// The rules, synonyms and serving configurations that requests see.
     published_rules: ArcSwap<RuleSnapshot>,
+    /// Decisions about incentives.
+    pub incentives: Mutex<IncentiveLedger>,
     applied: AtomicU64,
     /// Log position up to which a restored checkpoint's popularity counts events.
     popularity_restored: AtomicU64,
@@ -81,6 +84,7 @@ impl LiveState {
             catalogue: Mutex::default(),
             rules: Mutex::default(),
             published_rules: ArcSwap::default(),
+            incentives: Mutex::default(),
             applied: AtomicU64::new(0),
             popularity_restored: AtomicU64::new(0),
         }
@@ -91,6 +95,7 @@ impl LiveState {
         // First, because it normalises the text, which is the only part of the fold that depends on what a user typed:
         // if it panics, nothing of the event is folded.
         self.add_search(event);
+        self.redeem_incentive(event);
         let changes = self.apply_to_user(position, event);
         self.count(event, &changes);
         self.record_items(position, event, true);
@@ -104,6 +109,7 @@ impl LiveState {
             ReplayBase::Checkpoint => self.users.includes(&event.user, position),
         };
         self.add_search(event);
+        self.redeem_incentive(event);
         let changes = if is_included { Vec::new() } else { self.apply_to_user(position, event) };
         let is_counted = base == ReplayBase::Empty || position > self.popularity_restored.load(Ordering::Relaxed);
         if is_counted {
@@ -131,6 +137,17 @@ impl LiveState {
         popularity.apply(event, &self.keys);
         for change in changes {
             popularity.change_purchase(&event.user, change.item, change.at, change.counts);
+        }
+    }
+
+    /// Folds a decision about an incentive.
+    pub fn apply_decision(&self, decision: IncentiveDecision) {
+        self.incentives.lock().add(decision);
+    }
+
+    fn redeem_incentive(&self, event: &Event) {
+        if event.kind == EventKind::IncentiveRedeemed && !event.coupon.is_empty() {
+            self.incentives.lock().redeem(&event.coupon, event.user.as_str());
         }
     }
 

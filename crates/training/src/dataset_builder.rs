@@ -3,7 +3,7 @@ use super::{error::TrainError, replay::interactions};
 use ahash::{AHashMap, AHashSet};
 use lodestone_catalog::{Item, ItemChange, ItemState};
 use lodestone_core::ids::ItemId;
-use lodestone_dataset::{self as dataset, AnswerTokens, DatasetEvent};
+use lodestone_dataset::{self as dataset, AnswerTokens, DatasetEvent, LoggedDecisions};
 use lodestone_events::{Attribution, Change, Event, storage};
 use lodestone_rules::{AttributeDeclaration, RuleChange};
 use std::{collections::BTreeMap, fs, io, path::Path, sync::Arc};
@@ -40,6 +40,8 @@ pub struct DatasetBuilder {
     rows: Vec<DatasetEvent>,
     /// Of exported and logged events.
     tokens: AnswerTokens,
+    /// Decisions about incentives, exported and logged.
+    decisions: LoggedDecisions,
     /// Ids of exported events, which the log may contain as well.
     exported: AHashSet<String>,
     summary: DatasetSummary,
@@ -63,6 +65,7 @@ impl DatasetBuilder {
             // The log contains exported events until its compaction.
             builder.exported = builder.rows.iter().map(|row| row.event_id.clone()).collect();
         }
+        builder.decisions = LoggedDecisions::read(data)?;
         Ok(builder)
     }
 
@@ -76,7 +79,8 @@ impl DatasetBuilder {
             Change::Rule(RuleChange::DeleteAttribute(name)) => _ = self.searchable.remove(&name),
             // Logged answers are those of the rules of their time.
             Change::Rule(_) => {}
-            Change::Event(event) if self.exported.contains(event.id.as_str()) => {}
+            Change::Decision(decision) => self.decisions.add(decision),
+            Change::Event(event) if self.exported.contains(event.id.as_str()) => self.decisions.redeem(&event),
             Change::Event(event) if matches!(event.attribution, Attribution::Foreign(_)) => {
                 self.summary.foreign_event_count += 1;
             }
@@ -85,6 +89,7 @@ impl DatasetBuilder {
                 if let Attribution::Answer(token) = &event.attribution {
                     self.tokens.insert(event.id.to_string(), token.clone());
                 }
+                self.decisions.redeem(&event);
                 self.rows.extend(rows_of(event));
             }
         }
@@ -111,6 +116,7 @@ impl DatasetBuilder {
         fs::create_dir_all(&partial).map_err(io)?;
         dataset::write_items(&partial.join(ITEMS), &items)?;
         dataset::write_attributed_events(&partial.join(EVENTS), &rows, &self.tokens)?;
+        self.decisions.write(&partial)?;
         storage::rename(&partial, out).map_err(io)?;
         Ok(DatasetSummary { item_count: items.len(), interaction_count, ..self.summary })
     }

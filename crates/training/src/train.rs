@@ -30,7 +30,9 @@ use lodestone_core::{
 use lodestone_dataset::{self as dataset, DatasetEvent};
 use lodestone_events::{Event, ItemCounts, Popularity};
 use lodestone_index::{BuildConfig, FrozenError, FrozenGraph, Neighbours, Precision, check_vector};
-use lodestone_loyalty::{HorizonModel, LeftOutHorizon, TrainedLoyalty, Validation, fit_loyalty};
+use lodestone_loyalty::{
+    CampaignUplift, HorizonModel, LeftOutHorizon, TrainedLoyalty, Validation, fit_campaign_uplift, fit_loyalty,
+};
 use lodestone_pipeline::{
     Generation, Models,
     bundle::{Bundle, Head, Manifest},
@@ -87,7 +89,18 @@ pub struct TrainReport {
 pub struct LoyaltyReport {
     pub horizons: Vec<LoyaltyHorizonReport>,
     pub left_out_horizons: Vec<LeftOutHorizon>,
+    /// The uplift of campaigns of incentives.
+    pub campaigns: Vec<CampaignReport>,
     /// The reason why the bundle has no loyalty model.
+    pub missing: Option<String>,
+}
+
+/// The uplift of a campaign of incentives.
+#[derive(Debug, Clone, serde::Serialize)]
+pub struct CampaignReport {
+    pub campaign_id: String,
+    pub observation_count: usize,
+    /// Why there is no uplift model.
     pub missing: Option<String>,
 }
 
@@ -109,15 +122,24 @@ impl LoyaltyReport {
             is_calibrated: of.is_calibrated,
             validation: of.validation.clone(),
         };
+        let campaign = |of: &CampaignUplift| CampaignReport {
+            campaign_id: of.campaign_id.clone(),
+            observation_count: of.evidence.iter().map(|of| of.observations).sum(),
+            missing: (!of.reason.is_empty()).then(|| of.reason.clone()),
+        };
         match trained {
             TrainedLoyalty::Model(model) => Self {
                 horizons: model.horizons.iter().map(horizon).collect(),
                 left_out_horizons: model.left_out.clone(),
+                campaigns: model.uplift.iter().map(campaign).collect(),
                 missing: None,
             },
-            TrainedLoyalty::Missing { reason } => {
-                Self { horizons: Vec::new(), left_out_horizons: Vec::new(), missing: Some(reason.clone()) }
-            }
+            TrainedLoyalty::Missing { reason } => Self {
+                horizons: Vec::new(),
+                left_out_horizons: Vec::new(),
+                campaigns: Vec::new(),
+                missing: Some(reason.clone()),
+            },
         }
     }
 }
@@ -144,6 +166,11 @@ impl fmt::Display for LoyaltyReport {
         }
         for of in &self.left_out_horizons {
             writeln!(f, "loyalty {} days: no model: {}", of.days, of.reason)?;
+        }
+        for of in &self.campaigns {
+            let model =
+                of.missing.as_ref().map_or_else(|| "uplift model".to_owned(), |why| format!("no uplift model: {why}"));
+            writeln!(f, "campaign {}: {} observations; {model}", of.campaign_id, of.observation_count)?;
         }
         Ok(())
     }
@@ -222,6 +249,8 @@ struct Shop {
     events: Vec<Event>,
     times: TrainTimes,
     answers: Option<LoggedAnswers>,
+    /// Decisions about incentives.
+    decisions: dataset::LoggedDecisions,
 }
 
 impl Shop {
@@ -236,7 +265,8 @@ impl Shop {
             }
             None => None,
         };
-        Ok(Self { answers, ..shop })
+        let decisions = dataset::LoggedDecisions::read(data)?;
+        Ok(Self { answers, decisions, ..shop })
     }
 
     fn new(items: Vec<Item>, lines: Vec<DatasetEvent>, options: &TrainOptions) -> Result<Self, TrainError> {
@@ -255,7 +285,7 @@ impl Shop {
         let kept = [times.labels.start, times.counted_until]
             .map(|end| super::replay::interactions(&without_refunded(&lines, end), &row_of));
         let events = dataset::into_events(lines);
-        Ok(Self { items, row_of, interactions, kept, events, times, answers: None })
+        Ok(Self { items, row_of, interactions, kept, events, times, answers: None, decisions: Default::default() })
     }
 
     /// Returns windows of histories of at most `events_max` events for training, and later ones for validation. If
@@ -405,7 +435,11 @@ impl Training {
         check_item_vectors("item", &shop.items, &user.item_vectors, width)?;
         stages.end("user encoder");
 
-        let loyalty = fit_loyalty(&shop.events, shop.times.labels.end);
+        let mut loyalty = fit_loyalty(&shop.events, shop.times.labels.end);
+        if let TrainedLoyalty::Model(model) = &mut loyalty {
+            let decisions = shop.decisions.iter();
+            model.uplift = fit_campaign_uplift(model, &shop.events, decisions, shop.times.labels.end);
+        }
         stages.end("loyalty");
 
         let [early, all] = &shop.kept;

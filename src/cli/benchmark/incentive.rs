@@ -29,7 +29,7 @@ const RFM: [&str; 2] = ["recency_days", "frequency"];
 #[command(after_help = "\
 Examples:
   lodestone benchmark incentive --data data --margin 0.3 --budget 2000
-  lodestone benchmark incentive --generate 40000 --seed 1 --margin 0.3 --format json
+  lodestone benchmark incentive --generate 100000 --seed 1 --margin 0.3 --format json
 
 --data has decisions.parquet, or decisions.csv (also .gz or .zst) with a header. A row is a decision:
   user_id      text; the rows of one user are one observation in all intervals

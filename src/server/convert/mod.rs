@@ -25,8 +25,9 @@ pub(crate) use models::{bundle_name, bundle_share, bundle_to_proto, reason};
 use prost_types::Timestamp;
 pub(crate) use requests::{check_features, rank, recommend, search, suggest};
 pub(crate) use rules::{
-    add_problems, attribute_declaration, attribute_declaration_to_proto, ranking_request, rule, rule_to_proto,
-    serving_config, serving_config_to_proto, stored_serving_config, synonym_set, synonym_set_to_proto,
+    add_problems, attribute_declaration, attribute_declaration_to_proto, incentive_campaign,
+    incentive_campaign_to_proto, ranking_request, rule, rule_to_proto, serving_config, serving_config_to_proto,
+    stored_serving_config, synonym_set, synonym_set_to_proto,
 };
 use std::fmt::Display;
 

@@ -13,8 +13,8 @@ use lodestone_core::units::UnixMillis;
 use lodestone_engine::ServingConfigSource;
 use lodestone_pipeline::{answers::AnswerRecord, run::RankingRequest};
 use lodestone_rules::{
-    AttributeDeclaration, CompiledAttribute, CompiledRule, CompiledServingConfig, CompiledSynonyms, Rule, RuleProblem,
-    ServingConfig, SynonymSet,
+    AttributeDeclaration, CompiledAttribute, CompiledCampaign, CompiledRule, CompiledServingConfig, CompiledSynonyms,
+    IncentiveCampaign, Rule, RuleProblem, ServingConfig, SynonymSet,
 };
 use prost::Message;
 
@@ -40,6 +40,23 @@ pub(crate) fn serving_config_to_proto(
         ServingConfigSource::Api => proto::ServingConfigSource::Api,
     };
     proto::ServingConfig { source: source.into(), ..converted(&config.config) }
+}
+
+pub(crate) fn incentive_campaign_to_proto(campaign: &CompiledCampaign) -> proto::IncentiveCampaign {
+    converted(&campaign.campaign)
+}
+
+/// Validates a campaign. Its times are not read. Returns none if there are violations.
+pub(crate) fn incentive_campaign(
+    violations: &mut Violations,
+    sent: Option<&proto::IncentiveCampaign>,
+) -> Option<CompiledCampaign> {
+    let Some(sent) = sent else {
+        violations.add("campaign", "is missing");
+        return None;
+    };
+    let campaign = IncentiveCampaign { create_time: None, update_time: None, ..converted(sent) };
+    CompiledCampaign::new(campaign).map_err(|problems| add_problems(violations, "campaign", problems)).ok()
 }
 
 /// Validates a rule. Its times are not read. Returns none if there are violations.
@@ -244,8 +261,47 @@ mod tests {
             update_time: rule.update_time,
             etag: "e".into(),
         };
+        use proto::incentive::Benefit;
+        let benefits = [
+            Benefit::PercentOff(1.5),
+            Benefit::AmountOffMicros(2),
+            Benefit::FreeShipping(true),
+            Benefit::EarlyAccess(true),
+            Benefit::GiftItemId("i".into()),
+            Benefit::Points(3),
+        ];
+        let campaign = proto::IncentiveCampaign {
+            campaign_id: "c".into(),
+            title: "t".into(),
+            currency_code: "EUR".into(),
+            budget_micros: 1,
+            margin: 0.5,
+            holdout_share: 0.1,
+            allocation: proto::IncentiveAllocation::Targeted.into(),
+            user_limit: 2,
+            user_limit_days: 3,
+            start_time: rule.create_time,
+            end_time: rule.update_time,
+            excluded_segments: vec![1, 6],
+            excluded_customer_groups: vec!["g".into()],
+            incentives: benefits
+                .into_iter()
+                .map(|benefit| proto::Incentive {
+                    incentive_id: "i".into(),
+                    benefit: Some(benefit),
+                    cost_micros: Some(0),
+                    valid_days: 4,
+                    user_count_max: 5,
+                })
+                .collect(),
+            minimum_effect: 0.01,
+            create_time: rule.create_time,
+            update_time: rule.update_time,
+            etag: "e".into(),
+        };
         let stored = converted::<_, AttributeDeclaration>(&declaration);
         assert_eq!(converted::<_, proto::AttributeDeclaration>(&stored), declaration);
+        assert_eq!(converted::<IncentiveCampaign, proto::IncentiveCampaign>(&converted(&campaign)), campaign);
     }
 
     #[test]

@@ -60,6 +60,7 @@ impl LoggedState {
                     Change::Event(event) => folded.apply_event(position, &event),
                     Change::Item(change) => _ = folded.catalogue.lock().apply(&change),
                     Change::Rule(change) => folded.apply_rule(change).unwrap(),
+                    Change::Decision(decision) => folded.apply_decision(decision),
                 }
                 folded.advance_position(position);
             }

@@ -113,12 +113,14 @@ pub fn compact(
                     *compacted.events.entry(event.kind).or_default() += u64::from(drops);
                     if drops { &Fate::Dropped } else { &Fate::Kept }
                 }
+                // All decisions count for limits and budgets.
+                Change::Decision(_) => &Fate::Kept,
                 Change::Item(_) | Change::Rule(_) => fates.get(&frame.position).unwrap_or(&Fate::Kept),
             };
             is_changed |= !matches!(fate, Fate::Kept);
             match fate {
                 Fate::Dropped => match change {
-                    Change::Event(_) => {}
+                    Change::Event(_) | Change::Decision(_) => {}
                     Change::Item(_) => compacted.item_changes += 1,
                     Change::Rule(_) => compacted.rule_changes += 1,
                 },
@@ -171,7 +173,7 @@ fn fates(log: &EventLog) -> Result<AHashMap<u64, Fate>, LogError> {
     let mut rules: AHashMap<(EntryKind, String), u64> = AHashMap::new();
     let mut fates = AHashMap::new();
     log.replay(1, |position, _, change| match change {
-        Change::Event(_) => {}
+        Change::Event(_) | Change::Decision(_) => {}
         Change::Item(change) => {
             let history = histories.entry(change.id().clone()).or_default();
             history.positions.push(position);

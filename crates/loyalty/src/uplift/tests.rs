@@ -5,7 +5,7 @@ use crate::{
 };
 
 const MARGIN: f64 = 0.3;
-const OPTIONS: UpliftOptions = UpliftOptions { margin: MARGIN, minimum_effect: 0.05, confidence: 0.9 };
+const OPTIONS: UpliftOptions = UpliftOptions { margin: MARGIN, minimum_effect: 0.06, confidence: 0.9 };
 
 /// A model of one half of the users, and the other half.
 fn halves(simulated: &SimulatedIncentives) -> (UpliftModel, IncentiveLog) {
@@ -33,8 +33,8 @@ fn truth(simulated: &SimulatedIncentives, test: &IncentiveLog, arms: &[usize]) -
 #[test]
 fn policy_values_are_recovered_and_95_percent_intervals_cover_the_truth() {
     let (mut covered, mut total, mut errors) = (0, 0, Vec::new());
-    for seed in 0..40 {
-        let simulated = simulate_incentives(16_000, MARGIN, seed);
+    for seed in 0..30 {
+        let simulated = simulate_incentives(14_000, MARGIN, seed);
         let (model, test) = halves(&simulated);
         let scores = DoublyRobustScores::new(&test, MARGIN).unwrap();
         let rows = test.observations.len();
@@ -45,8 +45,8 @@ fn policy_values_are_recovered_and_95_percent_intervals_cover_the_truth() {
             errors.push((found.value - known) / (found.high - found.value) * 1.96);
         }
     }
-    // 95 % are intended; of 120 intervals, three of each seed being dependent, fewer than 105 would be a fault.
-    assert!((105..=total).contains(&covered), "{covered} of {total}");
+    // 95 % are intended; of 90 intervals, three of each seed being dependent, fewer than 79 would be a fault.
+    assert!((79..=total).contains(&covered), "{covered} of {total}");
     let mean = errors.iter().sum::<f64>() / errors.len() as f64;
     assert!(mean.abs() < 0.4, "a bias of {mean} standard errors");
 }
@@ -68,7 +68,7 @@ fn uplift_gains_more_than_everyone_and_its_gain_is_nearly_that_of_the_known_effe
         .collect();
     let optimum = truth(&simulated, &test, &best);
     assert!(policy > everyone.max(0.0), "{policy} {everyone}");
-    assert!(policy > 0.8 * optimum, "{policy} of {optimum}");
+    assert!(policy > 0.7 * optimum, "{policy} of {optimum}");
 }
 
 #[test]

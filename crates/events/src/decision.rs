@@ -1,0 +1,86 @@
+//! Decisions about incentives.
+use lodestone_core::{ids::UserId, units::UnixMillis};
+use prost::Message;
+
+/// A decision about an incentive for a user, as the log stores it.
+#[derive(Clone, PartialEq, Message)]
+pub struct IncentiveDecision {
+    #[prost(string, tag = "1")]
+    pub decision_id: String,
+    /// The key with its prefix, as [`UserId::as_str`] returns it.
+    #[prost(string, tag = "2")]
+    pub user: String,
+    #[prost(string, tag = "3")]
+    pub campaign_id: String,
+    /// Empty: none.
+    #[prost(string, tag = "4")]
+    pub incentive_id: String,
+    #[prost(int64, tag = "5")]
+    pub at_ms: i64,
+    /// Number of `lodestone.v1.IncentiveReason`.
+    #[prost(int32, tag = "6")]
+    pub reason: i32,
+    /// Probability of this incentive, or of none, when the decision was made.
+    #[prost(double, tag = "7")]
+    pub propensity: f64,
+    /// No incentive and each incentive of the campaign had a probability above 0, so that uplift can be learned from it.
+    #[prost(bool, tag = "8")]
+    pub is_randomised: bool,
+    /// Cost of a redemption; 0 without an incentive.
+    #[prost(int64, tag = "9")]
+    pub cost_micros: i64,
+    /// Time until which the incentive can be redeemed.
+    #[prost(int64, tag = "10")]
+    pub expires_ms: i64,
+    /// Currency and margin of the campaign, and its minimum effect.
+    #[prost(string, tag = "11")]
+    pub currency: String,
+    #[prost(double, tag = "12")]
+    pub margin: f64,
+    #[prost(double, tag = "13")]
+    pub minimum_effect: f64,
+    /// Why, for the shop's staff.
+    #[prost(string, tag = "14")]
+    pub explanation: String,
+    /// The estimate that the decision followed from.
+    #[prost(message, optional, tag = "15")]
+    pub effect: Option<DecisionEffect>,
+}
+
+/// What an incentive was estimated to change, each as value, low and high, in the currency's unit.
+#[derive(Clone, Copy, PartialEq, Message)]
+pub struct DecisionEffect {
+    #[prost(message, required, tag = "1")]
+    pub purchase_probability: DecisionEstimate,
+    #[prost(message, required, tag = "2")]
+    pub gain: DecisionEstimate,
+    #[prost(double, tag = "3")]
+    pub expected_cost: f64,
+}
+
+/// A number with its 95 % interval.
+#[derive(Clone, Copy, PartialEq, Message)]
+pub struct DecisionEstimate {
+    #[prost(double, tag = "1")]
+    pub value: f64,
+    #[prost(double, tag = "2")]
+    pub low: f64,
+    #[prost(double, tag = "3")]
+    pub high: f64,
+}
+
+impl IncentiveDecision {
+    pub fn at(&self) -> UnixMillis {
+        UnixMillis(self.at_ms)
+    }
+
+    /// Returns the user. None if the stored key is not valid.
+    pub fn user_id(&self) -> Option<UserId> {
+        UserId::from_key(&self.user)
+    }
+
+    /// Returns whether the user receives an incentive.
+    pub fn is_given(&self) -> bool {
+        !self.incentive_id.is_empty()
+    }
+}

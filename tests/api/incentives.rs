@@ -1,0 +1,512 @@
+//! Incentives over gRPC: campaigns, pilots, targeted decisions, limits and budgets under races and after a restart.
+use crate::support::{
+    bundles::Shop,
+    grpc::GrpcServer,
+    status::{reason, violations},
+};
+use lodestone::server::proto::{
+    self, IncentiveAllocation, IncentiveReason, event_service_client::EventServiceClient, incentive::Benefit,
+    incentive_service_client::IncentiveServiceClient,
+};
+use lodestone_core::{
+    ids::{EventId, ItemId, UserId},
+    units::{PriceMicros, Quantity, UnixMillis},
+};
+use lodestone_dataset::{LoggedDecisions, export};
+use lodestone_engine::{Engine, event_log};
+use lodestone_events::{Event, EventKind, EventLine, IncentiveDecision};
+use lodestone_loyalty::{LoyaltyModel, TrainedLoyalty, fit_campaign_uplift, fit_loyalty};
+use lodestone_rollout::HealthBounds;
+use rand::{Rng, SeedableRng, rngs::StdRng};
+use std::{collections::BTreeMap, sync::Arc};
+use tonic::{Code, Status, transport::Channel};
+
+fn client(server: &GrpcServer) -> IncentiveServiceClient<Channel> {
+    IncentiveServiceClient::new(server.channel.clone())
+}
+
+fn incentive(id: &str, cost_micros: i64) -> proto::Incentive {
+    proto::Incentive {
+        incentive_id: id.to_owned(),
+        benefit: Some(Benefit::PercentOff(10.0)),
+        cost_micros: Some(cost_micros),
+        valid_days: 14,
+        user_count_max: 0,
+    }
+}
+
+/// A pilot of two incentives that cost 5 and 3, with a budget of 1,000.
+fn campaign(id: &str) -> proto::IncentiveCampaign {
+    proto::IncentiveCampaign {
+        campaign_id: id.to_owned(),
+        currency_code: "EUR".to_owned(),
+        budget_micros: 1_000_000_000,
+        margin: 0.4,
+        holdout_share: 0.1,
+        allocation: IncentiveAllocation::Randomised.into(),
+        user_limit: 1,
+        user_limit_days: 30,
+        incentives: vec![incentive("ten", 5_000_000), incentive("shipping", 3_000_000)],
+        ..Default::default()
+    }
+}
+
+async fn create(server: &GrpcServer, campaign: proto::IncentiveCampaign) -> Result<proto::IncentiveCampaign, Status> {
+    let request = proto::CreateIncentiveCampaignRequest { campaign: Some(campaign) };
+    Ok(client(server).create_incentive_campaign(request).await?.into_inner().campaign.unwrap())
+}
+
+async fn update(server: &GrpcServer, campaign: proto::IncentiveCampaign) -> Result<proto::IncentiveCampaign, Status> {
+    let request = proto::UpdateIncentiveCampaignRequest { campaign: Some(campaign) };
+    Ok(client(server).update_incentive_campaign(request).await?.into_inner().campaign.unwrap())
+}
+
+async fn used(server: &GrpcServer, id: &str) -> proto::IncentiveCampaignUse {
+    let request = proto::GetIncentiveCampaignRequest { campaign_id: id.to_owned() };
+    client(server).get_incentive_campaign(request).await.unwrap().into_inner().r#use.unwrap()
+}
+
+fn request(campaign: &str, decision: &str, user: &str) -> proto::DecideIncentiveRequest {
+    proto::DecideIncentiveRequest {
+        decision_id: decision.to_owned(),
+        campaign_id: campaign.to_owned(),
+        user_id: user.to_owned(),
+        ..Default::default()
+    }
+}
+
+async fn decide(
+    server: &GrpcServer,
+    request: proto::DecideIncentiveRequest,
+) -> Result<proto::DecideIncentiveResponse, Status> {
+    Ok(client(server).decide_incentive(request).await?.into_inner())
+}
+
+/// Views of users, so that the server knows them.
+async fn introduce(server: &GrpcServer, users: impl Iterator<Item = String>) {
+    let event = |user: String| proto::Event {
+        event_id: format!("view of {user}"),
+        r#type: proto::EventType::View.into(),
+        viewer: Some(proto::Viewer { user_id: user, ..Default::default() }),
+        lines: vec![proto::EventLine { item_id: "i1".to_owned(), ..Default::default() }],
+        ..Default::default()
+    };
+    write(server, users.map(event).collect()).await;
+}
+
+async fn write(server: &GrpcServer, events: Vec<proto::Event>) {
+    let request = proto::WriteEventsRequest { events };
+    let written = EventServiceClient::new(server.channel.clone()).write_events(request).await.unwrap().into_inner();
+    let is_accepted = |result: &proto::EventResult| result.status == i32::from(proto::EventStatus::Accepted);
+    assert!(written.results.iter().all(is_accepted), "{written:?}");
+}
+
+async fn redeem(server: &GrpcServer, user: &str, coupon: &str) {
+    let event = proto::Event {
+        event_id: format!("redeemed {coupon}"),
+        r#type: proto::EventType::IncentiveRedeemed.into(),
+        viewer: Some(proto::Viewer { user_id: user.to_owned(), ..Default::default() }),
+        coupon_id: coupon.to_owned(),
+        ..Default::default()
+    };
+    write(server, vec![event]).await;
+}
+
+fn reason_of(answer: &proto::DecideIncentiveResponse) -> IncentiveReason {
+    IncentiveReason::try_from(answer.reason).unwrap()
+}
+
+async fn start(shop: &Shop) -> GrpcServer {
+    GrpcServer::start(shop.open(HealthBounds::default())).await
+}
+
+async fn restart(shop: &Shop, server: GrpcServer) -> GrpcServer {
+    server.end().await;
+    GrpcServer::start(shop.reopen(HealthBounds::default()).await).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn campaigns_are_created_listed_updated_and_deleted_and_survive_a_restart() {
+    let shop = Shop::new();
+    let server = start(&shop).await;
+    let created = create(&server, campaign("winter")).await.unwrap();
+    assert!(created.create_time.is_some() && created.etag.len() == 16);
+    let exists = create(&server, campaign("winter")).await.unwrap_err();
+    assert_eq!(reason(&exists), (Code::AlreadyExists, "INCENTIVE_CAMPAIGN_EXISTS".to_owned()));
+    create(&server, campaign("spring")).await.unwrap();
+    let changed = proto::IncentiveCampaign { budget_micros: 7, ..created.clone() };
+    let updated = update(&server, changed.clone()).await.unwrap();
+    assert_eq!((updated.budget_micros, updated.create_time), (7, created.create_time));
+    let stale = update(&server, changed).await.unwrap_err();
+    assert_eq!(reason(&stale), (Code::Aborted, "ETAG_MISMATCH".to_owned()));
+
+    let server = restart(&shop, server).await;
+    let list = |page_size: i32, page_token: String| {
+        let mut client = client(&server);
+        async move {
+            let request = proto::ListIncentiveCampaignsRequest { page_size, page_token };
+            client.list_incentive_campaigns(request).await.unwrap().into_inner()
+        }
+    };
+    let first = list(1, String::new()).await;
+    assert_eq!((first.campaigns[0].campaign_id.as_str(), first.total_size), ("spring", 2));
+    let second = list(1, first.next_page_token).await;
+    assert_eq!(second.campaigns, [updated]);
+    assert!(second.next_page_token.is_empty());
+    let delete = proto::DeleteIncentiveCampaignRequest { campaign_id: "winter".to_owned(), etag: String::new() };
+    client(&server).delete_incentive_campaign(delete.clone()).await.unwrap();
+    let gone = client(&server).delete_incentive_campaign(delete).await.unwrap_err();
+    assert_eq!(reason(&gone), (Code::NotFound, "INCENTIVE_CAMPAIGN_NOT_FOUND".to_owned()));
+    let gone = decide(&server, request("winter", "d", "a")).await.unwrap_err();
+    assert_eq!(reason(&gone), (Code::NotFound, "INCENTIVE_CAMPAIGN_NOT_FOUND".to_owned()));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn bad_campaigns_and_requests_are_refused_with_field_value_and_limit() {
+    let shop = Shop::new();
+    let server = start(&shop).await;
+    let mut bad = campaign("no spaces");
+    (bad.budget_micros, bad.user_limit, bad.currency_code) = (-1, -5, String::new());
+    bad.incentives[0].cost_micros = None;
+    bad.incentives[1].cost_micros = Some(-3);
+    let refused = violations(&create(&server, bad).await.unwrap_err());
+    let fields: Vec<&str> = refused.iter().map(|(field, _)| field.as_str()).collect();
+    assert_eq!(
+        fields,
+        [
+            "campaign.campaign_id",
+            "campaign.currency_code",
+            "campaign.budget_micros",
+            "campaign.user_limit",
+            "campaign.incentives[0].cost_micros",
+            "campaign.incentives[1].cost_micros"
+        ]
+    );
+    assert_eq!(refused[2].1, "is -1; it must be within 0 and 1000000000000000");
+    assert_eq!(refused[4].1, "is missing; set the cost of one redemption, 0 if there is none");
+
+    create(&server, campaign("c")).await.unwrap();
+    introduce(&server, ["a".to_owned()].into_iter()).await;
+    let bad = proto::DecideIncentiveRequest {
+        currency_code: "euro".to_owned(),
+        customer_groups: vec![String::new()],
+        ..request("c", "", "")
+    };
+    let refused = violations(&decide(&server, bad).await.unwrap_err());
+    let fields: Vec<&str> = refused.iter().map(|(field, _)| field.as_str()).collect();
+    assert_eq!(fields, ["decision_id", "user_id", "currency_code", "customer_groups[0]"]);
+}
+
+/// What does not allow a decision is reported, and stores nothing.
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_is_given_without_budget_in_another_currency_or_to_those_who_are_excluded() {
+    let shop = Shop::new();
+    let server = start(&shop).await;
+    introduce(&server, ["a".to_owned()].into_iter()).await;
+    let named = |id: &str| campaign(id);
+    let (past, future) =
+        (prost_types::Timestamp { seconds: 1, nanos: 0 }, prost_types::Timestamp { seconds: 4_000_000_000, nanos: 0 });
+    let campaigns = [
+        proto::IncentiveCampaign { budget_micros: 0, ..named("none") },
+        proto::IncentiveCampaign { budget_micros: 2_999_999, ..named("small") },
+        proto::IncentiveCampaign { excluded_customer_groups: vec!["staff".to_owned()], ..named("groups") },
+        proto::IncentiveCampaign { start_time: Some(future), ..named("later") },
+        proto::IncentiveCampaign { end_time: Some(past), ..named("over") },
+        proto::IncentiveCampaign { allocation: IncentiveAllocation::Targeted.into(), ..named("targeted") },
+        named("euro"),
+    ];
+    for campaign in campaigns {
+        create(&server, campaign).await.unwrap();
+    }
+    let staff =
+        proto::DecideIncentiveRequest { customer_groups: vec!["staff".to_owned()], ..request("groups", "d", "a") };
+    let dollars = proto::DecideIncentiveRequest { currency_code: "USD".to_owned(), ..request("euro", "d", "a") };
+    for (request, expected) in [
+        (request("none", "d", "a"), IncentiveReason::Budget),
+        (request("small", "d", "a"), IncentiveReason::Budget),
+        (staff, IncentiveReason::Excluded),
+        (request("later", "d", "a"), IncentiveReason::NotActive),
+        (request("over", "d", "a"), IncentiveReason::NotActive),
+        (dollars, IncentiveReason::OtherCurrency),
+        (request("euro", "d", "nobody"), IncentiveReason::UnknownUser),
+    ] {
+        let answer = decide(&server, request.clone()).await.unwrap();
+        assert_eq!(reason_of(&answer), expected, "{answer:?}");
+        assert!(!answer.decided && answer.incentive_id.is_empty() && answer.coupon_id.is_empty(), "{answer:?}");
+        assert!(!answer.explanation.is_empty() && answer.propensity == 0.0);
+        assert_eq!(used(&server, &request.campaign_id).await.decision_count, 0);
+    }
+    // The same id decides once something allows it.
+    let answer = decide(&server, request("euro", "d", "a")).await.unwrap();
+    assert!(answer.decided && answer.propensity > 0.0, "{answer:?}");
+    let other = decide(&server, request("none", "d", "a")).await.unwrap_err();
+    assert_eq!(reason(&other), (Code::AlreadyExists, "DECISION_EXISTS".to_owned()));
+}
+
+/// Decisions of one user at many connections share the user's allowance, and it is spent after a restart.
+#[tokio::test(flavor = "multi_thread")]
+async fn racing_connections_share_one_allowance_and_a_restart_keeps_it() {
+    let shop = Shop::new();
+    let server = start(&shop).await;
+    introduce(&server, ["a".to_owned(), "b".to_owned()].into_iter()).await;
+    create(&server, proto::IncentiveCampaign { user_limit: 2, ..campaign("c") }).await.unwrap();
+    let race = |server: &GrpcServer, prefix: &'static str| {
+        let channels: Vec<Channel> = (0..12).map(|_| server.channel.clone()).collect();
+        async move {
+            let calls = channels.into_iter().enumerate().map(|(number, channel)| {
+                tokio::spawn(async move {
+                    let request = request("c", &format!("{prefix}{number}"), "a");
+                    IncentiveServiceClient::new(channel).decide_incentive(request).await.unwrap().into_inner()
+                })
+            });
+            let mut answers = Vec::new();
+            for call in calls.collect::<Vec<_>>() {
+                answers.push(call.await.unwrap());
+            }
+            answers
+        }
+    };
+    let answers = race(&server, "first").await;
+    let (decided, refused): (Vec<_>, Vec<_>) = answers.iter().partition(|answer| answer.decided);
+    assert_eq!((decided.len(), refused.len()), (2, 10));
+    assert!(refused.iter().all(|answer| reason_of(answer) == IncentiveReason::UserLimit), "{refused:?}");
+    let before = used(&server, "c").await;
+    assert_eq!(before.decision_count, 2);
+
+    let server = restart(&shop, server).await;
+    assert_eq!(used(&server, "c").await, before);
+    assert!(race(&server, "second").await.iter().all(|answer| !answer.decided));
+    // A repeated call returns its decision.
+    let repeated: Vec<_> = race(&server, "first").await.into_iter().filter(|answer| answer.decided).collect();
+    let without_token = |answer: &proto::DecideIncentiveResponse| proto::DecideIncentiveResponse {
+        consistency_token: String::new(),
+        ..answer.clone()
+    };
+    assert_eq!(
+        repeated.iter().map(without_token).collect::<Vec<_>>(),
+        decided.into_iter().map(without_token).collect::<Vec<_>>()
+    );
+    assert_eq!(used(&server, "c").await, before);
+}
+
+/// Many users at several connections never spend more than the budget.
+#[tokio::test(flavor = "multi_thread")]
+async fn racing_users_keep_the_budget_and_redeemed_incentives_count_once() {
+    let shop = Shop::new();
+    let server = start(&shop).await;
+    introduce(&server, (0..60).map(|user| format!("u{user}"))).await;
+    let limited = proto::Incentive { user_count_max: 1, ..incentive("gift", 1_000_000) };
+    let campaign = proto::IncentiveCampaign {
+        budget_micros: 31_000_000,
+        holdout_share: 0.01,
+        incentives: vec![incentive("ten", 10_000_000), limited],
+        ..campaign("c")
+    };
+    create(&server, campaign).await.unwrap();
+    let address = server.channel.clone();
+    let calls: Vec<_> = (0..60)
+        .map(|user| {
+            let mut client = IncentiveServiceClient::new(address.clone());
+            tokio::spawn(async move {
+                let user = format!("u{user}");
+                let answer =
+                    client.decide_incentive(request("c", &format!("d {user}"), &user)).await.unwrap().into_inner();
+                (user, answer)
+            })
+        })
+        .collect();
+    let mut given = Vec::new();
+    for call in calls {
+        let (user, answer) = call.await.unwrap();
+        if !answer.incentive_id.is_empty() {
+            assert_eq!(answer.coupon_id, format!("d {user}"));
+            assert!(answer.expire_time.is_some());
+            given.push((user, answer));
+        }
+    }
+    let mut counts: BTreeMap<&str, usize> = BTreeMap::new();
+    given.iter().for_each(|(_, answer)| *counts.entry(answer.incentive_id.as_str()).or_default() += 1);
+    assert_eq!((counts.get("ten"), counts.get("gift")), (Some(&3), Some(&1)), "the budget and the limit are used up");
+    let before = used(&server, "c").await;
+    assert_eq!((before.used_micros, before.redeemed_count), (31_000_000, 0));
+    let (user, answer) = &given[0];
+    redeem(&server, "u59 is another user", &answer.coupon_id).await;
+    assert_eq!(used(&server, "c").await.redeemed_count, 0);
+    let event = format!("redeemed by {user}");
+    let twice = |id: &str| proto::Event {
+        event_id: id.to_owned(),
+        r#type: proto::EventType::IncentiveRedeemed.into(),
+        viewer: Some(proto::Viewer { user_id: user.clone(), ..Default::default() }),
+        coupon_id: answer.coupon_id.clone(),
+        ..Default::default()
+    };
+    write(&server, vec![twice(&event), twice("again")]).await;
+    let after = used(&server, "c").await;
+    assert_eq!((after.used_micros, after.redeemed_count), (31_000_000, 1));
+    let server = restart(&shop, server).await;
+    assert_eq!(used(&server, "c").await, after);
+}
+
+const USERS: usize = 400;
+
+/// Events of users with prices: the loyalty model needs some months of them. Until `now`.
+fn history(now: UnixMillis) -> Vec<Event> {
+    let mut random = StdRng::seed_from_u64(5);
+    let mut events = Vec::new();
+    for user in 0..USERS {
+        let (mean_days, leave) = (3.0 + 30.0 * random.random::<f64>(), 0.05 * random.random::<f64>());
+        let mut at = random.random::<f64>() * 100.0;
+        while at < 200.0 {
+            let kind = if random.random::<f64>() < 0.4 { EventKind::Purchase } else { EventKind::View };
+            let time = UnixMillis(now.0 - ((200.0 - at) * UnixMillis::DAY as f64) as i64);
+            events.push(event(&format!("h{user} {at}"), kind, user, time));
+            if random.random::<f64>() < leave {
+                break;
+            }
+            at += -(1.0 - random.random::<f64>()).ln() * mean_days;
+        }
+    }
+    events.sort_by_key(|event| event.at);
+    events
+}
+
+fn event(id: &str, kind: EventKind, user: usize, at: UnixMillis) -> Event {
+    let line = EventLine {
+        item: ItemId::parse("i1").unwrap(),
+        quantity: Quantity::ONE,
+        price: PriceMicros::new(50_000_000),
+        rank: 0,
+    };
+    let user = UserId::signed_in(&format!("u{user}")).unwrap();
+    Event { lines: vec![line], currency: "EUR".to_owned(), ..Event::new(EventId::parse(id).unwrap(), kind, user, at) }
+}
+
+/// Decisions of a pilot between 100 and 40 days ago, after which `ten` adds many purchases and `shipping` none.
+fn pilot(events: &mut Vec<Event>, now: UnixMillis) -> Vec<(IncentiveDecision, bool)> {
+    let mut random = StdRng::seed_from_u64(6);
+    let mut decisions = Vec::new();
+    for number in 0..9000 {
+        let user = random.random_range(0..USERS);
+        let at = now.0 - (random.random_range(40.0..100.0) * UnixMillis::DAY as f64) as i64;
+        let (incentive, propensity, extra) = match random.random_range(0..10) {
+            0..4 => ("", 0.4, 0.0),
+            4..7 => ("ten", 0.3, 0.9),
+            _ => ("shipping", 0.3, 0.0),
+        };
+        if random.random::<f64>() < extra {
+            let time = UnixMillis(at + UnixMillis::DAY * random.random_range(1..3));
+            events.push(event(&format!("bought {number}"), EventKind::Purchase, user, time));
+        }
+        let decision = IncentiveDecision {
+            decision_id: format!("pilot {number}"),
+            user: format!("u:u{user}"),
+            campaign_id: "c".to_owned(),
+            incentive_id: incentive.to_owned(),
+            at_ms: at,
+            reason: IncentiveReason::Randomised.into(),
+            propensity,
+            is_randomised: true,
+            cost_micros: if incentive.is_empty() { 0 } else { 3_000_000 },
+            currency: "EUR".to_owned(),
+            margin: 0.4,
+            minimum_effect: 0.1,
+            ..Default::default()
+        };
+        decisions.push((decision, !incentive.is_empty()));
+    }
+    events.sort_by_key(|event| event.at);
+    decisions
+}
+
+/// A model of the shop whose pilot had this share of the decisions.
+fn trained(decision_count: usize) -> LoyaltyModel {
+    let now = UnixMillis::now();
+    let mut events = history(now);
+    let decisions = pilot(&mut events, now);
+    let fitted = fit_loyalty(&events, now);
+    let mut model = fitted.model().unwrap_or_else(|| panic!("{fitted:?}")).clone();
+    let decisions = decisions.iter().take(decision_count).map(|(decision, is_redeemed)| (decision, *is_redeemed));
+    model.uplift = fit_campaign_uplift(&model, &events, decisions, now);
+    model
+}
+
+fn publish(shop: &Shop, name: &str, model: LoyaltyModel) {
+    // As a server reads it from the bundle.
+    let model = serde_json::from_slice(&serde_json::to_vec(&TrainedLoyalty::Model(Box::new(model))).unwrap()).unwrap();
+    shop.publish_changed(name, |bundle| bundle.loyalty = Arc::new(model));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_targeted_campaign_gives_what_gains_and_says_how_many_observations_are_missing_without_a_model() {
+    let shop = Shop::new();
+    publish(&shop, "few", trained(200));
+    let server = start(&shop).await;
+    let targeted = proto::IncentiveCampaign {
+        allocation: IncentiveAllocation::Targeted.into(),
+        holdout_share: 0.2,
+        ..campaign("c")
+    };
+    create(&server, targeted.clone()).await.unwrap();
+    create(&server, proto::IncentiveCampaign { campaign_id: "new".to_owned(), ..targeted }).await.unwrap();
+    introduce(&server, (0..40).map(|user| format!("u{user}"))).await;
+    let answer = decide(&server, request("c", "d", "u1")).await.unwrap();
+    assert_eq!(reason_of(&answer), IncentiveReason::NoModel, "{answer:?}");
+    assert!(answer.explanation.contains("randomised pilot"), "{}", answer.explanation);
+    assert!(answer.missing_observations["ten"] > 0 && answer.missing_observations[""] > 0, "{answer:?}");
+    let answer = decide(&server, request("new", "d", "u1")).await.unwrap();
+    assert_eq!((reason_of(&answer), answer.missing_observations.len()), (IncentiveReason::NoModel, 3));
+    server.end().await;
+
+    publish(&shop, "enough", trained(9000));
+    let server = GrpcServer::start(shop.reopen(HealthBounds::default()).await).await;
+    let mut reasons: BTreeMap<&str, usize> = BTreeMap::new();
+    for user in 0..40 {
+        let answer = decide(&server, request("c", &format!("t{user}"), &format!("u{user}"))).await.unwrap();
+        *reasons.entry(reason_of(&answer).as_str_name()).or_default() += 1;
+        match reason_of(&answer) {
+            IncentiveReason::Gain => {
+                assert_eq!((answer.incentive_id.as_str(), answer.propensity), ("ten", 0.8));
+                let effect = answer.effect.unwrap();
+                let (gain, purchase) = (effect.gain.unwrap(), effect.purchase_probability.unwrap());
+                assert!(gain.low < gain.value && gain.value > 0.0 && purchase.value > 0.0, "{effect:?}");
+                assert!(effect.expected_cost > 0.0 && answer.explanation.contains("expected to gain"));
+            }
+            IncentiveReason::Holdout => assert_eq!((answer.incentive_id.as_str(), answer.propensity), ("", 0.2)),
+            IncentiveReason::NoGain => assert_eq!((answer.incentive_id.as_str(), answer.propensity), ("", 1.0)),
+            _ => panic!("{answer:?}"),
+        }
+    }
+    assert!(reasons["INCENTIVE_REASON_GAIN"] > 10 && reasons.contains_key("INCENTIVE_REASON_HOLDOUT"), "{reasons:?}");
+}
+
+/// The decisions of the log with their redemptions reach the files that a training reads.
+#[tokio::test(flavor = "multi_thread")]
+async fn exported_decisions_have_propensities_and_redemptions() {
+    let shop = Shop::new();
+    let server = start(&shop).await;
+    introduce(&server, (0..30).map(|user| format!("u{user}"))).await;
+    create(&server, campaign("c")).await.unwrap();
+    let mut redeemed = None;
+    for user in 0..30 {
+        let answer = decide(&server, request("c", &format!("d{user}"), &format!("u{user}"))).await.unwrap();
+        if redeemed.is_none() && !answer.coupon_id.is_empty() {
+            redeem(&server, &format!("u{user}"), &answer.coupon_id).await;
+            redeemed = Some(answer.coupon_id);
+        }
+    }
+    server.end().await;
+    let engine: Engine = shop.reopen(HealthBounds::default()).await;
+    drop(engine);
+    let data = tempfile::tempdir().unwrap();
+    let log = event_log(&shop.data_path()).unwrap();
+    export(&log, 0..100_000, &data.path().join("events")).unwrap();
+    let read = LoggedDecisions::read(data.path()).unwrap();
+    assert_eq!(read.iter().count(), 30);
+    for (decision, is_redeemed) in read.iter() {
+        assert!(decision.is_randomised, "{decision:?}");
+        let (each, none) = (0.9 / 3.0, 0.1 + 0.9 / 3.0);
+        let expected = if decision.is_given() { each } else { none };
+        assert!((decision.propensity - expected).abs() < 1e-12, "{decision:?}");
+        assert_eq!(is_redeemed, Some(&decision.decision_id) == redeemed.as_ref(), "{decision:?}");
+    }
+}
