@@ -1,8 +1,7 @@
 #!/usr/bin/env bash
 # Runs every fenced block of the guides docs/clients.md, docs/shop-pages.md, docs/rules.md, docs/serving.md, docs/places.md,
 # docs/loyalty.md, docs/objectives.md and docs/incentives.md, unchanged and in order, against the server at
-# $LODESTONE_ADDRESS (default 127.0.0.1:50051), and
-# checks the output.
+# $LODESTONE_ADDRESS (default 127.0.0.1:50051), and checks the output.
 #
 #   tests/clients/run.sh [--stubs-only]
 #

@@ -3,12 +3,19 @@
 use crate::{
     beta_geometric::{BetaGeometric, Dropout},
     error::LoyaltyError,
+    fit::fit_horizon,
     gamma_gamma::{GammaGamma, ValueSummary},
-    history::{PurchaseHistory, PurchaseSummary},
-    learned::{LearnedModel, RfmModel, mean_value},
+    history::{Purchase, PurchaseHistory, PurchaseSummary},
     metrics::{Metrics, Outcomes, Scored},
+    rfm::{RfmModel, mean_value},
+    summary::UserSummary,
 };
-use lodestone_core::statistics::resamples;
+use lodestone_core::{
+    ids::{EventId, ItemId, UserId},
+    statistics::resamples,
+    units::{PriceMicros, Quantity, UnixMillis},
+};
+use lodestone_events::{Event, EventKind, EventLine};
 use rayon::prelude::*;
 use serde::Serialize;
 use std::fmt;
@@ -17,6 +24,10 @@ use std::fmt;
 const RESAMPLES_PER_STEP: usize = 32;
 /// The model that the others are compared with.
 const LEARNED: &str = "learned";
+/// The day since 1970 that the first day of the histories becomes as events.
+const FIRST_EVENT_DAY: i64 = 1000;
+/// Largest number of items of a purchase as an event.
+const ITEMS_MAX: f64 = 1000.0;
 
 /// Options of [`backtest`].
 #[derive(Debug, Clone, Copy)]
@@ -81,7 +92,8 @@ pub struct Interval {
     pub high: f64,
 }
 
-/// Differences between the learned model and a baseline. Negative is better, except for `auc` and the correlations.
+/// Differences between the learned model and a baseline. Negative is better, except for `auc`, `value_gini` and the
+/// correlations.
 #[derive(Debug, Clone, Serialize)]
 pub struct Difference {
     pub model: &'static str,
@@ -91,10 +103,14 @@ pub struct Difference {
     pub brier: Interval,
     pub calibration_error: Interval,
     pub mae: Interval,
+    pub median_mae: Interval,
     pub rmse: Interval,
     pub correlation: Interval,
     pub value_mae: Option<Interval>,
+    pub value_rmse: Option<Interval>,
     pub value_correlation: Option<Interval>,
+    pub value_gini: Option<Interval>,
+    pub value_calibration_error: Option<Interval>,
 }
 
 /// One model with its forecasts of all customers.
@@ -125,7 +141,9 @@ pub fn backtest(
         histories.iter().filter(|history| !history.until(end).is_empty()).cloned().collect();
     let within = |history: &PurchaseHistory| history.within(end, options.horizon_days).len() as f64;
     let value = |history: &PurchaseHistory| history.within(end, options.horizon_days).iter().map(|of| of.value).sum();
-    let outcomes = Outcomes { counts: known.iter().map(within).collect(), values: known.iter().map(value).collect() };
+    let repeats = |history: &PurchaseHistory| history.until(end).len() as f64 - 1.0;
+    let outcomes = Outcomes::new(known.iter().map(within).collect(), known.iter().map(value).collect())
+        .with_repeats(known.iter().map(repeats).collect());
     let buyers = outcomes.counts.iter().filter(|count| **count > 0.0).count();
     if buyers == 0 || buyers == known.len() {
         let outcome = if buyers == 0 { "none" } else { "each" };
@@ -232,18 +250,52 @@ fn rfm(known: &[PurchaseHistory], options: &BacktestOptions, has_values: bool) -
     })
 }
 
+/// Fits the model of a bundle, with the purchases until the end of the calibration as events.
 fn learned(known: &[PurchaseHistory], options: &BacktestOptions, has_values: bool) -> Result<Forecasts, LoyaltyError> {
-    let model = LearnedModel::fit(known, options.calibration_end, options.horizon_days)?;
-    let forecasts: Vec<_> =
-        known.iter().filter_map(|history| model.forecast(history, options.calibration_end)).collect();
-    let values = forecasts.iter().map(|of| of.expected_value).collect();
+    let end = options.calibration_end;
+    let days = known.iter().filter_map(|history| history.purchases().first()).map(|purchase| purchase.day);
+    let first = i64::from(days.min().unwrap_or_default());
+    let event_day = |day: i32| i64::from(day) - first + FIRST_EVENT_DAY;
+    let last_day = u16::try_from(event_day(end)).map_err(|_| LoyaltyError::Option {
+        field: "calibration days",
+        value: f64::from(end) - first as f64,
+        limit: format!("at most {}", i64::from(u16::MAX) - FIRST_EVENT_DAY),
+    })?;
+    let unlearnable = |reason: String| LoyaltyError::Unlearnable { reason };
+    let of_customer = |(customer, history): (usize, &PurchaseHistory)| -> Result<Vec<Event>, String> {
+        let user = UserId::signed_in(&format!("{customer:09}")).map_err(|error| error.to_string())?;
+        let (id, item) = (EventId::parse("e"), ItemId::parse("i"));
+        let (id, item) = (id.map_err(|error| error.to_string())?, item.map_err(|error| error.to_string())?);
+        let event = |purchase: &Purchase| {
+            let price = PriceMicros::new((purchase.value * 1e6) as i64).filter(|_| has_values);
+            let line = EventLine { item: item.clone(), quantity: Quantity::ONE, price, rank: 0 };
+            let mut lines = vec![line];
+            let items = purchase.units.round().clamp(1.0, ITEMS_MAX) as usize;
+            lines.resize(items, EventLine { price: None, ..lines[0].clone() });
+            let at = UnixMillis(event_day(purchase.day) * UnixMillis::DAY);
+            Event { lines, ..Event::new(id.clone(), EventKind::Purchase, user.clone(), at) }
+        };
+        Ok(history.until(end).iter().map(event).collect())
+    };
+    let events: Result<Vec<Vec<Event>>, String> = known.par_iter().enumerate().map(of_customer).collect();
+    let events: Vec<Event> = events.map_err(unlearnable)?.into_iter().flatten().collect();
+    let model = fit_horizon(&events, last_day, options.horizon_days).map_err(unlearnable)?;
+    let forecast = |events: &[Event]| {
+        let mut summary = UserSummary::default();
+        events.iter().for_each(|event| summary.add(event));
+        let score = model.score(Some(&summary), last_day);
+        let of = &score.horizons[0];
+        (of.purchase.value, of.purchases.value, of.value.map_or(0.0, |value| value.value))
+    };
+    let customers: Vec<&[Event]> = events.chunk_by(|left, right| left.user == right.user).collect();
+    let forecasts: Vec<(f64, f64, f64)> = customers.par_iter().map(|events| forecast(events)).collect();
     Ok(Forecasts {
         model: LEARNED,
         log_likelihood: None,
         parameters: None,
-        probabilities: forecasts.iter().map(|of| of.purchase_probability).collect(),
-        counts: forecasts.iter().map(|of| of.expected_purchases).collect(),
-        values: has_values.then_some(values),
+        probabilities: forecasts.iter().map(|of| of.0).collect(),
+        counts: forecasts.iter().map(|of| of.1).collect(),
+        values: has_values.then(|| forecasts.iter().map(|of| of.2).collect()),
     })
 }
 
@@ -260,7 +312,7 @@ fn compare(
     for of in forecasts {
         let expected_purchases = of.counts.iter().sum();
         let mean_probability = of.probabilities.iter().sum::<f64>() / count as f64;
-        let of_model = Scored::new(of.probabilities, of.counts, of.values);
+        let of_model = Scored::new(of.probabilities, of.counts, of.values, outcomes);
         reports.push(ModelReport {
             model: of.model,
             metrics: of_model.metrics(outcomes, &once),
@@ -316,10 +368,14 @@ impl Difference {
             brier: interval(|of| of.brier),
             calibration_error: interval(|of| of.calibration_error),
             mae: interval(|of| of.mae),
+            median_mae: interval(|of| of.median_mae),
             rmse: interval(|of| of.rmse),
             correlation: interval(|of| of.correlation),
             value_mae: has_values.then(|| interval(|of| of.value_mae.unwrap_or(f64::NAN))),
+            value_rmse: has_values.then(|| interval(|of| of.value_rmse.unwrap_or(f64::NAN))),
             value_correlation: has_values.then(|| interval(|of| of.value_correlation.unwrap_or(f64::NAN))),
+            value_gini: has_values.then(|| interval(|of| of.value_gini.unwrap_or(f64::NAN))),
+            value_calibration_error: has_values.then(|| interval(|of| of.value_calibration_error.unwrap_or(f64::NAN))),
         }
     }
 }
@@ -337,17 +393,17 @@ impl fmt::Display for BacktestReport {
         )?;
         writeln!(
             f,
-            "\n{:<10} {:>8} {:>9} {:>8} {:>12} {:>8} {:>8} {:>12} {:>10} {:>10} {:>15}",
+            "\n{:<10} {:>8} {:>9} {:>8} {:>12} {:>8} {:>10} {:>8} {:>12} {:>10} {:>15}",
             "",
             "AUC",
             "log-loss",
             "Brier",
             "calibration",
             "MAE",
+            "median MAE",
             "RMSE",
             "correlation",
             "purchases",
-            "value MAE",
             "log-likelihood"
         )?;
         for of in &self.models {
@@ -355,18 +411,33 @@ impl fmt::Display for BacktestReport {
                 |value: Option<f64>, digits: usize| value.map_or("-".to_owned(), |value| format!("{value:.digits$}"));
             writeln!(
                 f,
-                "{:<10} {:>8.4} {:>9.4} {:>8.4} {:>12.4} {:>8.4} {:>8.4} {:>12.4} {:>10.0} {:>10} {:>15}",
+                "{:<10} {:>8.4} {:>9.4} {:>8.4} {:>12.4} {:>8.4} {:>10.4} {:>8.4} {:>12.4} {:>10.0} {:>15}",
                 of.model,
                 of.metrics.auc,
                 of.metrics.log_loss,
                 of.metrics.brier,
                 of.metrics.calibration_error,
                 of.metrics.mae,
+                of.metrics.median_mae,
                 of.metrics.rmse,
                 of.metrics.correlation,
                 of.expected_purchases,
-                optional(of.metrics.value_mae, 2),
                 optional(of.log_likelihood, 1)
+            )?;
+        }
+        if self.models.iter().any(|of| of.metrics.value_mae.is_some()) {
+            let (mae, rmse) = ("value MAE", "value RMSE");
+            writeln!(f, "\n{:<10} {mae:>10} {rmse:>11} {:>12} {:>8} {:>12}", "", "correlation", "Gini", "calibration")?;
+        }
+        for of in &self.models {
+            let Metrics { value_mae: Some(mae), value_rmse: Some(rmse), .. } = of.metrics else { continue };
+            let [correlation, gini, calibration] =
+                [of.metrics.value_correlation, of.metrics.value_gini, of.metrics.value_calibration_error]
+                    .map(Option::unwrap_or_default);
+            writeln!(
+                f,
+                "{:<10} {mae:>10.2} {rmse:>11.2} {correlation:>12.4} {gini:>8.4} {calibration:>12.4}",
+                of.model
             )?;
         }
         for of in &self.models {
@@ -394,15 +465,18 @@ impl fmt::Display for BacktestReport {
             let interval = |of: &Interval| format!("{:+.4} [{:+.4}, {:+.4}]", of.difference, of.low, of.high);
             writeln!(
                 f,
-                "{} - {:<8} AUC {}, log-loss {}, Brier {}, MAE {}, RMSE {}",
+                "{} - {:<8} AUC {}, log-loss {}, Brier {}, MAE {}, median MAE {}, RMSE {}",
                 of.model,
                 of.baseline,
                 interval(&of.auc),
                 interval(&of.log_loss),
                 interval(&of.brier),
                 interval(&of.mae),
+                interval(&of.median_mae),
                 interval(&of.rmse)
             )?;
+            let (Some(mae), Some(rmse), Some(gini)) = (&of.value_mae, &of.value_rmse, &of.value_gini) else { continue };
+            writeln!(f, "{:<19} value MAE {}, RMSE {}, Gini {}", "", interval(mae), interval(rmse), interval(gini))?;
         }
         Ok(())
     }

@@ -14,7 +14,7 @@ use lodestone_core::statistics::ln_gamma;
 use rayon::prelude::*;
 
 /// Whether customers may drop out right after their first purchase.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub enum Dropout {
     /// BG/NBD: only after repeat purchases.
     AfterRepeatPurchases,
@@ -40,7 +40,8 @@ impl Dropout {
 }
 
 /// A fitted model. Times have the unit of the summaries from which it was fitted.
-#[derive(Debug, Clone, Copy, PartialEq, serde::Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, serde::Serialize, serde::Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct BetaGeometric {
     pub dropout: Dropout,
     /// Shape of the purchase rates.
@@ -197,6 +198,12 @@ impl BetaGeometric {
             return f64::NEG_INFINITY;
         }
         (self.a / (self.b + y - 1.0)).ln() + (self.r + x) * ((self.alpha + of.age) / (self.alpha + of.recency)).ln()
+    }
+
+    /// Checks the numbers of a decoded model.
+    pub(crate) fn check(&self) -> bool {
+        let numbers = [self.r, self.alpha, self.a, self.b];
+        numbers.iter().all(|number| number.is_finite() && *number > 0.0) && self.log_likelihood.is_finite()
     }
 
     /// Returns the probability that the customer is still active, from 0 to 1.

@@ -29,4 +29,6 @@ pub enum LoyaltyError {
     CalibrationTooShort { calibration_days: i32, limit: i32 },
     #[error("{outcome} of the {customers} customers purchases within the horizon; probabilities cannot be compared")]
     OneOutcome { outcome: &'static str, customers: usize },
+    #[error("the learned model cannot be fitted: {reason}")]
+    Unlearnable { reason: String },
 }

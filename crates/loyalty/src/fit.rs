@@ -1,43 +1,50 @@
 //! Fits the loyalty model of a bundle to the events of a shop.
 //!
-//! A training row is a user at the end of an earlier day (the cut) with the days after it. Time orders everything: the
-//! rows of the fit are earlier than those of the calibration, and a backtest repeats both on the events before the last
-//! window and compares the forecasts with that window.
+//! A training row is a user at the end of an earlier day (the cut) with the window of days after it. The logarithm of the
+//! window's length is an input of the training, so that the model is a discrete-time model of the next purchase that
+//! also extrapolates to a horizon longer than any window. Time orders everything: intervals are measured with the model
+//! of a horizon earlier and the days after it, and a backtest repeats all of that on the events before the last window.
 use crate::{
     beta_geometric::{BetaGeometric, Dropout},
     history::{Purchase, PurchaseHistory, PurchaseSummary},
-    inputs::{DECAYED, INPUTS, Inputs, inputs},
-    learned::RfmModel,
+    inputs::{INPUTS, Inputs, OF_COUNT, OF_WINDOW, UserInputs},
     metrics::{Outcomes, Scored},
     model::{
         CountBin, Estimate, HorizonModel, LeftOutHorizon, LogitModel, LoyaltyModel, Prior, Quality, TrainedLoyalty,
         Validation, sigmoid, user_value,
     },
     regression::{Family, fit, robust_covariance},
+    rfm::RfmModel,
     segments::segment_rules,
     summary::{UserSummary, day_of, is_visit},
 };
 use lodestone_core::units::UnixMillis;
 use lodestone_events::{Event, EventKind};
 use rayon::prelude::*;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// The horizons, in days.
 pub const HORIZONS_DAYS: [u32; 4] = [7, 30, 60, 90];
 /// Users of a training; of more, those with the least hashes.
-const USERS_MAX: usize = 50_000;
+const USERS_MAX: usize = 25_000;
 /// Cuts of the fit.
-const CUTS: u32 = 8;
-/// Days of events before the first cut; at least the horizon.
+const CUTS: usize = 12;
+/// Ratio of the lengths of consecutive windows.
+const RATIO: f64 = 1.5;
+/// Lengths of windows, from the horizon downwards.
+const LENGTHS: i32 = 5;
+/// Windows per cut: the longest that end within the events.
+const WINDOWS_PER_CUT: usize = 2;
+/// Share of the events' days before the first cut.
+const HISTORY_SHARE_MIN: f64 = 0.3;
+/// Days of events before the windows of a horizon; at least the horizon.
 const HISTORY_DAYS_MIN: u16 = 14;
 /// Fewest rows with and without a purchase, and with and without a return.
 const OUTCOMES_MIN: usize = 20;
 /// Penalty of squared weights, in rows.
-const PENALTY: f64 = 20.0;
+const PENALTY: f64 = 100.0;
 /// Groups of users with similar probabilities, by which intervals are judged.
 const GROUPS: usize = 10;
-/// Range of the calibration's slope. Outside, the calibration's slice contradicts the fit.
-const SLOPES: std::ops::RangeInclusive<f64> = 0.5..=2.0;
 /// Share of users on each side whose number of purchases may be outside its interval.
 const COUNT_TAIL: f64 = 0.1;
 /// Greatest factor of standard errors.
@@ -52,6 +59,8 @@ type UserEvents<'a> = Vec<&'a Event>;
 struct Row {
     user: u32,
     inputs: Inputs,
+    /// Logarithm of the window's share of the horizon.
+    log_window: f64,
     /// Number of days with a purchase in the window.
     purchases: f64,
     returns: bool,
@@ -72,32 +81,23 @@ fn hash(text: &str) -> u64 {
     text.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
 }
 
-fn fitted(events: &[Event], until: UnixMillis) -> Result<LoyaltyModel, String> {
+/// The events of each signed-in user before `until`, by user id.
+fn by_user(events: &[Event], until: UnixMillis) -> Vec<(&str, UserEvents<'_>)> {
     let mut users: BTreeMap<&str, UserEvents> = BTreeMap::new();
     for event in events.iter().filter(|event| event.at < until && event.user.is_signed_in()) {
         users.entry(event.user.as_str()).or_default().push(event);
     }
-    let first = users.values().filter_map(|events| Some(day_of(events.first()?.at))).min();
-    let Some(first) = first else {
-        return Err("no event before the end of the training has a signed-in user".to_owned());
-    };
-    let mut users: Vec<(&str, UserEvents)> = users.into_iter().collect();
-    if users.len() > USERS_MAX {
-        users.select_nth_unstable_by_key(USERS_MAX, |(id, _)| hash(id));
-        users.truncate(USERS_MAX);
-        users.sort_unstable_by_key(|(id, _)| *id);
-    }
-    let users: Vec<UserEvents> = users.into_iter().map(|(_, events)| events).collect();
+    users.into_iter().collect()
+}
+
+fn fitted(events: &[Event], until: UnixMillis) -> Result<LoyaltyModel, String> {
+    let training = Training::new(by_user(events, until))?;
     // The last day that ended before the end of the training.
     let end = day_of(until).saturating_sub(1);
-    let training = Training { users: &users, first };
     let (mut horizons, mut left_out) = (Vec::new(), Vec::new());
     for days in HORIZONS_DAYS {
-        match training.horizon(end, days) {
-            Ok(mut model) => {
-                model.validation = training.validation(end, days);
-                horizons.push(model);
-            }
+        match training.measured_horizon(end, days) {
+            Ok(model) => horizons.push(model),
             Err(reason) => left_out.push(LeftOutHorizon { days, reason }),
         }
     }
@@ -105,28 +105,81 @@ fn fitted(events: &[Event], until: UnixMillis) -> Result<LoyaltyModel, String> {
         let reasons = left_out.iter().map(|of| format!("{} days: {}", of.days, of.reason)).collect::<Vec<_>>();
         return Err(reasons.join("; "));
     }
-    let mean_values = training.mean_values(end);
-    let mut model = LoyaltyModel {
-        trained_until_day: end,
-        user_count: users.len(),
-        currency: training.main_currency(end),
-        horizons,
-        left_out,
-        mean_values,
-        segment_rules: segment_rules(0.0),
-        uplift: Vec::new(),
-    };
-    model.segment_rules = segment_rules(training.mean_probability(&model, end));
-    Ok(model)
+    Ok(training.model(end, horizons, left_out))
+}
+
+/// Fits the model of one horizon, which may be longer than any window of the events, to the events until the end of the
+/// day `end`, without intervals and a backtest.
+pub(crate) fn fit_horizon(events: &[Event], end: u16, days: u32) -> Result<LoyaltyModel, String> {
+    let training = Training::new(by_user(events, UnixMillis((i64::from(end) + 1) * UnixMillis::DAY)))?;
+    let horizon = training.horizon(end, days)?;
+    Ok(training.model(end, vec![horizon], Vec::new()))
+}
+
+/// Returns the lengths of windows in days, from the horizon downwards.
+fn lengths(days: u32) -> Vec<u32> {
+    let mut lengths: Vec<u32> = (0..LENGTHS).map(|step| (f64::from(days) / RATIO.powi(step)) as u32).collect();
+    lengths.retain(|length| *length > 0);
+    lengths.dedup();
+    lengths
+}
+
+/// Returns the cuts and lengths of the windows that end by the day `end`, by ascending cut.
+///
+/// The first cut is in the middle of the events, or earlier, but not before 30 % of their days, where a window of two
+/// thirds of the horizon would not fit. The last leaves the shortest window.
+fn windows(first: u16, end: u16, days: u32) -> BTreeSet<(u16, u32)> {
+    let known = f64::from(end.saturating_sub(first));
+    let lengths = lengths(days);
+    // Beyond the events no window of the horizon's scale fits; half of the events is then the shortest.
+    let shortest = lengths.last().map_or(1.0, |days| f64::from(*days)).min((known / 2.0).floor()).max(1.0);
+    let start = known * (1.0 - f64::from(days) / RATIO / known.max(1.0)).clamp(HISTORY_SHARE_MIN, 0.5);
+    let step = (known - shortest - start).max(0.0) / (CUTS - 1) as f64;
+    let mut windows = BTreeSet::new();
+    for index in 0..CUTS {
+        let cut = (start + step * index as f64).round().min(known - shortest).max(0.0);
+        let mut fitting: Vec<u32> = lengths.iter().copied().filter(|days| cut + f64::from(*days) <= known).collect();
+        if fitting.is_empty() {
+            fitting.push(shortest as u32);
+        }
+        fitting.into_iter().take(WINDOWS_PER_CUT).for_each(|days| _ = windows.insert((first + cut as u16, days)));
+    }
+    windows
 }
 
 struct Training<'a> {
-    users: &'a [UserEvents<'a>],
+    users: Vec<UserEvents<'a>>,
     /// The day of the first event.
     first: u16,
 }
 
-impl Training<'_> {
+impl<'a> Training<'a> {
+    fn new(mut users: Vec<(&'a str, UserEvents<'a>)>) -> Result<Self, String> {
+        let first = users.iter().filter_map(|(_, events)| Some(day_of(events.first()?.at))).min();
+        let first = first.ok_or("no event before the end of the training has a signed-in user")?;
+        if users.len() > USERS_MAX {
+            users.select_nth_unstable_by_key(USERS_MAX, |(id, _)| hash(id));
+            users.truncate(USERS_MAX);
+            users.sort_unstable_by_key(|(id, _)| *id);
+        }
+        Ok(Self { users: users.into_iter().map(|(_, events)| events).collect(), first })
+    }
+
+    fn model(&self, end: u16, horizons: Vec<HorizonModel>, left_out: Vec<LeftOutHorizon>) -> LoyaltyModel {
+        let mut model = LoyaltyModel {
+            trained_until_day: end,
+            user_count: self.users.len(),
+            currency: self.main_currency(end),
+            horizons,
+            left_out,
+            mean_values: self.mean_values(end),
+            segment_rules: segment_rules(0.0),
+            uplift: Vec::new(),
+        };
+        model.segment_rules = segment_rules(self.mean_probability(&model, end));
+        model
+    }
+
     /// Folds the events of a user until the end of `day`.
     fn summary(events: &[&Event], day: u16) -> UserSummary {
         let mut summary = UserSummary::default();
@@ -186,11 +239,18 @@ impl Training<'_> {
         probabilities.iter().sum::<f64>() / probabilities.len().max(1) as f64
     }
 
-    /// Returns the rows of ascending cuts, those of a user together.
-    fn rows(&self, cuts: &[u16], days: u32, mean_values: &BTreeMap<String, f64>) -> Vec<Row> {
+    /// Returns the rows of windows in the order of their cuts, those of a user together. The inputs are not
+    /// standardised.
+    fn rows(
+        &self,
+        windows: &BTreeSet<(u16, u32)>,
+        days: u32,
+        values: &Values,
+        known: Option<&BetaGeometric>,
+    ) -> Vec<Row> {
         let of_user = |(user, events): (usize, &UserEvents)| {
-            let (mut summary, mut next, mut rows) = (UserSummary::default(), 0, Vec::new());
-            for cut in cuts {
+            let (mut summary, mut next, mut rows) = (UserSummary::default(), 0, Vec::with_capacity(windows.len()));
+            for (cut, length) in windows {
                 while let Some(event) = events.get(next).filter(|event| day_of(event.at) <= *cut) {
                     summary.add(event);
                     next += 1;
@@ -198,8 +258,8 @@ impl Training<'_> {
                 if summary.event_count() == 0 {
                     continue;
                 }
-                let ratio = user_value(&summary, mean_values).map_or(1.0, |(_, _, ratio)| ratio);
-                let last = u32::from(*cut) + days;
+                let ratio = user_value(&summary, values).map_or(1.0, |(_, _, ratio)| ratio);
+                let last = u32::from(*cut) + length;
                 let window = events[next..].iter().take_while(|event| u32::from(day_of(event.at)) <= last);
                 let (mut purchases, mut purchase_day, mut returns) = (0.0, None, false);
                 for event in window {
@@ -211,7 +271,8 @@ impl Training<'_> {
                 }
                 rows.push(Row {
                     user: user as u32,
-                    inputs: inputs(&summary, *cut, ratio),
+                    inputs: UserInputs::new(&summary, *cut, ratio).within(known, f64::from(*length)),
+                    log_window: (f64::from(*length) / f64::from(days)).ln(),
                     purchases,
                     returns,
                     is_customer: summary.purchase_days() > 0,
@@ -223,62 +284,101 @@ impl Training<'_> {
         self.users.par_iter().enumerate().flat_map_iter(of_user).collect()
     }
 
-    /// Fits the models of a horizon to the events until the end of the day `end`.
+    /// Returns the standardised rows of the window of `length` days after `cut`.
+    fn slice(&self, model: &HorizonModel, cut: u16, length: u32, values: &Values) -> Vec<Row> {
+        let windows = BTreeSet::from([(cut, length)]);
+        let mut rows = self.rows(&windows, model.days, values, model.beta_geometric.as_ref());
+        rows.par_iter_mut().for_each(|row| row.inputs = model.standardised(row.inputs));
+        rows
+    }
+
+    /// Fits the models of a horizon to the events until the end of the day `end`, without intervals and a backtest.
     fn horizon(&self, end: u16, days: u32) -> Result<HorizonModel, String> {
-        let length = days as u16;
-        let history = HISTORY_DAYS_MIN.max(length);
-        let earliest = self.first.saturating_add(history);
-        let known = end.saturating_sub(self.first) + 1;
-        let needed = history + length;
-        if known <= needed {
-            return Err(format!("it needs events of {} days, and the training has {known}", needed + 1));
-        }
-        let calibration = end - length;
-        let is_calibrated = calibration >= earliest + length;
-        let last = if is_calibrated { calibration - length } else { calibration };
-        let span = u32::from(last - earliest);
-        let cut = |index: u32| earliest + (span * index / (CUTS - 1)) as u16;
-        let mut cuts: Vec<u16> = (0..CUTS).map(cut).collect();
-        cuts.dedup();
-        let mean_values = self.mean_values(calibration);
-        let mut rows = self.rows(&cuts, days, &mean_values);
+        let values = self.mean_values(end);
+        let beta_geometric = self.beta_geometric(end);
+        let mut rows = self.rows(&windows(self.first, end, days), days, &values, beta_geometric.as_ref());
         check_outcomes(&rows)?;
         let (mean, scale) = standardisation(&rows);
+        let empty = LogitModel { weights: Vec::new(), covariance: Vec::new(), inflation: 1.0 };
         let mut model = HorizonModel {
             days,
             row_count: rows.len(),
-            is_calibrated,
+            has_measured_intervals: false,
+            beta_geometric,
             mean,
             scale,
-            purchase: LogitModel { weights: Vec::new(), covariance: Vec::new(), inflation: 1.0 },
-            return_visit: LogitModel { weights: Vec::new(), covariance: Vec::new(), inflation: 1.0 },
+            purchase: empty.clone(),
+            return_visit: empty,
             further: Vec::new(),
             count_bins: Vec::new(),
             prior: prior(&rows, days),
             validation: None,
         };
         rows.par_iter_mut().for_each(|row| row.inputs = model.standardised(row.inputs));
-        model.purchase = logit_model(&rows, |row| row.purchases > 0.0);
-        model.return_visit = logit_model(&rows, |row| row.returns);
+        let (mut purchase, mut return_visit) = (logit_model(&rows, is_buyer), logit_model(&rows, is_visitor));
         model.further = further(&rows);
-        let mut slice = self.rows(&[calibration], days, &mean_values);
-        slice.par_iter_mut().for_each(|row| row.inputs = model.standardised(row.inputs));
-        if is_calibrated {
-            calibrate(&mut model.purchase, &slice, |row| row.purchases > 0.0);
-            calibrate(&mut model.return_visit, &slice, |row| row.returns);
-        }
-        model.count_bins = count_bins(&model, &slice);
+        drop(rows);
+        // The newest level: windows that end now contain the latest days more often, the shorter ones only these.
+        let is_early = |length: &u32| {
+            let history = f64::from(end - self.first) * HISTORY_SHARE_MIN;
+            f64::from(end - self.first) - f64::from(*length) >= history
+        };
+        let slices: Vec<Vec<Row>> = lengths(days)
+            .into_iter()
+            .filter(is_early)
+            .map(|length| self.slice(&model, end - length as u16, length, &values))
+            .collect();
+        purchase.weights[0] += level_shift(&purchase, &slices, is_buyer);
+        return_visit.weights[0] += level_shift(&return_visit, &slices, is_visitor);
+        // The weights of the window's length are of no use within the horizon, where its logarithm is 0.
+        model.purchase = purchase.within_horizon();
+        model.return_visit = return_visit.within_horizon();
+        model.count_bins = slices.first().map_or(Vec::new(), |slice| count_bins(&model, slice));
         Ok(model)
     }
 
-    /// Repeats the fit with the events until a horizon before `end`, and compares its forecasts with the days after.
-    /// None if the events are too few, or if the days after have only one outcome.
-    fn validation(&self, end: u16, days: u32) -> Option<Validation> {
-        let cut = end.checked_sub(days as u16)?;
-        let model = self.horizon(cut, days).ok()?;
-        let mut rows = self.rows(&[cut], days, &self.mean_values(cut));
+    /// Returns an error if the events until the end of the day `end` have no window of `days` days after a history.
+    fn check_length(&self, end: u16, days: u32) -> Result<(), String> {
+        let history = HISTORY_DAYS_MIN.max(days as u16);
+        let (known, needed) = (end.saturating_sub(self.first) + 1, history + days as u16);
+        match known <= needed {
+            true => Err(format!("it needs events of {} days, and the training has {known}", needed + 1)),
+            false => Ok(()),
+        }
+    }
+
+    /// Fits the models of a horizon with its intervals and its backtest.
+    fn measured_horizon(&self, end: u16, days: u32) -> Result<HorizonModel, String> {
+        let fitted = |steps: u16| {
+            let end = end.checked_sub(steps * days as u16).filter(|end| *end > self.first).ok_or("no events")?;
+            self.check_length(end, days)?;
+            self.horizon(end, days)
+        };
+        let (mut model, mut earlier) = (fitted(0)?, fitted(1).ok());
+        if let Some(earlier) = &mut earlier {
+            self.measure_intervals(&mut model, earlier, end - days as u16);
+            if let Ok(before) = fitted(2) {
+                self.measure_intervals(earlier, &before, end - 2 * days as u16);
+            }
+            model.validation = self.validation(earlier, end - days as u16);
+        }
+        Ok(model)
+    }
+
+    /// Adapts the intervals of a model to the errors of an earlier one, fitted until `cut`, in the days after it.
+    fn measure_intervals(&self, model: &mut HorizonModel, earlier: &HorizonModel, cut: u16) {
+        let slice = self.slice(earlier, cut, earlier.days, &self.mean_values(cut));
+        model.has_measured_intervals = true;
+        model.purchase.inflation = inflation(&earlier.purchase, &slice, is_buyer);
+        model.return_visit.inflation = inflation(&earlier.return_visit, &slice, is_visitor);
+        model.count_bins = count_bins(earlier, &slice);
+    }
+
+    /// Compares the forecasts of a model, fitted until `cut`, with the days after. None if these have only one outcome.
+    fn validation(&self, model: &HorizonModel, cut: u16) -> Option<Validation> {
+        let days = model.days;
+        let rows = self.slice(model, cut, days, &self.mean_values(cut));
         check_outcomes(&rows).ok()?;
-        rows.par_iter_mut().for_each(|row| row.inputs = model.standardised(row.inputs));
         let customers: Vec<&Row> = rows.iter().filter(|row| row.is_customer).collect();
         let purchase = |row: &Row| sigmoid(model.purchase.logit(&row.inputs));
         let learned: Vec<f64> = customers.iter().map(|row| purchase(row)).collect();
@@ -307,7 +407,7 @@ impl Training<'_> {
             let interval = model.count_interval(**expected);
             (interval.low..=interval.high).contains(*count)
         });
-        let groups = grouped(&model.purchase, &customers, |row| row.purchases > 0.0);
+        let groups = grouped(&model.purchase, &customers, is_buyer);
         let covered = groups.iter().filter(|group| group.deviation().abs() <= 1.96).count();
         Some(Validation {
             cut_day: cut,
@@ -319,6 +419,17 @@ impl Training<'_> {
             quality,
         })
     }
+}
+
+/// Mean values by currency.
+type Values = BTreeMap<String, f64>;
+
+fn is_buyer(row: &Row) -> bool {
+    row.purchases > 0.0
+}
+
+fn is_visitor(row: &Row) -> bool {
+    row.returns
 }
 
 /// Refuses rows with hardly one outcome.
@@ -352,43 +463,88 @@ fn standardisation(rows: &[Row]) -> (Vec<f64>, Vec<f64>) {
     (means, scales)
 }
 
+/// Columns of the training: a constant, the inputs, the logarithm of the window's length and its products.
+const COLUMNS: usize = 1 + INPUTS + 1 + OF_WINDOW.len();
+
+/// Returns the logarithm of the window's length and its products with inputs.
+fn of_window(row: &Row) -> [f64; 1 + OF_WINDOW.len()] {
+    let mut columns = [row.log_window; 1 + OF_WINDOW.len()];
+    columns[1..].iter_mut().zip(OF_WINDOW).for_each(|(column, input)| *column *= row.inputs[input]);
+    columns
+}
+
 /// Fits a logistic regression to standardised rows.
 fn logit_model(rows: &[Row], outcome: impl Fn(&Row) -> bool) -> LogitModel {
-    let inputs: Vec<f64> = rows.iter().flat_map(|row| std::iter::once(1.0).chain(row.inputs)).collect();
+    let row = |row: &Row| std::iter::once(1.0).chain(row.inputs).chain(of_window(row));
+    let inputs: Vec<f64> = rows.iter().flat_map(row).collect();
     let targets: Vec<f64> = rows.iter().map(|row| f64::from(u8::from(outcome(row)))).collect();
     let clusters: Vec<u32> = rows.iter().map(|row| row.user).collect();
-    let columns = INPUTS + 1;
-    let weights = fit(&inputs, columns, &targets, Family::Bernoulli, PENALTY);
-    let covariance = robust_covariance(&inputs, columns, &targets, &clusters, Family::Bernoulli, PENALTY, &weights);
+    let weights = fit(&inputs, COLUMNS, &targets, Family::Bernoulli, PENALTY);
+    let covariance = robust_covariance(&inputs, COLUMNS, &targets, &clusters, Family::Bernoulli, PENALTY, &weights);
     LogitModel { weights, covariance, inflation: 1.0 }
+}
+
+impl LogitModel {
+    /// Removes the columns of the window's length.
+    fn within_horizon(mut self) -> Self {
+        const KEPT: usize = INPUTS + 1;
+        self.weights.truncate(KEPT);
+        self.covariance.truncate(KEPT * (KEPT + 1) / 2);
+        self
+    }
+
+    /// The logit of a row of the training, whose window may be shorter than the horizon.
+    fn logit_of_row(&self, row: &Row) -> f64 {
+        let of_window: f64 = self.weights[1 + INPUTS..].iter().zip(of_window(row)).map(|(of, value)| of * value).sum();
+        self.logit(&row.inputs) + of_window
+    }
 }
 
 /// Fits the number of further purchases of buyers.
 fn further(rows: &[Row]) -> Vec<f64> {
-    let buyers = || rows.iter().filter(|row| row.purchases > 0.0);
-    let inputs: Vec<f64> =
-        buyers().flat_map(|row| std::iter::once(1.0).chain(DECAYED.map(|column| row.inputs[column]))).collect();
+    const KEPT: usize = 1 + OF_COUNT.len();
+    let row = |row: &Row| {
+        let inputs = OF_COUNT.map(|column| row.inputs[column]);
+        std::iter::once(1.0).chain(inputs).chain([row.log_window])
+    };
+    let buyers = || rows.iter().filter(|row| is_buyer(row));
+    let inputs: Vec<f64> = buyers().flat_map(row).collect();
     let targets: Vec<f64> = buyers().map(|row| row.purchases - 1.0).collect();
-    fit(&inputs, DECAYED.len() + 1, &targets, Family::Poisson, PENALTY)
+    let mut weights = fit(&inputs, KEPT + 1, &targets, Family::Poisson, PENALTY);
+    weights.truncate(KEPT);
+    weights
 }
 
-/// Scales the logit to a later slice (Platt), and its standard errors to the deviations of groups of that slice.
-fn calibrate(model: &mut LogitModel, slice: &[Row], outcome: impl Fn(&Row) -> bool + Copy) {
-    // The standard errors are measured first: after the scaling, the level of the slice fits by construction.
+/// Returns the mean over slices of the constant by which the logit fits a slice. 0 without slices with both outcomes.
+fn level_shift(model: &LogitModel, slices: &[Vec<Row>], outcome: impl Fn(&Row) -> bool) -> f64 {
+    let shift = |slice: &Vec<Row>| {
+        let targets: Vec<f64> = slice.iter().map(|row| f64::from(u8::from(outcome(row)))).collect();
+        let outcomes = targets.iter().sum::<f64>() as usize;
+        let logits: Vec<f64> = slice.iter().map(|row| model.logit_of_row(row)).collect();
+        (outcomes.min(slice.len() - outcomes) >= OUTCOMES_MIN).then(|| constant(&logits, &targets))
+    };
+    let shifts: Vec<f64> = slices.iter().filter_map(shift).collect();
+    shifts.iter().sum::<f64>() / shifts.len().max(1) as f64
+}
+
+/// Returns the constant that maximises the likelihood of `targets` if it is added to the logits, within ±3.
+fn constant(logits: &[f64], targets: &[f64]) -> f64 {
+    let total: f64 = targets.iter().sum();
+    let (mut low, mut high) = (-3.0, 3.0);
+    // The sum of the probabilities grows with the constant.
+    for _ in 0..40 {
+        let middle = 0.5 * (low + high);
+        let sum: f64 = logits.iter().map(|logit| sigmoid(logit + middle)).sum();
+        *(if sum < total { &mut low } else { &mut high }) = middle;
+    }
+    0.5 * (low + high)
+}
+
+/// Returns the factor of the standard errors by which a model's groups agree with the outcomes of a later slice.
+fn inflation(model: &LogitModel, slice: &[Row], outcome: impl Fn(&Row) -> bool + Copy) -> f64 {
     let groups = grouped(model, &slice.iter().collect::<Vec<_>>(), outcome);
     let squares: f64 = groups.iter().map(|group| group.excess(model.inflation)).sum();
-    model.inflation = (squares / groups.len().max(1) as f64).sqrt().clamp(1.0, INFLATION_MAX);
-    let inputs: Vec<f64> = slice.iter().flat_map(|row| [1.0, model.logit(&row.inputs)]).collect();
-    let targets: Vec<f64> = slice.iter().map(|row| f64::from(u8::from(outcome(row)))).collect();
-    let outcomes = targets.iter().sum::<f64>() as usize;
-    if outcomes.min(slice.len() - outcomes) >= OUTCOMES_MIN {
-        let fitted = fit(&inputs, 2, &targets, Family::Bernoulli, 0.0);
-        if SLOPES.contains(&fitted[1]) && fitted[0].is_finite() {
-            model.weights.iter_mut().for_each(|weight| *weight *= fitted[1]);
-            model.weights[0] += fitted[0];
-            model.covariance.iter_mut().for_each(|of| *of *= fitted[1] * fitted[1]);
-        }
-    }
+    (squares / groups.len().max(1) as f64).sqrt().clamp(1.0, INFLATION_MAX)
 }
 
 /// Users with similar probabilities.
@@ -489,8 +645,9 @@ fn prior(rows: &[Row], days: u32) -> Prior {
 
 /// Returns the quality of probabilities. None if there is only one outcome.
 fn quality(target: &str, model: &str, probabilities: Vec<f64>, counts: &[f64]) -> Option<Quality> {
-    let outcomes = Outcomes { counts: counts.to_vec(), values: Vec::new() };
-    let metrics = Scored::new(probabilities.clone(), probabilities, None).metrics(&outcomes, &vec![1.0; counts.len()]);
+    let outcomes = Outcomes::new(counts.to_vec(), vec![0.0; counts.len()]);
+    let scored = Scored::new(probabilities.clone(), probabilities, None, &outcomes);
+    let metrics = scored.metrics(&outcomes, &vec![1.0; counts.len()]);
     metrics.auc.is_finite().then(|| Quality {
         target: target.to_owned(),
         model: model.to_owned(),
@@ -568,7 +725,7 @@ mod tests {
                 validation.quality.iter().find(|of| of.target == target && of.model == model).unwrap().auc
             };
             let learned = &validation.quality[0];
-            println!("{} days, calibrated {}: {validation:#?}", horizon.days, horizon.is_calibrated);
+            println!("{} days: {validation:#?}", horizon.days);
             assert!(learned.auc > auc("purchase", "bg-nbd") - 0.02, "{validation:?}");
             assert!(learned.auc > auc("purchase", "rfm") - 0.02, "{validation:?}");
             assert!(learned.calibration_error < 0.08 && auc("return", "learned") > 0.6, "{validation:?}");

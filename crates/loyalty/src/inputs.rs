@@ -1,14 +1,23 @@
 //! Inputs of the loyalty model: what a [`UserSummary`] says at the end of a day.
-use crate::summary::{UserSummary, VISIT_DAYS};
+use crate::{
+    beta_geometric::BetaGeometric,
+    history::PurchaseSummary,
+    summary::{UserSummary, VISIT_DAYS},
+};
 use lodestone_events::EventKind;
 use serde::{Deserialize, Serialize};
 
-/// Number of inputs without the constant.
-pub(crate) const INPUTS: usize = 27;
+/// Number of inputs that do not depend on the horizon.
+const SHARED: usize = 28;
+/// Number of inputs without the constant. The last two are outputs of BG/NBD for the horizon.
+pub(crate) const INPUTS: usize = SHARED + 2;
 pub(crate) type Inputs = [f64; INPUTS];
 
-/// Positions of the decayed numbers of purchase days, which the number of further purchases depends on.
-pub(crate) const DECAYED: [usize; 3] = [8, 9, 10];
+/// Positions of the inputs that the number of further purchases depends on: the decayed numbers of purchase days, and the
+/// number that BG/NBD expects.
+pub(crate) const OF_COUNT: [usize; 4] = [8, 9, 10, INPUTS - 1];
+/// Positions of frequency, gap and age, whose weights depend on the length of a training window.
+pub(crate) const OF_WINDOW: [usize; 3] = [1, 3, 6];
 
 /// Days after which a gap between purchases says no more.
 const GAP_DAYS_MAX: f64 = 730.0;
@@ -30,9 +39,9 @@ pub enum Driver {
     CustomerAge,
     /// Purchases of the recent weeks and months.
     RecentPurchases,
-    /// Regularity, slowing down, and how overdue the next purchase is.
+    /// Regularity, slowing down, how overdue the next purchase is, and what BG/NBD concludes from that.
     PurchaseRhythm,
-    /// Mean value of a purchase compared with the shop's mean.
+    /// Mean value of a purchase compared with the shop's mean, and its number of items.
     PurchaseValue,
     /// Number and recency of visits.
     Visits,
@@ -109,11 +118,17 @@ pub(crate) const DRIVERS: [Driver; INPUTS] = {
         Refunds,
         Engagement,
         Incentives,
+        PurchaseValue,
+        PurchaseRhythm,
+        PurchaseRhythm,
     ]
 };
 
-/// The inputs of browsing, which are per visit day.
-pub(crate) const BROWSING: std::ops::Range<usize> = 21..24;
+/// Inputs that divide a number over the lifetime by the days with a visit or a purchase: browsing and items.
+const PER_DAY: [usize; 4] = [21, 22, 23, 27];
+/// Probability and number of further purchases that stand for BG/NBD's without a purchase. The first input tells these
+/// users apart.
+const NO_PURCHASE: (f64, f64) = (0.05, 0.05);
 
 /// Returns the days since the last purchase divided by the user's mean interval, which is shrunk towards 45 days. None
 /// without a purchase.
@@ -124,9 +139,53 @@ pub(crate) fn overdue(summary: &UserSummary, day: u16) -> Option<f64> {
     Some(f64::from(day.saturating_sub(last)) / interval)
 }
 
-/// Computes the inputs at the end of `day`, which is not before the last event. `value_ratio`: the mean value of the
-/// user's purchases divided by that of the shop, in the user's main currency; 1 if unknown.
-pub(crate) fn inputs(summary: &UserSummary, day: u16, value_ratio: f64) -> Inputs {
+/// The inputs of a user at the end of a day, for any horizon.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct UserInputs {
+    shared: [f64; SHARED],
+    /// None without a purchase.
+    purchases: Option<PurchaseSummary>,
+}
+
+impl UserInputs {
+    /// Computes the inputs at the end of `day`, which is not before the last event. `value_ratio`: the mean value of the
+    /// user's purchases divided by that of the shop, in the user's main currency; 1 if unknown.
+    pub(crate) fn new(summary: &UserSummary, day: u16, value_ratio: f64) -> Self {
+        let purchases = summary.first_purchase_day().zip(summary.last_purchase_day()).map(|(first, last)| {
+            let weeks = |from: u16, to: u16| f64::from(to.saturating_sub(from)) / PurchaseSummary::DAYS_PER_WEEK;
+            let frequency = summary.purchase_days() - 1;
+            PurchaseSummary { frequency, recency: weeks(first, last), age: weeks(first, day.max(last)) }
+        });
+        Self { shared: shared(summary, day, value_ratio), purchases }
+    }
+
+    /// Takes the numbers per day from the inputs of now. Otherwise those of an earlier day would be the numbers of now
+    /// divided by the days of then, which are those of nobody.
+    pub(crate) fn with_numbers_per_day_of(mut self, now: &Self) -> Self {
+        PER_DAY.into_iter().for_each(|input| self.shared[input] = now.shared[input]);
+        self
+    }
+
+    /// Adds the logit of the probability and the logarithm of the number of further purchases of a buyer that BG/NBD
+    /// expects within `days`. Constants without `model`.
+    pub(crate) fn within(&self, model: Option<&BetaGeometric>, days: f64) -> Inputs {
+        let (probability, further) = match model.zip(self.purchases.as_ref()) {
+            None => NO_PURCHASE,
+            Some((model, purchases)) => {
+                let weeks = days / PurchaseSummary::DAYS_PER_WEEK;
+                let probability = model.purchase_probability(purchases, weeks).clamp(1e-5, 1.0 - 1e-5);
+                (probability, (model.expected_purchases(purchases, weeks) / probability - 1.0).max(1e-3))
+            }
+        };
+        let mut inputs = [0.0; INPUTS];
+        inputs[..SHARED].copy_from_slice(&self.shared);
+        inputs[SHARED] = (probability / (1.0 - probability)).ln();
+        inputs[SHARED + 1] = further.ln();
+        inputs
+    }
+}
+
+fn shared(summary: &UserSummary, day: u16, value_ratio: f64) -> [f64; SHARED] {
     let since = |earlier: u16| f64::from(day.saturating_sub(earlier));
     let purchases = f64::from(summary.purchase_days());
     let has_purchase = summary.first_purchase_day().zip(summary.last_purchase_day());
@@ -170,6 +229,7 @@ pub(crate) fn inputs(summary: &UserSummary, day: u16, value_ratio: f64) -> Input
         (count(EventKind::Refund) / (count(EventKind::Purchase) + 1.0)).ln_1p(),
         (count(EventKind::Review) + count(EventKind::Favorite)).ln_1p(),
         (count(EventKind::IncentiveShown) + count(EventKind::IncentiveRedeemed)).ln_1p(),
+        (f64::from(summary.purchased_items()) / purchases.max(1.0)).ln_1p(),
     ]
 }
 
@@ -180,7 +240,8 @@ mod tests {
     #[test]
     fn every_driver_has_an_input_and_a_user_without_events_has_finite_inputs() {
         assert!(Driver::ALL.iter().all(|driver| DRIVERS.contains(driver)));
-        assert!((0..INPUTS).all(|input| BROWSING.contains(&input) == (DRIVERS[input] == Driver::Browsing)));
-        assert!(inputs(&UserSummary::default(), 20_000, 1.0).iter().all(|input| input.is_finite()));
+        assert!((0..INPUTS).filter(|input| DRIVERS[*input] == Driver::Browsing).all(|input| PER_DAY.contains(&input)));
+        let inputs = UserInputs::new(&UserSummary::default(), 20_000, 1.0).within(None, 30.0);
+        assert!(inputs.iter().all(|input| input.is_finite()));
     }
 }

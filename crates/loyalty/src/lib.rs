@@ -8,7 +8,6 @@
 //! - [`BetaGeometric`]: BG/NBD and MBG/NBD, which need only frequency, recency and age of each customer.
 //! - [`GammaGamma`]: the mean value of a customer's purchases.
 //! - [`RfmModel`]: regressions on frequency, recency and age; the usual baseline.
-//! - [`LearnedModel`]: regressions on summaries of the whole history, learned from windows inside the calibration.
 //! - [`backtest`]: compares all of them on a later period.
 //! - [`UpliftModel`]: what an incentive changes, from logged decisions; [`allocate`] assigns incentives under a budget.
 #![forbid(unsafe_code)]
@@ -16,7 +15,6 @@ mod allocation;
 mod backtest;
 mod beta_geometric;
 mod error;
-mod features;
 mod fit;
 mod gamma_gamma;
 mod history;
@@ -24,11 +22,11 @@ mod incentive_comparison;
 mod incentive_model;
 mod incentive_simulation;
 mod inputs;
-mod learned;
 mod metrics;
 mod model;
 mod optimize;
 mod regression;
+mod rfm;
 mod segments;
 mod simulate;
 mod special;
@@ -46,12 +44,12 @@ pub use incentive_comparison::{ComparisonOptions, IncentiveComparison, PolicyRep
 pub use incentive_model::{CampaignUplift, UPLIFT_HORIZON_DAYS, fit_campaign_uplift};
 pub use incentive_simulation::{SIMULATED_INPUTS, SimulatedIncentives, simulate_incentives};
 pub use inputs::Driver;
-pub use learned::{Forecast, LearnedModel, RfmModel};
 pub use metrics::Metrics;
 pub use model::{
     CHANGE_DAYS, Estimate, Explanation, HorizonModel, HorizonScore, LeftOutHorizon, LoyaltyModel, LoyaltyScore,
     Quality, RiskScore, TrainedLoyalty, Validation,
 };
+pub use rfm::RfmModel;
 pub use segments::{Condition, Quantities, Quantity, Segment, SegmentRule};
 pub use simulate::simulate_customers;
 pub use summary::{CURRENCIES, HALF_LIVES_DAYS, RECENT_DAYS, Spend, UserSummary, VISIT_DAYS, day_of};

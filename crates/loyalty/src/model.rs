@@ -3,8 +3,9 @@
 //! For each horizon, two logistic regressions on the inputs of a [`UserSummary`] yield the probabilities of a purchase
 //! and of a return. Their logits are exact sums of contributions, which are the drivers of a score.
 use crate::{
+    beta_geometric::BetaGeometric,
     incentive_model::CampaignUplift,
-    inputs::{BROWSING, DECAYED, DRIVERS, Driver, INPUTS, Inputs, inputs, overdue},
+    inputs::{DRIVERS, Driver, INPUTS, Inputs, OF_COUNT, UserInputs, overdue},
     segments::{Quantities, Segment, SegmentRule, first_rule},
     summary::UserSummary,
 };
@@ -14,7 +15,7 @@ use std::collections::BTreeMap;
 /// Days after which a score is compared with the present one.
 pub const CHANGE_DAYS: u16 = 30;
 /// Weight of the shop's mean value in a user's, in purchase days.
-const VALUE_PRIOR_DAYS: f64 = 2.0;
+const VALUE_PRIOR_DAYS: f64 = 0.5;
 /// Number of standard errors on each side of a probability's interval (95 %).
 const STANDARD_ERRORS: f64 = 1.96;
 /// Standardised inputs are clipped here, so that an unusual user cannot move a score without limit.
@@ -49,12 +50,9 @@ pub(crate) struct LogitModel {
 }
 
 /// Returns the inputs of [`CHANGE_DAYS`] days ago: purchases and visits are those of that day, all else is of now.
-fn earlier_inputs(summary: &UserSummary, day: u16, ratio: f64, now: &Inputs) -> Option<Inputs> {
+fn earlier_inputs(summary: &UserSummary, day: u16, ratio: f64, now: &UserInputs) -> Option<UserInputs> {
     let then = day.checked_sub(CHANGE_DAYS)?;
-    let mut earlier = inputs(&summary.as_of(then)?, then, ratio);
-    // The views of now, divided by the visits of then, would be those of nobody.
-    earlier[BROWSING].copy_from_slice(&now[BROWSING]);
-    Some(earlier)
+    Some(UserInputs::new(&summary.as_of(then)?, then, ratio).with_numbers_per_day_of(now))
 }
 
 pub(crate) fn sigmoid(logit: f64) -> f64 {
@@ -160,13 +158,15 @@ pub struct HorizonModel {
     pub days: u32,
     /// Rows of the training: users at the end of earlier days.
     pub row_count: usize,
-    /// False if the events were too few for a calibration on a later slice.
-    pub is_calibrated: bool,
+    /// False if the events were too few to compare the intervals of an earlier fit with the days after it.
+    pub has_measured_intervals: bool,
+    /// Two of the inputs. None if BG/NBD's likelihood has no maximum; the two are then constant.
+    pub(crate) beta_geometric: Option<BetaGeometric>,
     pub(crate) mean: Vec<f64>,
     pub(crate) scale: Vec<f64>,
     pub(crate) purchase: LogitModel,
     pub(crate) return_visit: LogitModel,
-    /// Weights of the logarithm of the number of further purchases of a buyer: the constant, then [`DECAYED`].
+    /// Weights of the logarithm of the number of further purchases of a buyer: the constant, then [`OF_COUNT`].
     pub(crate) further: Vec<f64>,
     pub(crate) count_bins: Vec<CountBin>,
     pub(crate) prior: Prior,
@@ -285,6 +285,11 @@ impl TrainedLoyalty {
 }
 
 impl HorizonModel {
+    /// Returns the inputs of a user for this horizon.
+    pub(crate) fn inputs(&self, of: &UserInputs) -> Inputs {
+        self.standardised(of.within(self.beta_geometric.as_ref(), f64::from(self.days)))
+    }
+
     pub(crate) fn standardised(&self, mut inputs: Inputs) -> Inputs {
         for (input, (mean, scale)) in inputs.iter_mut().zip(self.mean.iter().zip(&self.scale)) {
             *input = ((*input - mean) / scale).clamp(-INPUT_MAX, INPUT_MAX);
@@ -295,7 +300,7 @@ impl HorizonModel {
     /// Returns the expected number of purchase days, at most one per day.
     pub(crate) fn expected_purchases(&self, probability: f64, inputs: &Inputs) -> f64 {
         let output: f64 = self.further[0]
-            + DECAYED.iter().zip(&self.further[1..]).map(|(index, weight)| inputs[*index] * weight).sum::<f64>();
+            + OF_COUNT.iter().zip(&self.further[1..]).map(|(index, weight)| inputs[*index] * weight).sum::<f64>();
         probability * (1.0 + output.exp()).min(f64::from(self.days))
     }
 
@@ -305,8 +310,8 @@ impl HorizonModel {
         Estimate { value: expected, low: low.min(expected), high: high.max(expected) }
     }
 
-    fn score(&self, raw: &Inputs, value: Option<f64>, earlier: Option<&Inputs>) -> HorizonScore {
-        let inputs = self.standardised(*raw);
+    fn score(&self, of: &UserInputs, value: Option<f64>, earlier: Option<&UserInputs>) -> HorizonScore {
+        let inputs = self.inputs(of);
         let purchase = self.purchase.estimate(&inputs);
         let purchases = self.count_interval(self.expected_purchases(purchase.value, &inputs));
         HorizonScore {
@@ -317,8 +322,8 @@ impl HorizonModel {
             value: value.map(|value| purchases.scaled(value)),
             purchase_explanation: Some(self.purchase.contributions(&inputs)),
             return_explanation: Some(self.return_visit.contributions(&inputs)),
-            earlier: earlier.map(|raw| {
-                let inputs = self.standardised(*raw);
+            earlier: earlier.map(|of| {
+                let inputs = self.inputs(of);
                 [&self.purchase, &self.return_visit].map(|model| sigmoid(model.logit(&inputs)))
             }),
         }
@@ -338,13 +343,14 @@ impl HorizonModel {
     }
 
     fn check(&self) -> bool {
-        let sized = self.mean.len() == INPUTS && self.scale.len() == INPUTS && self.further.len() == DECAYED.len() + 1;
+        let sized = self.mean.len() == INPUTS && self.scale.len() == INPUTS && self.further.len() == OF_COUNT.len() + 1;
         let bins = self.count_bins.iter().flat_map(|bin| [bin.expected_max, bin.low, bin.high]);
         let mut numbers = self.mean.iter().chain(&self.scale).chain(&self.further).copied().chain(bins);
         sized
             && self.days > 0
             && numbers.all(f64::is_finite)
             && self.scale.iter().all(|scale| *scale > 0.0)
+            && self.beta_geometric.as_ref().is_none_or(BetaGeometric::check)
             && self.purchase.check()
             && self.return_visit.check()
     }
@@ -420,9 +426,9 @@ impl LoyaltyModel {
             Some((currency, value, ratio)) => (currency, Some(value), ratio),
             None => (self.currency.clone(), self.prior_value(), 1.0),
         };
-        let raw = inputs(summary, day, ratio);
-        let earlier = earlier_inputs(summary, day, ratio, &raw);
-        let score = |model: &HorizonModel| model.score(&raw, value, earlier.as_ref());
+        let now = UserInputs::new(summary, day, ratio);
+        let earlier = earlier_inputs(summary, day, ratio, &now);
+        let score = |model: &HorizonModel| model.score(&now, value, earlier.as_ref());
         let horizons: Vec<HorizonScore> = self.horizons.iter().map(score).collect();
         let last = horizons.last().expect("a checked model has a horizon");
         let quantities = quantities(summary, day, last.purchase.value, last.earlier.map(|earlier| earlier[0]));
@@ -439,11 +445,11 @@ impl LoyaltyModel {
             return None;
         }
         let model = self.longest();
-        let raw = inputs(summary, day, ratio);
-        let inputs = model.standardised(raw);
+        let now = UserInputs::new(summary, day, ratio);
+        let inputs = model.inputs(&now);
         let probability = sigmoid(model.purchase.logit(&inputs));
-        let earlier = earlier_inputs(summary, day, ratio, &raw);
-        let earlier = earlier.map(|raw| sigmoid(model.purchase.logit(&model.standardised(raw))));
+        let earlier = earlier_inputs(summary, day, ratio, &now);
+        let earlier = earlier.map(|of| sigmoid(model.purchase.logit(&model.inputs(&of))));
         Some(RiskScore {
             segment: self.rule(&quantities(summary, day, probability, earlier)).segment,
             purchase_probability: probability,

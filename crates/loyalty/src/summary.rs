@@ -93,6 +93,8 @@ pub struct UserSummary {
     attributed_purchases: u32,
     /// Sum of the stars of reviews.
     stars: u32,
+    /// Number of items of purchases: an item counts once per PURCHASE event, whatever its quantity.
+    purchased_items: u32,
 }
 
 const _: () = assert!(size_of::<UserSummary>() <= 400);
@@ -123,6 +125,7 @@ impl Default for UserSummary {
             attributed_clicks: 0,
             attributed_purchases: 0,
             stars: 0,
+            purchased_items: 0,
         }
     }
 }
@@ -169,6 +172,7 @@ impl UserSummary {
         match event.kind {
             EventKind::Purchase => {
                 self.add_purchase(event, at_s);
+                self.purchased_items = self.purchased_items.saturating_add(event.lines.len() as u32);
                 self.coupons = self.coupons.saturating_add(u32::from(!event.coupon.is_empty()));
                 self.attributed_purchases = self.attributed_purchases.saturating_add(u32::from(is_attributed));
             }
@@ -480,6 +484,11 @@ impl UserSummary {
         self.coupons
     }
 
+    /// Number of items of purchases: an item counts once per PURCHASE event, whatever its quantity.
+    pub fn purchased_items(&self) -> u32 {
+        self.purchased_items
+    }
+
     /// Number of clicks and views, and of purchases, that followed from an answer of the server.
     pub fn attributed(&self) -> (u32, u32) {
         (self.attributed_clicks, self.attributed_purchases)
@@ -508,6 +517,7 @@ impl UserSummary {
             &self.attributed_clicks,
             &self.attributed_purchases,
             &self.stars,
+            &self.purchased_items,
         ]);
         u32s.chain(&self.session_hashes).for_each(|number| bytes.extend(number.to_le_bytes()));
         let days = [self.first_purchase_day, self.first_visit_day, self.last_visit_day];
@@ -527,7 +537,7 @@ impl UserSummary {
     }
 
     /// Length of [`UserSummary::to_bytes`].
-    const BYTES: usize = 4 * (EventKind::ALL.len() + 13 + SESSIONS)
+    const BYTES: usize = 4 * (EventKind::ALL.len() + 14 + SESSIONS)
         + 2 * (RECENT_DAYS + 3)
         + 16
         + 8
@@ -558,6 +568,7 @@ impl UserSummary {
             &mut summary.attributed_clicks,
             &mut summary.attributed_purchases,
             &mut summary.stars,
+            &mut summary.purchased_items,
         ] {
             *number = reader.u32()?;
         }

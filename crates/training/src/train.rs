@@ -109,7 +109,7 @@ pub struct CampaignReport {
 pub struct LoyaltyHorizonReport {
     pub days: u32,
     pub row_count: usize,
-    pub is_calibrated: bool,
+    pub has_measured_intervals: bool,
     /// None if the events are too few for a backtest.
     pub validation: Option<Validation>,
 }
@@ -119,7 +119,7 @@ impl LoyaltyReport {
         let horizon = |of: &HorizonModel| LoyaltyHorizonReport {
             days: of.days,
             row_count: of.row_count,
-            is_calibrated: of.is_calibrated,
+            has_measured_intervals: of.has_measured_intervals,
             validation: of.validation.clone(),
         };
         let campaign = |of: &CampaignUplift| CampaignReport {
@@ -150,7 +150,7 @@ impl fmt::Display for LoyaltyReport {
             return writeln!(f, "no loyalty model: {reason}");
         }
         for horizon in &self.horizons {
-            let calibration = if horizon.is_calibrated { "" } else { ", not calibrated" };
+            let calibration = if horizon.has_measured_intervals { "" } else { ", intervals not measured" };
             write!(f, "loyalty {} days: {} rows{calibration}", horizon.days, horizon.row_count)?;
             let Some(validation) = &horizon.validation else {
                 writeln!(f, "; too few events for a backtest")?;
