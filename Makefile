@@ -126,9 +126,10 @@ test-cli: build tools-run $(DATA) $(BUNDLE)
 	python3 tests/cli/answers.py $(LODESTONE) $(TOOLS)/bin/grpcurl
 	python3 tests/cli/simulate.py $(LODESTONE) target/simulation
 
-test-report: build tools-run $(DATA) $(BUNDLE) ## Open the report of an evaluation in headless Chromium; screenshots go to target/report
+test-report: build tools-run $(DATA) $(BUNDLE) ## Open the reports of evaluation and loyalty in headless Chromium; screenshots go to target/report
 	@scripts/tools.sh chromium
 	python3 tests/report/run.py $(LODESTONE) $(TOOLS)/bin/chromium $(DATA) $(BUNDLE) target/report
+	python3 tests/report/loyalty.py $(LODESTONE) $(TOOLS)/bin/chromium $(DATA) $(BUNDLE) target/report/loyalty
 
 test-helm:
 	tests/helm/run.sh

@@ -28,6 +28,8 @@ SECONDS = os.environ.get("BENCH_SECONDS", "5")
 CONNECTIONS = os.environ.get("BENCH_CONNECTIONS", "1,8,32")
 # Users and queries whose first pages are compared, and the least share of common items.
 COMPARED_USERS, AGREEMENT_MIN = 100, 0.5
+# GetLoyalty per second.
+LOYALTY_RATE = "1000"
 PEER_PROCESSES = os.cpu_count()
 
 sys.path.insert(0, str(STUBS))
@@ -77,11 +79,11 @@ class Server:
                 sys.exit(f"{self.log.name} does not have {count} lines with '{text}' after 120 s")
             time.sleep(0.1)
 
-    def load(self, rpc, connections=CONNECTIONS):
+    def load(self, rpc, connections=CONNECTIONS, *options):
         """Runs a load test and returns its report."""
         out = subprocess.run(
             [LODESTONE, "load-test", "--address", self.address, "--data", DATA, "--rpc", rpc, "--seconds", SECONDS,
-             "--connections", connections, "--format", "json"], check=True, stdout=subprocess.PIPE)
+             "--connections", connections, *options, "--format", "json"], check=True, stdout=subprocess.PIPE)
         return json.loads(out.stdout)
 
     def answers(self, users, titles):
@@ -134,6 +136,7 @@ def main():
                      "--listen", f"127.0.0.1:{port}"], port, OUT / "lodestone.log") as server:
             our_answers = server.answers(users, titles)
             ours = {rpc: server.load(rpc) for rpc in ("recommend", "search", "suggest")}
+            ours["get-loyalty"] = server.load("get-loyalty", "8", "--rate", LOYALTY_RATE, "--only-rate")
             ours["write-events"] = server.load("write-events", CONNECTIONS)
         vectors = Path(work) / "vectors"
         subprocess.run([LODESTONE, "bundle", "export-vectors", "--bundle", BUNDLE, "--out", vectors], check=True,
@@ -159,6 +162,9 @@ def main():
               + ", ".join(f"{name} {time:.0f}" for name, time in stages.items())
               + f"; {1 - models / total:.0%} of {total:.0f} is neither ONNX Runtime nor vector search")
     table("suggest", ours["suggest"], None)
+    loyalty = ours["get-loyalty"]["runs"][0]
+    print(f"\nGetLoyalty, {loyalty['answered_per_s']:.0f} per second on {loyalty['connections']} connections: "
+          f"p50 {loyalty['p50_ms']:.2f} ms, p99 {loyalty['p99_ms']:.2f} ms")
 
     batch = 100
     written = max(run["capacity_per_s"] for run in ours["write-events"]["runs"]) * batch

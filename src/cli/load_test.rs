@@ -7,7 +7,7 @@ use super::{
 };
 use crate::server::proto::{
     self, DebugLevel, EventType, RecommendType, event_service_client::EventServiceClient,
-    ranking_service_client::RankingServiceClient,
+    loyalty_service_client::LoyaltyServiceClient, ranking_service_client::RankingServiceClient,
 };
 use anyhow::{Context, ensure};
 use hdrhistogram::Histogram;
@@ -104,6 +104,8 @@ enum RpcArg {
     /// Searches without a query: category pages.
     Browse,
     Suggest,
+    /// The loyalty scores of random users.
+    GetLoyalty,
     /// Views of random items by random users. The server stores them: measure it on a copy of the data.
     WriteEvents,
     /// The same as streams of 20 messages with --batch events each. A call is a stream.
@@ -116,6 +118,7 @@ impl RpcArg {
             Self::Recommend => "Recommend",
             Self::Search | Self::Browse => "Search",
             Self::Suggest => "Suggest",
+            Self::GetLoyalty => "GetLoyalty",
             Self::WriteEvents => "WriteEvents",
             Self::StreamEvents => "StreamEvents",
         }
@@ -125,7 +128,7 @@ impl RpcArg {
     fn has_stages(self) -> bool {
         match self {
             Self::Recommend | Self::Search | Self::Browse => true,
-            Self::Suggest | Self::WriteEvents | Self::StreamEvents => false,
+            Self::Suggest | Self::GetLoyalty | Self::WriteEvents | Self::StreamEvents => false,
         }
     }
 }
@@ -342,6 +345,12 @@ impl Calls {
                 let prefix = query.chars().take(random.random_range(2..=8)).collect();
                 let request = proto::SuggestRequest { viewer, prefix, ..Default::default() };
                 RankingServiceClient::new(channel).suggest(request).await?.into_inner().info
+            }
+            RpcArg::GetLoyalty => {
+                let request =
+                    proto::GetLoyaltyRequest { user_id: viewer.map_or(String::new(), |viewer| viewer.user_id) };
+                LoyaltyServiceClient::new(channel).get_loyalty(request).await?;
+                return Ok(Stages::new());
             }
             RpcArg::WriteEvents => {
                 let events = (0..self.batch).map(|_| self.view(&mut random)).collect();

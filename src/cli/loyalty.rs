@@ -1,5 +1,6 @@
 //! `lodestone loyalty`
 use super::{
+    campaign::{CampaignArgs, campaign},
     exit::Exit,
     output::{FormatArgs, write_file},
     paths::{existing_directory, new_file},
@@ -12,7 +13,7 @@ use lodestone_dataset::{Cells, format_day, into_events, read_history, write_tabl
 use lodestone_events::{Event, EventKind};
 use lodestone_experiments::plots::{self, Bar, BarGroup, Line, PAGE_STYLE, Scales, escape, section, wide};
 use lodestone_loyalty::{
-    HorizonModel, HorizonScore, LoyaltyModel, LoyaltyScore, Segment, TrainedLoyalty, UserSummary, day_of,
+    CHANGE_DAYS, HorizonModel, HorizonScore, LoyaltyModel, LoyaltyScore, Segment, TrainedLoyalty, UserSummary, day_of,
 };
 use lodestone_pipeline::bundle::Bundle;
 use std::{
@@ -27,17 +28,28 @@ const MONTHS_MAX: usize = 24;
 #[derive(clap::Subcommand)]
 pub(crate) enum LoyaltyCommand {
     Score(ScoreArgs),
+    Campaign(CampaignArgs),
     Report(ReportArgs),
 }
 
 #[derive(clap::Args)]
-struct InputArgs {
+pub(super) struct InputArgs {
     /// The shop's data: events.parquet, and the files that `lodestone events export` wrote to events/.
     #[arg(long, value_name = "DIR", value_parser = existing_directory)]
     data: PathBuf,
     /// The bundle with the loyalty model.
     #[arg(long, value_name = "DIR", value_parser = existing_directory)]
     bundle: PathBuf,
+}
+
+impl InputArgs {
+    pub(super) fn data(&self) -> &Path {
+        &self.data
+    }
+
+    pub(super) fn bundle(&self) -> &Path {
+        &self.bundle
+    }
 }
 
 /// Scores all signed-in users of a shop and writes them as Parquet, a row per user.
@@ -79,28 +91,30 @@ pub(crate) struct ReportArgs {
 pub(crate) fn run(command: &LoyaltyCommand) -> anyhow::Result<Exit> {
     match command {
         LoyaltyCommand::Score(args) => score(args),
+        LoyaltyCommand::Campaign(args) => campaign(args),
         LoyaltyCommand::Report(args) => report(args),
     }
 }
 
 /// A scored user.
-struct ScoredUser {
-    user: UserId,
-    summary: UserSummary,
-    score: LoyaltyScore,
+pub(super) struct ScoredUser {
+    pub(super) user: UserId,
+    pub(super) summary: UserSummary,
+    pub(super) score: LoyaltyScore,
 }
 
 /// The users of a shop at the end of the last day of its events.
-struct Base {
-    bundle: String,
-    model: LoyaltyModel,
-    day: u16,
-    users: Vec<ScoredUser>,
-    events: Vec<Event>,
+pub(super) struct Base {
+    pub(super) bundle: String,
+    pub(super) model: LoyaltyModel,
+    pub(super) day: u16,
+    pub(super) users: Vec<ScoredUser>,
+    /// All events of the data, in the order of time.
+    pub(super) events: Vec<Event>,
 }
 
 impl Base {
-    fn read(input: &InputArgs) -> anyhow::Result<Self> {
+    pub(super) fn read(input: &InputArgs) -> anyhow::Result<Self> {
         let Bundle { manifest, loyalty, .. } = Bundle::open(&input.bundle)?;
         let model = match &*loyalty {
             TrainedLoyalty::Model(model) => (**model).clone(),
@@ -236,6 +250,8 @@ fn page(base: &Base) -> String {
         bars: vec![Bar { name: String::new(), mean: of.users as f64, low: of.users as f64, high: of.users as f64 }],
     };
     wide(&mut html, &plots::bars(&base.segment_sizes().into_iter().map(bar).collect::<Vec<_>>()));
+    flows(&mut html, base);
+    survival(&mut html, base);
     cohorts(&mut html, &base.events);
     concentration(&mut html, base);
     for horizon in &base.model.horizons {
@@ -243,6 +259,101 @@ fn page(base: &Base) -> String {
     }
     html.push_str("</body></html>\n");
     html
+}
+
+/// Adds a table of the segments of [`CHANGE_DAYS`] days ago and of now.
+fn flows(html: &mut String, base: &Base) {
+    let mut counts = [[0usize; Segment::ALL.len()]; Segment::ALL.len() + 1];
+    let then = base.day.saturating_sub(CHANGE_DAYS);
+    let mut earlier: BTreeMap<&UserId, UserSummary> = BTreeMap::new();
+    let events = base.events.iter().filter(|event| event.user.is_signed_in());
+    events.take_while(|event| day_of(event.at) <= then).for_each(|event| {
+        earlier.entry(&event.user).or_default().add(event);
+    });
+    let position = |segment: Segment| Segment::ALL.into_iter().position(|of| of == segment).unwrap_or_default();
+    for user in &base.users {
+        let before = earlier.get(&user.user).map(|summary| base.model.score(Some(summary), then).rule.segment);
+        counts[before.map_or(Segment::ALL.len(), position)][position(user.score.rule.segment)] += 1;
+    }
+    section(
+        html,
+        "Changes of segments",
+        &format!(
+            "Rows: segment {CHANGE_DAYS} days before, by the events until then; columns: segment now. Cells: number of \
+             users, and in color their share of the row. The model is the same for both days."
+        ),
+    );
+    let name = |segment: &Segment| segment.name().replace('_', " ");
+    let mut table = "<table><tr><th>before</th>".to_owned();
+    Segment::ALL.iter().for_each(|segment| _ = write!(table, "<th>{}</th>", name(segment)));
+    table.push_str("<th>all</th></tr>");
+    let names = Segment::ALL.iter().map(name).chain(["no events".to_owned()]);
+    for (before, row) in names.zip(&counts) {
+        let total: usize = row.iter().sum();
+        let _ = write!(table, "<tr><td>{before}</td>");
+        for count in row {
+            let share = *count as f64 / total.max(1) as f64;
+            let _ = write!(table, "<td style=\"background:rgba(31,111,235,{share:.2})\">{count}</td>");
+        }
+        let _ = write!(table, "<td>{total}</td></tr>");
+    }
+    table.push_str("</table>");
+    wide(html, &table);
+}
+
+/// Adds the Kaplan–Meier estimate of the time until the next purchase, by the number of the purchase before it.
+fn survival(html: &mut String, base: &Base) {
+    let mut days: BTreeMap<&UserId, Vec<u16>> = BTreeMap::new();
+    for event in base.events.iter().filter(|event| event.kind == EventKind::Purchase && event.user.is_signed_in()) {
+        days.entry(&event.user).or_default().push(day_of(event.at));
+    }
+    // By group: days until the next purchase, or until the end of the events, and whether it happened.
+    let groups = [("1st purchase", 1..=1), ("2nd and 3rd", 2..=3), ("4th and later", 4..=usize::MAX)];
+    let mut spans: [Vec<(u16, bool)>; 3] = Default::default();
+    for days in days.values_mut() {
+        days.sort_unstable();
+        days.dedup();
+        for (index, day) in days.iter().enumerate() {
+            let next = days.get(index + 1);
+            let span = next.copied().unwrap_or(base.day).saturating_sub(*day);
+            let group = groups.iter().position(|(_, numbers)| numbers.contains(&(index + 1))).unwrap_or_default();
+            spans[group].push((span, next.is_some()));
+        }
+    }
+    section(
+        html,
+        "Time until the next purchase",
+        "Share of customers who have not purchased again by the number of days after a purchase: the Kaplan–Meier \
+         estimate, in which purchases near the end of the events are censored.",
+    );
+    let lines: Vec<Line> = groups
+        .iter()
+        .zip(&mut spans)
+        .filter(|(_, spans)| !spans.is_empty())
+        .map(|((name, _), spans)| Line { name: (*name).to_owned(), points: kaplan_meier(spans) })
+        .collect();
+    match lines.is_empty() {
+        true => html.push_str("<p>No signed-in user purchased.</p>"),
+        false => wide(html, &plots::lines(&lines, "days", "share without a purchase", Scales::Independent)),
+    }
+}
+
+/// Returns the Kaplan–Meier estimate of the share without an event by time. `spans`: the time until the event, or until
+/// the end of the observation, and whether it happened. Ends where fewer than ten are still observed.
+fn kaplan_meier(spans: &mut [(u16, bool)]) -> Vec<(f64, f64)> {
+    const OBSERVED_MIN: usize = 10;
+    spans.sort_unstable();
+    let (mut share, mut observed, mut points) = (1.0, spans.len(), vec![(0.0, 1.0)]);
+    for equal in spans.chunk_by(|left, right| left.0 == right.0) {
+        if observed < OBSERVED_MIN {
+            break;
+        }
+        let events = equal.iter().filter(|of| of.1).count();
+        share *= 1.0 - events as f64 / observed as f64;
+        observed -= equal.len();
+        points.push((equal[0].0.into(), share));
+    }
+    points
 }
 
 /// Returns the months since 1970.
@@ -357,4 +468,29 @@ fn calibration(html: &mut String, horizon: &HorizonModel) {
     let points = validation.groups.iter().map(|group| (group[0], group[1])).collect();
     let line = Line { name: "purchase".to_owned(), points };
     wide(html, &plots::lines(&[line], "predicted", "observed", Scales::Shared));
+    let mut table = "<table><tr><th>group</th><th>predicted, %</th><th>observed, %</th></tr>".to_owned();
+    for (index, [predicted, observed]) in validation.groups.iter().enumerate() {
+        let (predicted, observed) = (100.0 * predicted, 100.0 * observed);
+        let _ = write!(table, "<tr><td>{}</td><td>{predicted:.1}</td><td>{observed:.1}</td></tr>", index + 1);
+    }
+    table.push_str("</table>");
+    wide(html, &table);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn censored_spans_lower_the_number_at_risk_only() {
+        // Of 20, five purchase on day 2; five are last observed on day 3; five of the remaining ten purchase on day 4.
+        let mut spans: Vec<(u16, bool)> = vec![(4, true); 5];
+        spans.extend([(2, true), (3, false), (9, false)].into_iter().flat_map(|span| vec![span; 5]));
+        let points = kaplan_meier(&mut spans);
+        let expected = [(0.0, 1.0), (2.0, 0.75), (3.0, 0.75), (4.0, 0.375)];
+        assert_eq!(points.len(), expected.len(), "{points:?}");
+        for (of, expected) in points.iter().zip(expected) {
+            assert!(of.0 == expected.0 && (of.1 - expected.1).abs() < 1e-12, "{points:?}");
+        }
+    }
 }

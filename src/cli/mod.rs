@@ -5,6 +5,7 @@
 mod answers;
 mod benchmark;
 mod bundle;
+mod campaign;
 mod catalogs;
 mod encoder;
 mod evaluate;

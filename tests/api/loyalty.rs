@@ -12,11 +12,7 @@ use lodestone_events::{Event, EventKind};
 use lodestone_loyalty::{LoyaltyModel, TrainedLoyalty, UserSummary, day_of, fit_loyalty};
 use lodestone_rollout::HealthBounds;
 use rand::{Rng, SeedableRng, rngs::StdRng};
-use std::{
-    collections::BTreeSet,
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{collections::BTreeSet, sync::Arc};
 use tonic::{Code, Status, transport::Channel};
 use tonic_types::StatusExt;
 
@@ -296,22 +292,5 @@ async fn invalid_requests_and_a_bundle_without_a_model_are_refused() {
         assert_eq!(status.get_error_details().error_info().unwrap().reason, "LOYALTY_MODEL_MISSING");
         assert!(status.message().contains("there are 3 users") && status.message().contains("trained on more events"));
     }
-    server.end().await;
-}
-
-/// Prints the latency of GetLoyalty: `cargo test --release --test api loyalty::latency -- --ignored --nocapture`.
-#[tokio::test(flavor = "multi_thread")]
-#[ignore = "a measurement"]
-async fn latency() {
-    let shop = LoyalShop::new();
-    let server = shop.serve("loyal").await;
-    let mut times: Vec<Duration> = Vec::new();
-    for call in 0..10_000 {
-        let started = Instant::now();
-        get(&server, &format!("p{}", call % USERS)).await.unwrap();
-        times.push(started.elapsed());
-    }
-    times.sort();
-    println!("GetLoyalty: median {:?}, p99 {:?}", times[5000], times[9900]);
     server.end().await;
 }

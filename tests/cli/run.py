@@ -2,6 +2,7 @@
 
 Usage: run.py LODESTONE. Needs ORT_DYLIB_PATH. Prints each check; exits with 1 if one is wrong.
 """
+import csv
 import gzip
 import json
 import os
@@ -572,8 +573,39 @@ def experiments(work):
     refused(["--window-hours is 0"], "experiment", "certificate", *files, "--experiment", "e", "--window-hours", 0)
 
 
+def campaign(work, scored):
+    """`loyalty campaign`: the rows are those of the scores, the highest value at risk first, with products and reasons."""
+    out, command = work / "campaign.csv", ("loyalty", "campaign", "--data", DATA, "--bundle", BUNDLE)
+    ran = run(*command, "--users", 20, "--out", out, "--format", "json")
+    check(ran.returncode == SUCCESS, f"a campaign is written {ran.stderr}")
+    rows, report = list(csv.DictReader(out.open())), json.loads(ran.stdout)
+    sizes = {of["segment"]: of["users"] for of in scored["segments"]}
+    check(len(rows) == report["users"] == min(20, sizes["at_risk"]) and report["eligible_users"] <= sizes["at_risk"],
+          f"the campaign has the users at risk {report}")
+    days = report["horizon_days"]
+    values = [float(row[f"value_at_risk_{days}d"]) for row in rows]
+    check(values == sorted(values, reverse=True) and {row["segment"] for row in rows} == {"at_risk"},
+          f"the highest value at risk is first {values}")
+    first = rows[0]
+    expected = (1 - float(first[f"return_probability_{days}d"])) * float(first[f"expected_value_{days}d"])
+    check(abs(values[0] - expected) < 1e-6 * expected, "the value at risk is P(no return) times the expected value")
+    products = [[row[f"product_{at}"] for at in range(1, 13)] for row in rows]
+    check(all(len(set(of)) == 12 and all(of) for of in products) and len({tuple(of) for of in products}) > 10,
+          "each user has twelve products of its own")
+    check(all(row[f"reasons_{at}"] for row in rows for at in range(1, 13)) and all(row["title_1"] for row in rows),
+          "each product has a title and reasons")
+    again = run(*command, "--users", 20, "--out", work / "again.csv")
+    check(again.returncode == SUCCESS and (work / "again.csv").read_text() == out.read_text(), "the same again")
+    parquet = work / "campaign.parquet"
+    ran = run(*command, "--segment", "lost", "--segment", "lapsing", "--products", 1, "--out", parquet)
+    check(ran.returncode == SUCCESS and parquet.read_bytes()[:4] == b"PAR1", f"a Parquet file is written {ran.stderr}")
+    refused(["--segment", "risky", "at-risk", "lapsing"], *command, "--segment", "risky", "--out", out)
+    refused(["--currency", "XYZ", "GBP"], *command, "--currency", "XYZ", "--out", out)
+    refused([".csv", ".parquet"], *command, "--out", work / "campaign.txt")
+
+
 def loyalty(work):
-    """`loyalty score` and `loyalty report` of the example shop."""
+    """`loyalty score`, `loyalty campaign` and `loyalty report` of the example shop."""
     scores, page = work / "scores.parquet", work / "loyalty.html"
     ran = run("loyalty", "score", "--data", DATA, "--bundle", BUNDLE, "--out", scores, "--format", "json")
     check(ran.returncode == SUCCESS, f"all users are scored {ran.stderr}")
@@ -587,6 +619,7 @@ def loyalty(work):
     check(ran.returncode == SUCCESS and f"{scored['users']} users" in ran.stdout, f"a page is written {ran.stderr}")
     check(html.count("<svg") >= 4 and "Retention by cohort" in html and "http://" not in html.replace("http://www.w3.org", ""),
           "the page has plots and needs no other file")
+    campaign(work, scored)
     empty = work / "no-data"
     empty.mkdir()
     refused(["events.parquet"], "loyalty", "score", "--data", empty, "--bundle", BUNDLE, "--out", scores)

@@ -145,6 +145,39 @@ pub fn write_table(path: &Path, columns: Vec<(String, Cells)>) -> Result<(), Dat
     write(path, Schema::new(fields), arrays)
 }
 
+/// Writes named columns of equal length as a comma-separated file with a header.
+pub fn write_csv(path: &Path, columns: Vec<(String, Cells)>) -> Result<(), DatasetError> {
+    let io = |error: csv::Error| DatasetError::Io { path: path.to_owned(), source: error.into() };
+    let mut writer = csv::Writer::from_path(path).map_err(io)?;
+    writer.write_record(columns.iter().map(|(name, _)| name)).map_err(io)?;
+    let rows = columns.first().map_or(0, |(_, cells)| cells.len());
+    for row in 0..rows {
+        writer.write_record(columns.iter().map(|(_, cells)| cells.text(row))).map_err(io)?;
+    }
+    writer.flush().map_err(|source| DatasetError::Io { path: path.to_owned(), source })
+}
+
+impl Cells {
+    fn len(&self) -> usize {
+        match self {
+            Self::Texts(cells) => cells.len(),
+            Self::Integers(cells) => cells.len(),
+            Self::Numbers(cells) => cells.len(),
+            Self::Flags(cells) => cells.len(),
+        }
+    }
+
+    /// Empty if the cell is null.
+    fn text(&self, row: usize) -> String {
+        match self {
+            Self::Texts(cells) => cells[row].clone(),
+            Self::Integers(cells) => cells[row].to_string(),
+            Self::Numbers(cells) => cells[row].map_or(String::new(), |number| number.to_string()),
+            Self::Flags(cells) => cells[row].to_string(),
+        }
+    }
+}
+
 /// Writes one batch to a file.
 pub(super) fn write(path: &Path, schema: Schema, columns: Vec<ArrayRef>) -> Result<(), DatasetError> {
     let mut rows = ParquetRows::create(path, schema)?;

@@ -13,7 +13,7 @@ mod items;
 mod purchases;
 
 pub use answers::{DatasetSlot, read_slots};
-pub use columns::{Cells, write_table};
+pub use columns::{Cells, write_csv, write_table};
 pub use decisions::{DecisionFileError, DecisionRow, Decisions, read_decisions};
 pub use decompress::decompress;
 pub use events::{
