@@ -106,9 +106,9 @@ check-proto: ## Lint the proto files, and refuse changes that break clients of t
 	scripts/check_proto.sh $(TOOLS)/bin/buf $(PROTO_BASE)
 
 check-docs:
-	@scripts/tools.sh python
+	@scripts/tools.sh grpcurl python
 	$(TOOLS)/venv/bin/python scripts/check_docs.py
-	tests/clients/run.sh --stubs-only
+	$(TOOLS)/venv/bin/python tests/clients/run.py --without-server
 
 test-rust: tools-run
 	@if cargo nextest --version >/dev/null 2>&1; then \
@@ -136,7 +136,8 @@ test-helm:
 
 test-server: build tools-run $(DATA) $(BUNDLE)
 	@scripts/tools.sh python minilm
-	scripts/with_server.sh bash -c 'scripts/demo.sh && tests/clients/run.sh'
+	LODESTONE_ANSWERS_SHARE=1 LODESTONE_SECOND_CATALOG=outlet scripts/with_server.sh \
+		bash -c 'scripts/demo.sh && python3 tests/clients/run.py'
 	python3 tests/server/run.py $(LODESTONE) $(BUNDLE) $(TOOLS)/bin/grpcurl $(DATA) $(TOOLS)/minilm
 
 SHORT_FORMS := bench bench-models bench-retrieval bench-events bench-catalog bench-train bench-loyalty bench-incentives fuzz simulate test-crash test-swaps test-store

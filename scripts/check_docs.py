@@ -3,6 +3,7 @@
 - Makefile: every benchmark and test runs in `make test`, at least with SHORT=1
 - Markdown: links, anchors, paths, fenced code, JSON of grpcurl lines, targets of make, values of the chart; the index
   docs/README.md links to every document.
+- Guides, docs/guides/*.md: one form, see check_guides. tests/clients/run.py runs their blocks against a server.
 - References to docs/*.md in code: the file must exist.
 - Language: words per 1,000 words of prose and of comments that stand for an unusual style (LIMITS).
 - Names of public types in Rust and of messages and enums in proto: none has a word of the last column of the table
@@ -32,7 +33,7 @@ PATH = re.compile(r"`((?:docs|scripts|helm|tests|proto|src|data|crates|benches)/
 MAKE = re.compile(r"(?:^|`|\s&&\s)make ([a-z][a-z-]*)", re.MULTILINE)
 GRPCURL_DATA = re.compile(r"grpcurl[^\n]* -d '([^']*)' ")
 VALUE = re.compile(r"`((?:bundle|persistence|probes|service|metrics|image|retrain)\.[\w.]+)`|--set(?:-string)? ([\w.]+)=")
-DOCUMENT = re.compile(r"docs/[\w-]+\.md")
+DOCUMENT = re.compile(r"docs/(?:guides/)?[\w-]+\.md")
 
 # Strings are matched too, so that a `//` inside one begins no comment.
 C_TOKEN = re.compile(r'r(#*)".*?"\1|"(?:\\.|[^"\\])*"|\'(?:\\.|[^\'\\\n])\'|//[^\n]*|/\*.*?\*/', re.DOTALL)
@@ -148,8 +149,22 @@ def check_index(files):
     index = TOP / "docs/README.md"
     linked = {(index.parent / target).resolve() for target in LINK.findall(read(index))}
     for file in files:
-        if file.parent == index.parent and file != index and file not in linked:
+        if index.parent in file.parents and file != index and file not in linked:
             yield index, 1, f"the index does not link to {file.name}"
+
+
+def check_guides(files):
+    """Guides that are not of the one form: a first line that says what must have been sent before, one block for the shell and
+    one for Python."""
+    for file in files:
+        if file.parent != TOP / "docs/guides":
+            continue
+        text = read(file)
+        if not re.match(r"# [^\n]+\n\nNeeds ", text):
+            yield file, 3, "the first line does not begin with 'Needs'"
+        languages = [match.group(2) for match in FENCE.finditer(text)]
+        if languages != ["bash", "python"]:
+            yield file, 1, f"the blocks are {languages}, not one of bash and one of python"
 
 
 # --- Language
@@ -235,7 +250,7 @@ def main():
     types = [file for file in sources if re.match(r"(?:crates/[^/]+/)?(?:src|proto)/", str(file.relative_to(TOP)))]
     avoided = avoided_type_words()
 
-    mistakes = [*check_markdown(documents), *check_index(documents), *check_references(sources),
+    mistakes = [*check_markdown(documents), *check_index(documents), *check_guides(documents), *check_references(sources),
                 *check_short_forms(), *check_types(types, avoided)]
     for file, line, mistake in mistakes:
         print(f"{file.relative_to(TOP)}:{line}: {mistake}", file=sys.stderr)

@@ -5,7 +5,8 @@
 #   scripts/with_server.sh COMMAND [ARGUMENTS]
 #
 # The server uses a copy of the data, so that the command may write and `make run` may run at the same time.
-# LODESTONE_BUNDLE and LODESTONE_DATA name another bundle and other data.
+# LODESTONE_BUNDLE and LODESTONE_DATA name another bundle and other data. LODESTONE_SECOND_CATALOG is the name of a second
+# catalogue of the same bundle, for docs/catalogs.md.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -51,6 +52,12 @@ trap 'exit 143' TERM
 cp -R "$data" "$work/data"
 port=$(python3 -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])')
 export LODESTONE_ADDRESS=127.0.0.1:$port
+
+if [ -n "${LODESTONE_SECOND_CATALOG:-}" ]; then
+    export LODESTONE_CATALOGS=$work/catalogs.toml
+    printf '[catalogs.%s]\nbundle = "%s"\ndata = "%s"\nworkers = 1\n' \
+        "$LODESTONE_SECOND_CATALOG" "$bundle" "$work/second-data" >"$LODESTONE_CATALOGS"
+fi
 
 "$lodestone" serve --bundle "$bundle" --data "$work/data" --history-ends-now --listen "$LODESTONE_ADDRESS" >"$log" 2>&1 &
 server=$!
