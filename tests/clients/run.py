@@ -36,6 +36,12 @@ EXPECTED = {
         ("a request is described", r"message SearchRequest"),
         ("an error names its field", r"^INVALID_ARGUMENT: .*filter"),
     ],
+    "docs/getting-started.md": [
+        ("a search finds the product", r'"title": "WHITE HANGING HEART'),
+        ("the click is stored", r'"status": "EVENT_STATUS_(ACCEPTED|DUPLICATE)"'),
+        ("a list for the viewer who clicked", r'"userKnown": true'),
+        ("completions", r'"text": "[^"]*[Hh][Ee][Aa][Rr]'),
+    ],
     "docs/guides/search-page.md": [
         ("grpcurl: the next page continues the ranks", r'"rank": 6'),
         ("grpcurl: an answer has an attribution token", r'"attributionToken": "..*"'),
