@@ -37,7 +37,7 @@ EXPECTED = {
         ("an error names its field", r"^INVALID_ARGUMENT: .*filter"),
     ],
     "docs/getting-started.md": [
-        ("a search finds the product", r'"title": "WHITE HANGING HEART'),
+        ("a search finds the product", r'"title": ".*HEART T-LIGHT HOLDER'),
         ("the click is stored", r'"status": "EVENT_STATUS_(ACCEPTED|DUPLICATE)"'),
         ("a list for the viewer who clicked", r'"userKnown": true'),
         ("completions", r'"text": "[^"]*[Hh][Ee][Aa][Rr]'),
@@ -107,7 +107,7 @@ EXPECTED = {
         ("grpcurl: a score has its drivers", r'"driver": "LOYALTY_DRIVER_LAST_PURCHASE"'),
         ("grpcurl: a user without events is new", r'"segment": "LOYALTY_SEGMENT_NEW"'),
         ("grpcurl: users at risk have a value", r'"valueAtRisk": [0-9]'),
-        ("Python: a score has an interval", r"^  within 90 days: purchases with 0\.\d\d \[0\.\d\d, [01]\.\d\d\], for \d+ GBP"),
+        ("Python: a score has an interval", r"^  within 90 days: purchases with [01]\.\d\d \[[01]\.\d\d, [01]\.\d\d\], for \d+ GBP"),
         ("Python: a score has drivers", r"^  because of LOYALTY_DRIVER_"),
         ("Python: users at risk", r"^\d+: \d+ GBP at risk"),
     ],
@@ -124,7 +124,7 @@ EXPECTED = {
     ],
     "docs/variants.md": [
         ("grpcurl: a result has its variants", r'"variantCount": 2'),
-        ("Python: a result has its variants", r"^Linen tee blue M \[tee\], 2 variants in stock\n  tee-blue-m: 17\.90, 8 in stock"),
+        ("Python: a result has its variants", r"^Linen tee \w+ M \[tee\], 2 variants in stock\n  tee-\w+-m: 1\d\.90, \d in stock"),
         ("Python: a facet counts products", r"^red: 1 products"),
     ],
     "docs/places.md": [
