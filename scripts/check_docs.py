@@ -154,14 +154,16 @@ def check_index(files):
 
 
 def check_guides(files):
-    """Guides that are not of the one form: a first line that says what must have been sent before, one block for the shell and
-    one for Python."""
+    """Guides that are not of the one form: a first line that says what must have been sent before, a link to the setup, one
+    block for the shell and one for Python."""
     for file in files:
         if file.parent != TOP / "docs/guides":
             continue
         text = read(file)
         if not re.match(r"# [^\n]+\n\nNeeds ", text):
             yield file, 3, "the first line does not begin with 'Needs'"
+        if "(../clients.md#setup)" not in text:
+            yield file, 1, "the guide does not link to the setup, ../clients.md#setup"
         languages = [match.group(2) for match in FENCE.finditer(text)]
         if languages != ["bash", "python"]:
             yield file, 1, f"the blocks are {languages}, not one of bash and one of python"
