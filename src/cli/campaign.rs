@@ -10,7 +10,7 @@ use super::{
 };
 use anyhow::ensure;
 use indicatif::ProgressBar;
-use lodestone_core::{ids::UserId, units::UnixMillis};
+use lodestone_core::{ids::{ItemId, UserId}, units::UnixMillis};
 use lodestone_dataset::{Cells, format_day, write_csv, write_table};
 use lodestone_events::Event;
 use lodestone_loyalty::{RiskScore, Segment};
@@ -211,7 +211,7 @@ fn recommend(args: &CampaignArgs, events: &[Event], targets: &mut [Target]) -> a
         for (target, answer) in batch.iter_mut().zip(run_pipeline(&generation, &mut models, &requests, now)) {
             let current = CurrentItems { generation: &generation, catalog: &answer.catalog };
             let page = answer.slate.page(&generation, current, &PageStart::default(), args.products);
-            let title = |id| {
+            let title = |id: &ItemId| {
                 let row = generation.state.keys.get(id).and_then(|key| answer.catalog.row_of_key(key));
                 row.map_or(String::new(), |row| answer.catalog.get(row).item.title.clone())
             };

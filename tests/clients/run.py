@@ -144,6 +144,27 @@ EXPECTED = {
         ("a push writes the items to the server", r"^ +(2 created|2 replaced)"),
     ],
     # The last of the default catalogue, because it changes items of the example shop.
+    "docs/guides/incentives.md": [
+        ("grpcurl: a decision has a propensity", r'"propensity": 0\.[0-9]'),
+        ("grpcurl: a campaign counts its decisions", r'"decisionCount": "[1-9]'),
+        ("Python: a decision has a reason", r"^\w+: INCENTIVE_REASON_(RANDOMISED|HOLDOUT), with probability 0\.\d\d"),
+        ("Python: the campaign counts it", r"^\d+\.\d\d GBP used by [1-9]\d* decisions"),
+    ],
+    "docs/incentives.md": [
+        ("a campaign has an etag", r'"etag": "[0-9a-f]{16}"'),
+        ("a decision has a propensity", r'"propensity": 0\.[0-9]'),
+        ("a campaign counts its decisions", r'"decisionCount": "[1-9]'),
+    ],
+    "docs/guides/objectives.md": [
+        ("grpcurl: an answer has the effect of its objectives", r'"ndcgLoss": [0-9]|"share": [0-9]'),
+        ("Python: an answer has the effect of its objectives", r"^share of the weights [01]\.\d\d, loss of NDCG 0\.\d+"),
+        ("Python: a preview counts slots", r"^\d+ of \d+ slots of [1-9]\d* logged answers would change"),
+    ],
+    "docs/objectives.md": [
+        ("an answer has the effect of its objectives", r'"ndcgLoss": [0-9]|"share": [0-9]'),
+        ("an answer has the user's risk", r'"returnRisk": [0-9]'),
+        ("a preview counts answers", r'"answerCount": [1-9]'),
+    ],
     "docs/catalog.md": [
         ("items are updated", r'"status": "ITEM_STATUS_UPDATED"'),
         ("attributes have kinds", r'"kind": "ATTRIBUTE_KIND_GEO_POINT"'),

@@ -1,6 +1,6 @@
 //! The uplift of a shop's campaigns, fitted to the decisions of the log and scored for a user of now.
 use crate::{
-    inputs::{INPUTS, inputs},
+    inputs::{SHARED, shared},
     model::{LoyaltyModel, user_value},
     summary::{UserSummary, day_of},
     uplift::{
@@ -32,7 +32,7 @@ pub struct CampaignUplift {
 
 impl CampaignUplift {
     pub(crate) fn check(&self) -> bool {
-        self.model.as_ref().is_none_or(|model| model.check(INPUTS))
+        self.model.as_ref().is_none_or(|model| model.check(SHARED))
     }
 }
 
@@ -110,10 +110,10 @@ fn fit_campaign(
         };
         (observation, user_inputs(model, &summary, day_of(decision.at())))
     };
-    let rows: Vec<(Observation, [f64; INPUTS])> = decisions.par_iter().map(row).collect();
+    let rows: Vec<(Observation, [f64; SHARED])> = decisions.par_iter().map(row).collect();
     let log = IncentiveLog {
         incentives: names.iter().map(|name| (*name).to_owned()).collect(),
-        input_count: INPUTS,
+        input_count: SHARED,
         inputs: rows.iter().flat_map(|(_, inputs)| *inputs).collect(),
         observations: rows.iter().map(|(observation, _)| *observation).collect(),
     };
@@ -127,9 +127,9 @@ fn fit_campaign(
     CampaignUplift { campaign_id: id.to_owned(), model, reason, evidence }
 }
 
-fn user_inputs(model: &LoyaltyModel, summary: &UserSummary, day: u16) -> [f64; INPUTS] {
+fn user_inputs(model: &LoyaltyModel, summary: &UserSummary, day: u16) -> [f64; SHARED] {
     let ratio = user_value(summary, &model.mean_values).map_or(1.0, |(_, _, ratio)| ratio);
-    inputs(summary, day.max((summary.last_s() / 86_400) as u16), ratio)
+    shared(summary, day.max((summary.last_s() / 86_400) as u16), ratio)
 }
 
 impl LoyaltyModel {

@@ -8,7 +8,7 @@ use lodestone_events::EventKind;
 use serde::{Deserialize, Serialize};
 
 /// Number of inputs that do not depend on the horizon.
-const SHARED: usize = 28;
+pub(crate) const SHARED: usize = 28;
 /// Number of inputs without the constant. The last two are outputs of BG/NBD for the horizon.
 pub(crate) const INPUTS: usize = SHARED + 2;
 pub(crate) type Inputs = [f64; INPUTS];
@@ -185,7 +185,8 @@ impl UserInputs {
     }
 }
 
-fn shared(summary: &UserSummary, day: u16, value_ratio: f64) -> [f64; SHARED] {
+/// Returns the inputs that do not depend on the horizon.
+pub(crate) fn shared(summary: &UserSummary, day: u16, value_ratio: f64) -> [f64; SHARED] {
     let since = |earlier: u16| f64::from(day.saturating_sub(earlier));
     let purchases = f64::from(summary.purchase_days());
     let has_purchase = summary.first_purchase_day().zip(summary.last_purchase_day());

@@ -467,7 +467,7 @@ impl LoyaltyModel {
         };
         let day = day.max((summary.last_s() / 86_400) as u16);
         let ratio = user_value(summary, &self.mean_values).map_or(1.0, |(.., ratio)| ratio);
-        1.0 - sigmoid(model.return_visit.logit(&model.standardised(inputs(summary, day, ratio))))
+        1.0 - sigmoid(model.return_visit.logit(&model.inputs(&UserInputs::new(summary, day, ratio))))
     }
 
     fn rule(&self, quantities: &Quantities) -> &SegmentRule {
