@@ -10,7 +10,10 @@ use super::{
 };
 use anyhow::ensure;
 use indicatif::ProgressBar;
-use lodestone_core::{ids::{ItemId, UserId}, units::UnixMillis};
+use lodestone_core::{
+    ids::{ItemId, UserId},
+    units::UnixMillis,
+};
 use lodestone_dataset::{Cells, format_day, write_csv, write_table};
 use lodestone_events::Event;
 use lodestone_loyalty::{RiskScore, Segment};

@@ -25,6 +25,7 @@ pub(crate) struct CatalogSource {
     pub serving: Option<PathBuf>,
     pub synonyms: Option<PathBuf>,
     pub languages: Languages,
+    pub currency: Option<String>,
     /// None: one per core.
     pub workers: Option<usize>,
 }
@@ -44,10 +45,11 @@ struct CatalogTable {
     serving: Option<PathBuf>,
     synonyms: Option<PathBuf>,
     languages: Option<String>,
+    currency: Option<String>,
     workers: Option<usize>,
 }
 
-/// Reads the catalogues of a file, which take the languages and the workers of `default` if they set none. Reports all
+/// Reads the catalogues of a file, which take languages, currency and workers of `default` if they set none. Reports all
 /// mistakes at once.
 pub(crate) fn read(path: &Path, default: &CatalogSource) -> anyhow::Result<Vec<CatalogSource>> {
     let text = fs::read_to_string(path).with_context(|| format!("catalogues {}", path.display()))?;
@@ -84,6 +86,8 @@ fn parse(text: &str, default: &CatalogSource) -> Result<Vec<CatalogSource>, Vec<
         }
         let languages = table.languages.as_deref().map(str::parse::<Languages>).transpose();
         let languages = languages.map_err(|error| add(".languages", error.to_string())).ok().flatten();
+        let currency = table.currency.as_deref().map(currency_code).transpose();
+        let currency = currency.map_err(|error| add(".currency", error)).ok().flatten();
         sources.push(CatalogSource {
             name,
             bundle: table.bundle,
@@ -92,10 +96,19 @@ fn parse(text: &str, default: &CatalogSource) -> Result<Vec<CatalogSource>, Vec<
             serving: table.serving,
             synonyms: table.synonyms,
             languages: languages.unwrap_or_else(|| default.languages.clone()),
+            currency: currency.or_else(|| default.currency.clone()),
             workers: table.workers.or(default.workers),
         });
     }
     if problems.is_empty() { Ok(sources) } else { Err(problems) }
+}
+
+/// Parses an ISO 4217 code.
+pub(crate) fn currency_code(code: &str) -> Result<String, String> {
+    match code.len() == 3 && code.bytes().all(|byte| byte.is_ascii_alphabetic()) {
+        true => Ok(code.to_ascii_uppercase()),
+        false => Err(format!("`{code}` is no code of three letters, such as EUR")),
+    }
 }
 
 /// Returns a path by which two spellings of a directory are compared, whether it exists or not.
@@ -116,6 +129,7 @@ mod tests {
             serving: None,
             synonyms: None,
             languages: Languages::default(),
+            currency: None,
             workers: Some(3),
         }
     }
@@ -139,6 +153,7 @@ mod tests {
             data = "./data"
             workers = 0
             languages = "xx"
+            currency = "euro"
             [catalogs.two]
             bundle = "b"
             store = "s"
@@ -152,6 +167,7 @@ mod tests {
             "catalogs.no spaces.data: `./data` is the data directory of `default` too",
             "catalogs.no spaces.workers: is 0; it must be within 1 and 1024",
             "catalogs.no spaces.languages: ",
+            "catalogs.no spaces.currency: `euro` is no code of three letters",
             "catalogs.two: needs either `bundle` or `store`",
             "catalogs.two.data: `x` is the data directory of `default` too",
         ] {

@@ -1,7 +1,7 @@
 //! `lodestone serve`
 use super::{
     LibraryArgs,
-    catalogs::{self, CatalogSource},
+    catalogs::{self, CatalogSource, currency_code},
     exit::Exit,
     listen::ListenAddresses,
     numbers::within,
@@ -114,6 +114,10 @@ pub(crate) struct ServeArgs {
     /// pt, ro, ru, sv, tr, separated by commas; see docs/search.md.
     #[arg(long, value_name = "LIST", env = "LODESTONE_LANGUAGES", default_value = "en")]
     languages: Languages,
+    /// The currency in which requests compare prices, such as EUR, in a catalogue with prices in several, if neither the
+    /// viewer nor the filter chooses one. Without it such requests are refused. See docs/places.md.
+    #[arg(long, value_name = "CODE", env = "LODESTONE_CURRENCY", value_parser = currency_code)]
+    currency: Option<String>,
     /// Number of different users that must have searched for a text before others see it as a completion, 1 to 100.
     #[arg(long, value_name = "N", env = "LODESTONE_COMPLETION_USERS_MIN",
           default_value_t = lodestone_state::COMPLETION_USERS_MIN)]
@@ -256,6 +260,7 @@ fn catalog_sources(args: &ServeArgs) -> anyhow::Result<Vec<CatalogSource>> {
         serving: args.serving.clone(),
         synonyms: args.synonyms.clone(),
         languages: args.languages.clone(),
+        currency: args.currency.clone(),
         workers: args.workers,
     };
     let named = args.catalogs.as_deref().map(|path| catalogs::read(path, &default)).transpose()?;
@@ -287,7 +292,8 @@ fn engine_config(args: &ServeArgs, source: &CatalogSource) -> anyhow::Result<Eng
     };
     let share = answers_share.unwrap_or(if serving.varies() { 1.0 } else { AnswerLogConfig::default().share });
     let answers = AnswerLogConfig { share, days_max: args.answers_days, bytes_max: args.answers_bytes };
-    Ok(EngineConfig { serving: Arc::new(serving), answers, ..EngineConfig::default() })
+    let currency = source.currency.clone();
+    Ok(EngineConfig { serving: Arc::new(serving), answers, currency, ..EngineConfig::default() })
 }
 
 fn open_engine(args: &ServeArgs, source: &CatalogSource, config: EngineConfig, cores: usize) -> anyhow::Result<Engine> {

@@ -325,6 +325,30 @@ async fn the_most_specific_offer_applies_in_every_kind_of_answer() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_server_chooses_the_currency_of_requests_that_choose_none() {
+    let shop = Shop::new();
+    let server = GrpcServer::start(shop.open_in_currency("GBP")).await;
+    let channel = &server.channel;
+    let none = Vec::new;
+    // Without a code, and in one currency only, nothing is chosen.
+    upsert(channel, vec![item("bare", Some(2), "", none()), item("cup", Some(4), "GBP", none())]).await;
+    let (anywhere, few) = (key("", "", "", ""), "tags = \"few\"");
+    let by_price = async |of: &proto::OfferKey| names(&shown(channel, &request(of, few, "price", 10)).await).join(" ");
+    assert_eq!(by_price(&anywhere).await, "bare cup");
+    upsert(channel, vec![item("jug", Some(3), "EUR", none()), item("urn", Some(7), "GBP", none())]).await;
+    assert!(by_price(&anywhere).await.starts_with("cup urn "), "items without a price in the currency are last");
+    let below = request(&anywhere, &format!("{few} AND price < 5"), "", 10);
+    assert_eq!(names(&shown(channel, &below).await), ["cup"]);
+    assert!(by_price(&key("", "", "", "EUR")).await.starts_with("jug "), "a viewer chooses another one");
+    let chosen = request(&anywhere, &format!("{few} AND currency = \"EUR\""), "price", 10);
+    assert_eq!(names(&shown(channel, &chosen).await), ["jug"]);
+    // A request that compares no prices shows each item at its own price.
+    let own = shown(channel, &request(&anywhere, few, "title", 10)).await;
+    assert!(own.contains(&("jug".to_owned(), Some(3), None)), "{own:?}");
+    server.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn prices_in_several_currencies_are_compared_only_within_one() {
     let shop = Shop::new();
     let server = GrpcServer::start(shop.open(HealthBounds::default())).await;

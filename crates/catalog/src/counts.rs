@@ -10,13 +10,12 @@ use lodestone_core::{
     bits,
     ids::{ItemId, Row},
 };
-use std::{
-    cmp::Reverse,
-    collections::{BTreeMap, BTreeSet},
-};
+use std::{cmp::Reverse, collections::BTreeMap};
 
 /// Rows whose spelling of a text is compared.
 const SPELLING_ROWS: usize = 50;
+/// Rows whose attributes are counted.
+const ATTRIBUTE_ROWS: usize = 512;
 const WORDS: usize = BLOCK_ROWS / 64;
 
 /// How often the values of a field occur.
@@ -131,9 +130,18 @@ impl Catalog {
         counts
     }
 
-    /// Returns the names of the attributes that rows in a bit set may have.
-    pub fn attribute_names(&self, among: &[u64]) -> BTreeSet<&str> {
-        masks(among).flat_map(|(block, _)| self.columns(block).attribute_names()).collect()
+    /// Returns the attributes of rows in a bit set, that of the most rows first, at most `count`. Of many rows, about
+    /// [`ATTRIBUTE_ROWS`] at equal distances decide.
+    pub fn frequent_attributes(&self, among: &[u64], count: usize) -> Vec<&str> {
+        let distance = bits::count(among, among.len() * 64).div_ceil(ATTRIBUTE_ROWS).max(1);
+        let mut counts: AHashMap<&str, usize> = AHashMap::new();
+        for row in bits::ones(among, 0).step_by(distance) {
+            let attributes = self.own(Row(row as u32)).item.attributes.keys();
+            attributes.for_each(|name| *counts.entry(name).or_default() += 1);
+        }
+        let mut names: Vec<(&str, usize)> = counts.into_iter().collect();
+        names.sort_unstable_by_key(|(name, rows)| (Reverse(*rows), *name));
+        names.into_iter().take(count).map(|(name, _)| name).collect()
     }
 
     /// Returns the spelling that most of the first items in a bit set use for a text of a field; the normal form if

@@ -55,6 +55,9 @@ pub struct EngineConfig {
     pub serving: Arc<Serving>,
     pub answers: AnswerLogConfig,
     pub slates: SlateCacheConfig,
+    /// The currency in which a request compares prices in several currencies, if neither its viewer nor its filter chooses
+    /// one. None: such a request is refused.
+    pub currency: Option<String>,
 }
 
 impl Default for EngineConfig {
@@ -63,6 +66,7 @@ impl Default for EngineConfig {
             serving: Arc::new(Serving::of(ServingConfig::default())),
             answers: AnswerLogConfig::default(),
             slates: SlateCacheConfig::default(),
+            currency: None,
         }
     }
 }
@@ -75,6 +79,8 @@ pub struct Engine {
     pub(crate) rollout: Rollout,
     pub(crate) workers: PipelineWorkers,
     pub(crate) writer: Writer<Embedded>,
+    /// See [`EngineConfig::currency`].
+    pub(crate) currency: Option<String>,
     /// The serving file.
     pub(crate) serving: Arc<Serving>,
     pub(crate) serving_cache: ArcSwap<ServingCache>,
@@ -378,11 +384,13 @@ impl Engine {
         Ok(answer)
     }
 
-    pub async fn suggest(&self, request: SuggestRequest, deadline: Instant) -> Result<SuggestAnswer, EngineError> {
+    pub async fn suggest(&self, mut request: SuggestRequest, deadline: Instant) -> Result<SuggestAnswer, EngineError> {
         let compares_prices = request.filter.as_ref().is_some_and(|filter| filter.has_any(Field::is_price));
         let price_field = compares_prices.then_some(PriceField::Filter);
         let (viewer, filter) = (&request.viewer, request.filter.as_ref());
-        self.check_viewer_currencies(viewer, price_field, filter, BTreeSet::new(), deadline).await?;
+        if let Some(currency) = self.compared_currency(viewer, price_field, filter, BTreeSet::new(), deadline).await? {
+            request.viewer.offers.currency = currency.into();
+        }
         let plan = self.serving().plan_of_suggestions(&request.options.serving_config)?;
         let id = Uuid::now_v7().into_bytes();
         let planned = PlannedSuggest { answer_id: id, plan, logging: self.logging_of(&id), request };
@@ -512,9 +520,8 @@ impl Engine {
     pub async fn check(&self, request: RankingRequest, deadline: Instant) -> Result<(), EngineError> {
         self.check_serving_config(&request.options().serving_config)?;
         self.check_facets(&request)?;
-        let currencies = self.sent_currencies(&request);
-        self.check_viewer_currencies(request.viewer(), request.price_field(), request.filter(), currencies, deadline)
-            .await?;
+        let sent = self.sent_currencies(&request);
+        self.compared_currency(request.viewer(), request.price_field(), request.filter(), sent, deadline).await?;
         match request {
             RankingRequest::Search(SearchRequest { fallback: Some(fallback), .. }) => {
                 Box::pin(self.check(RankingRequest::Recommend(*fallback), deadline)).await
@@ -524,7 +531,12 @@ impl Engine {
     }
 
     /// Runs a request and returns its first page.
-    async fn first_page(&self, request: RankingRequest, page: &Page, deadline: Instant) -> Result<Answer, EngineError> {
+    async fn first_page(
+        &self,
+        mut request: RankingRequest,
+        page: &Page,
+        deadline: Instant,
+    ) -> Result<Answer, EngineError> {
         let version = request.options().log_position;
         let bytes_max = match request {
             // Not paged: a caller expects all of its candidates.
@@ -532,9 +544,11 @@ impl Engine {
             RankingRequest::Search(_) | RankingRequest::Recommend(_) => RESULTS_BYTES_MAX,
         };
         self.check_facets(&request)?;
-        let currencies = self.sent_currencies(&request);
-        self.check_viewer_currencies(request.viewer(), request.price_field(), request.filter(), currencies, deadline)
-            .await?;
+        let sent = self.sent_currencies(&request);
+        let (viewer, price_field, filter) = (request.viewer(), request.price_field(), request.filter());
+        if let Some(currency) = self.compared_currency(viewer, price_field, filter, sent, deadline).await? {
+            request.viewer_mut().offers.currency = currency.into();
+        }
         let planned = self.plan(request)?;
         self.wait_for_position(version, deadline).await?;
         let position = self.writer.position();
@@ -564,20 +578,20 @@ impl Engine {
         priced.map(|item| item.currency.to_uppercase()).collect()
     }
 
-    /// Returns an error if a field of a request compares prices and the prices that the viewer sees are in several
-    /// currencies, of which neither the viewer nor the filter chooses one. `sent` are the currencies of the items that the
-    /// request has.
-    async fn check_viewer_currencies(
+    /// Returns the configured currency if a field of a request compares prices and the prices that the viewer sees are in
+    /// several currencies, of which neither the viewer nor the filter chooses one. Without a configured one this is an
+    /// error. `sent` are the currencies of the items that the request has.
+    async fn compared_currency(
         &self,
         viewer: &Viewer,
         price_field: Option<PriceField>,
         filter: Option<&Filter>,
         sent: BTreeSet<String>,
         deadline: Instant,
-    ) -> Result<(), EngineError> {
-        let Some(field) = price_field else { return Ok(()) };
+    ) -> Result<Option<&str>, EngineError> {
+        let Some(field) = price_field else { return Ok(None) };
         if !viewer.offers.currency.is_empty() || filter.is_some_and(Filter::selects_one_currency) {
-            return Ok(());
+            return Ok(None);
         }
         let loaded = self.generations.routes().of(&viewer.user).clone();
         let catalog = self.catalog_now(&loaded, deadline).await?;
@@ -595,9 +609,10 @@ impl Engine {
             }
         };
         let currencies: BTreeSet<String> = known.into_iter().chain(sent).collect();
-        match currencies.len() {
-            0 | 1 => Ok(()),
-            _ => {
+        match (currencies.len(), &self.currency) {
+            (0 | 1, _) => Ok(None),
+            (_, Some(currency)) => Ok(Some(currency)),
+            (_, None) => {
                 let currencies = currencies.into_iter().collect();
                 Err(EngineError::MixedCurrencies { field, currencies, has_viewer: true })
             }

@@ -163,7 +163,10 @@ fn conflict_text(name: &str, kind: AttributeKind, conflicts: &AttributeConflicts
 
 fn choose_currency(has_viewer: bool) -> &'static str {
     match has_viewer {
-        true => "choose one by viewer.currency_code, or by a condition such as `currency = \"EUR\"` in the filter",
+        true => {
+            "choose one by viewer.currency_code, by a condition such as `currency = \"EUR\"` in the filter, or for all \
+             requests by `lodestone serve --currency`"
+        }
         false => "choose one by a condition such as `currency = \"EUR\"`",
     }
 }

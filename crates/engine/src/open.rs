@@ -186,6 +186,7 @@ pub fn open(options: OpenOptions) -> Result<Engine, OpenError> {
         workers,
         writer,
         serving_cache: ArcSwap::from_pointee(ServingCache::new(&options.config.serving, rules)),
+        currency: options.config.currency,
         serving: options.config.serving,
         answers: Arc::new(answers),
         log_id: tokens.log_id(),

@@ -15,6 +15,12 @@ pub const FACET_BOUNDS_MAX: usize = 50;
 const RANGE_COUNT: usize = 5;
 /// Number of items by which facets are chosen.
 const CHOICE_SAMPLE: usize = 4096;
+/// Number of attributes among which facets are chosen: those that most items have. None of the others covers more items,
+/// so that hardly one would be chosen.
+const CHOICE_ATTRIBUTES: usize = 64;
+/// Factor of the score of an attribute with numbers. Their ranges, which are computed so that each has as many items, split
+/// items best of all, but say less to a shopper than words: `Silver` is a choice, and `0.35 to 0.8` hardly one.
+const NUMBER_SHARE: f64 = 0.5;
 /// Maximum number of numbers from which bounds are computed.
 const BOUNDS_SAMPLE: usize = 8192;
 
@@ -159,7 +165,7 @@ pub fn choose(
     let distance = bits::count(among, among.len() * 64).div_ceil(CHOICE_SAMPLE).max(1);
     let sample = bits::of(bits::ones(among, 0).step_by(distance), among.len() * 64);
     let item_count = products::count(catalog, &sample, one_per_group);
-    let names = catalog.attribute_names(&sample).into_iter().filter(|name| !refused(name));
+    let names = catalog.frequent_attributes(&sample, CHOICE_ATTRIBUTES).into_iter().filter(|name| !refused(name));
     let attributes = names.map(|name| Field::Attribute(name.to_owned()));
     let fields = [Field::CategoryPath, Field::Brand, Field::Price].into_iter().chain(attributes);
     // Prices in several currencies are no ranges.
@@ -173,7 +179,10 @@ pub fn choose(
             if spec.field == Field::CategoryPath {
                 parent.clone_into(&mut spec.parent);
             }
-            (split(&self::count(catalog, &spec, &sample, one_per_group), item_count as u64), spec)
+            let facet = self::count(catalog, &spec, &sample, one_per_group);
+            let has_ranges = facet.values.iter().any(|value| matches!(value.key, FacetKey::Range(..)));
+            let share = if has_ranges && spec.field != Field::Price { NUMBER_SHARE } else { 1.0 };
+            (share * split(&facet, item_count as u64), spec)
         })
         .filter(|(score, _)| *score > 0.0)
         .collect();
@@ -368,8 +377,8 @@ mod tests {
             let specs = choose(&catalog, catalog.alive(), known, |_| false, count, "", false);
             specs.into_iter().map(|spec| spec.field.to_string()).collect::<Vec<_>>()
         };
-        assert_eq!(chosen(&[], 9), ["attributes.weight", "attributes.color", "brand", "attributes.rare"]);
-        assert_eq!(chosen(&[spec("attributes.color")], 2), ["attributes.weight", "brand"]);
+        assert_eq!(chosen(&[], 9), ["attributes.color", "brand", "attributes.weight", "attributes.rare"]);
+        assert_eq!(chosen(&[spec("attributes.color")], 2), ["brand", "attributes.weight"]);
         let refused = choose(&catalog, catalog.alive(), &[], |name| name == "weight", 9, "", false);
         assert!(refused.iter().all(|spec| spec.field != Field::Attribute("weight".to_owned())) && refused.len() == 3);
         assert!(choose(&catalog, &[], &[], |_| false, 5, "", false).is_empty());

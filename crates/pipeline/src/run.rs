@@ -232,6 +232,14 @@ impl RankingRequest {
         }
     }
 
+    pub fn viewer_mut(&mut self) -> &mut Viewer {
+        match self {
+            Self::Search(request) => &mut request.viewer,
+            Self::Recommend(request) => &mut request.viewer,
+            Self::Rank(request) => &mut request.viewer,
+        }
+    }
+
     pub fn options(&self) -> &Options {
         match self {
             Self::Search(request) => &request.options,

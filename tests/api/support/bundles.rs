@@ -168,10 +168,16 @@ impl Shop {
         self.try_open_serving(HealthBounds::default(), serving).unwrap()
     }
 
+    /// Opens an engine that compares prices in a currency if a request chooses none.
+    pub(crate) fn open_in_currency(&self, code: &str) -> Engine {
+        let serving = Serving::of(ServingConfig::default());
+        self.try_open_at(&self.data_path(), HealthBounds::default(), serving, Some(code)).unwrap()
+    }
+
     /// Opens an engine of another catalogue, whose data is in a directory of this name.
     pub(crate) fn try_open_catalog(&self, name: &str) -> Result<Engine, OpenError> {
         let serving = Serving::of(ServingConfig::default());
-        self.try_open_at(&self.catalog_path(name), HealthBounds::default(), serving)
+        self.try_open_at(&self.catalog_path(name), HealthBounds::default(), serving, None)
     }
 
     fn try_open(&self, bounds: HealthBounds) -> Result<Engine, OpenError> {
@@ -180,10 +186,16 @@ impl Shop {
 
     /// Opens an engine with serving configurations, or returns the reason why it cannot be opened.
     pub(crate) fn try_open_serving(&self, bounds: HealthBounds, serving: Serving) -> Result<Engine, OpenError> {
-        self.try_open_at(&self.data_path(), bounds, serving)
+        self.try_open_at(&self.data_path(), bounds, serving, None)
     }
 
-    fn try_open_at(&self, data: &Path, bounds: HealthBounds, serving: Serving) -> Result<Engine, OpenError> {
+    fn try_open_at(
+        &self,
+        data: &Path,
+        bounds: HealthBounds,
+        serving: Serving,
+        currency: Option<&str>,
+    ) -> Result<Engine, OpenError> {
         open(OpenOptions {
             bundle: BundleSource::Store(self.store()),
             data,
@@ -201,6 +213,7 @@ impl Shop {
             config: EngineConfig {
                 serving: Arc::new(serving),
                 answers: AnswerLogConfig { share: 1.0, ..AnswerLogConfig::default() },
+                currency: currency.map(str::to_owned),
                 ..EngineConfig::default()
             },
             rollout: RolloutConfig { watch: WATCH, kept_max: 1, bounds },

@@ -742,11 +742,6 @@ impl Columns {
         })
     }
 
-    /// Returns the names of the attributes of the items.
-    pub(crate) fn attribute_names(&self) -> impl Iterator<Item = &str> {
-        self.attributes.keys().map(|name| &**name)
-    }
-
     /// Returns the attributes of the items, and for each kind the items that have a value of it.
     pub(crate) fn attribute_kinds(&self) -> impl Iterator<Item = (&str, [Mask; AttributeKind::ALL.len()])> {
         self.attributes.iter().map(|(name, column)| (&**name, AttributeKind::ALL.map(|kind| column.of_kind(kind))))
