@@ -1,4 +1,4 @@
-"""Imports feeds and event exports in the formats that shops have, pushes a feed to a server, and runs docs/feeds.md.
+"""Imports feeds and event exports in the formats that shops have, pushes feeds to a server, and runs docs/feeds.md.
 
 Usage: feeds.py LODESTONE GRPCURL BUNDLE. Needs ORT_DYLIB_PATH. Prints each check; exits with 1 if one is wrong.
 """
@@ -213,6 +213,39 @@ def push(work, server):
     refused(["--allow-shrink", "--delete-missing"], *command, "--allow-shrink")
 
 
+def push_inventory(work, server):
+    """Stock and prices of stores reach a server as offers, and the newest value of each wins."""
+    file = work / "stores.tsv"
+    command = ["items", "push-inventory", "--mapping", "google-local-inventory", "--inventory", file, "--address", server.address]
+    file.write_text("store_code\tid\tquantity\tprice\tsale_price\tavailability\n"
+                    "leeds\tm1\t4\t6.00 EUR\t5.00 EUR\tin_stock\n"
+                    "york\tm1\t\t\t\tout_of_stock\n"
+                    "york\tnone\t3\t\t\tin_stock\n"
+                    "york\tm2\tmany\t\t\tin_stock\n")
+
+    def offers():
+        found = server.call("GetItem", {"item_id": "m1"})["item"].get("offers", [])
+        return {(offer["key"]["placeId"], offer["key"].get("currencyCode", "")): offer for offer in found}
+
+    found = report(*command, "--dry-run")
+    check((found["entry_count"], found["feed"]["kept_count"], offers()) == (4, 3, {}), "--dry-run writes nothing", found)
+    found = report(*command, "--items-time", "2h")
+    check((found["updated_count"], found["unknown_count"], found["rejected_count"]) == (3, 1, 0), "offers are written", found)
+    check(found["feed"]["dropped"]["not a number"]["count"] == 1, "a bad row is counted", found)
+    written = offers()
+    check(written["leeds", ""]["stockQuantity"] == "4" and written["york", ""]["stockQuantity"] == "0", "stock of stores", written)
+    priced = written["leeds", "EUR"]
+    check((priced["priceMicros"], priced["salePriceMicros"]) == ("6000000", "5000000"), "price and sale of a store", written)
+    server.call("SetInventory", {"inventories": [{"item_id": "m1", "offer_key": {"place_id": "leeds"}, "stock_quantity": 9}]})
+    file.write_text("store_code\tid\tquantity\tprice\tsale_price\nleeds\tm1\t1\t6.00 EUR\t\n")
+    found = report(*command, "--items-time", "1h")
+    check((found["updated_count"], found["stale_count"]) == (1, 1), "a stock that was written after the feed stays", found)
+    written = offers()
+    check(written["leeds", ""]["stockQuantity"] == "9" and "saleEndTime" in written["leeds", "EUR"], "a sale ends", written)
+    file.write_text("id\tquantity\nm1\t1\n")
+    refused(["stores.tsv", "`store_code`", "inventory.place"], *command)
+
+
 def document(work, server):
     """The bash blocks of docs/feeds.md, in order, with the address of this server."""
     blocks = re.findall(r"^```bash\n(.*?)^```$", DOCUMENT.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
@@ -235,6 +268,7 @@ with tempfile.TemporaryDirectory() as directory:
     try:
         document(work, server)
         push(work, server)
+        push_inventory(work, server)
     finally:
         server.stop()
 print(f"feeds: {len(wrong)} wrong")

@@ -917,7 +917,7 @@ fn a_local_inventory_feed_has_stock_and_prices_of_stores() {
             (None, Some(feed)),
             // Without a price, nothing is said about a sale.
             (None, None),
-            (Some(feed), Some(ms("9999-12-31T00:00:00Z"))),
+            (Some(feed), Some(ms("9999-12-30T00:00:00Z"))),
         ]
     );
     assert_eq!((report.row_count, report.kept_count, report.place_count, report.time_ms), (4, 4, 2, feed));

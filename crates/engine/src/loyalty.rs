@@ -228,3 +228,26 @@ impl Engine {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn kept_snapshots_are_found_while_another_one_is_made() {
+        let snapshots = AtRiskSnapshots::default();
+        let snapshot = |id: u64| AtRiskSnapshot {
+            id,
+            generation: Arc::from("a"),
+            currency: String::new(),
+            horizon_days: 0,
+            at: UnixMillis(0),
+            made: Instant::now(),
+            users: Vec::new(),
+        };
+        (0..SNAPSHOTS_MAX as u64 + 2).for_each(|id| snapshots.keep(Arc::new(snapshot(id))));
+        let _making = snapshots.making.clone().try_lock_owned().unwrap();
+        let found = (0..SNAPSHOTS_MAX as u64 + 2).filter(|id| snapshots.find(|known| known.id == *id).is_some());
+        assert_eq!(found.collect::<Vec<_>>(), [2, 3, 4, 5], "the latest ones");
+    }
+}

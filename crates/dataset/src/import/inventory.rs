@@ -44,8 +44,8 @@ enum Field {
     Currency,
 }
 
-/// The end of a sale that the file does not end: 9999-12-31.
-const NEVER: UnixMillis = UnixMillis(253_402_214_400_000);
+/// The end of a sale that the file does not end: 9999-12-30.
+const NEVER: UnixMillis = UnixMillis(253_402_128_000_000);
 
 struct InventoryReader<'a> {
     mapping: &'a Mapping,
