@@ -861,6 +861,6 @@ mod tests {
         let error = Change::decode(77, &bytes).unwrap_err();
         assert!(matches!(error, LogError::Corrupt { position: 77, .. }));
         let text = error.to_string();
-        assert!(text.contains("position 77") && text.contains("version 9") && text.contains("version 5"), "{text}");
+        assert!(text.contains("position 77") && text.contains("version 9") && text.contains("version 6"), "{text}");
     }
 }

@@ -502,6 +502,7 @@ mod tests {
         metrics.degraded("QUERY_RELAXED");
         metrics.wrote("accepted", 1);
         metrics.answer_logged("logged", 1);
+        metrics.shown_completions(1);
         metrics.experimented("experiment", "arm");
         metrics.applied_rule("rule");
         metrics.configured("default");

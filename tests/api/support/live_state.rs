@@ -119,6 +119,7 @@ pub(crate) fn view(state: &LiveState, recent: &Deduper, ids: usize) -> String {
     let rules: Vec<_> = (rules.rules.values().map(|rule| format!("{:?}", rule.rule)))
         .chain(rules.synonym_sets.values().map(|set| format!("{:?}", set.set)))
         .chain(rules.serving_configs.values().map(|config| format!("{:?}", config.config)))
+        .chain(rules.attributes.values().map(|attribute| format!("{:?}", attribute.declaration)))
         .collect();
     let known = (0..ids).filter(|id| recent.contains(&EventId::parse(&format!("e{id}")).unwrap())).count();
     format!("{histories:#?} {top:?} {queries:?} {items:?} {rules:?} {known} {}", state.applied_position())

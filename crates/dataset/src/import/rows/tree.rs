@@ -154,7 +154,12 @@ fn kind_of(value: &Value) -> ValueKind {
 fn select_in<'v>(value: &'v Value, rest: &str, out: &mut Vec<&'v Value>) {
     match (value, rest.strip_prefix('[')) {
         (_, None) if rest.is_empty() => out.push(value),
-        (Value::Object(object), None) => select(object, &rest[1..], out),
+        (Value::Object(object), None) => {
+            // Behind a `]` there may be anything.
+            if let Some(rest) = rest.strip_prefix('.') {
+                select(object, rest, out);
+            }
+        }
         (Value::Array(entries), None) => entries.iter().for_each(|entry| select_in(entry, rest, out)),
         (value, Some(selector)) => {
             let entries = value.as_array().map_or(std::slice::from_ref(value), Vec::as_slice);
