@@ -27,7 +27,11 @@ pub struct DatasetSlot {
     pub team: u32,
 }
 
-/// Reads the slots in file order.
+/// The kind of answers that suggest products while a user types.
+const SUGGEST: &str = "suggest";
+
+/// Reads the slots in file order, without those of suggestions: they explore nothing, and would take the outcomes of the page
+/// that the user chose from. A file without the column `kind` has none.
 pub fn read_slots(path: &Path) -> Result<Vec<DatasetSlot>, DatasetError> {
     let mut slots = Vec::new();
     columns::read(path, |columns| {
@@ -37,7 +41,11 @@ pub fn read_slots(path: &Path) -> Result<Vec<DatasetSlot>, DatasetError> {
         let (times, numbers) = (columns.integers("time_ms")?, columns.integers("slot")?);
         let (organic, teams) = (columns.integers("organic_slot")?, columns.integers("team")?);
         let (propensities, pinned) = (columns.numbers("propensity")?, columns.flags("is_pinned")?);
+        let kinds = if columns.has("kind") { Some(columns.texts("kind")?) } else { None };
         for row in 0..columns.len() {
+            if kinds.is_some_and(|kinds| kinds.value(row) == SUGGEST) {
+                continue;
+            }
             let small = |column: &'static str, number: i64| {
                 u32::try_from(number).map_err(|_| columns.bad(row, column, format!("{number} is out of range")))
             };

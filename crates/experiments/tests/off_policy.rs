@@ -339,6 +339,11 @@ fn explored(directory: &Path, answers: usize, experiment: &str) -> Vec<Outcome> 
 }
 
 fn write_slots(path: &Path, rows: &[(usize, usize, usize)], experiment: &str) {
+    // A suggestion with the same items, which no estimate reads.
+    let suggested: Vec<(usize, usize, usize)> = rows.iter().take(2).map(|row| (row.0 + 1_000_000, 0, row.2)).collect();
+    let count = rows.len();
+    let rows = &[rows, &suggested].concat()[..];
+    let kinds = (0..rows.len()).map(|at| Some(if at < count { "search" } else { "suggest" }));
     fn texts(rows: &[(usize, usize, usize)], of: impl Fn(&(usize, usize, usize)) -> String) -> ArrayRef {
         Arc::new(rows.iter().map(|row| Some(of(row))).collect::<StringArray>())
     }
@@ -347,6 +352,7 @@ fn write_slots(path: &Path, rows: &[(usize, usize, usize)], experiment: &str) {
     };
     let propensity = |row: &(usize, usize, usize)| Some(if row.1 == row.2 { 0.7 } else { 0.1 });
     let columns: Vec<(&str, ArrayRef)> = vec![
+        ("kind", Arc::new(kinds.collect::<StringArray>())),
         ("answer_id", texts(rows, |row| row.0.to_string())),
         ("user", texts(rows, |row| format!("u:{}", row.0 / 2))),
         ("session", texts(rows, |row| format!("s{}", row.0 % 2))),

@@ -9,7 +9,7 @@ use ahash::AHashMap;
 use lodestone_core::units::UnixMillis;
 use lodestone_dataset::DatasetSlot;
 use lodestone_pipeline::{
-    answers::{AnswerLogError, AnswerRecord, for_each_record},
+    answers::{AnswerKind, AnswerLogError, AnswerRecord, for_each_record},
     serving::ServingConfig,
 };
 use serde::Serialize;
@@ -75,16 +75,22 @@ impl EvaluatedSlots {
 const PROPENSITY_SAMPLES: usize = 200;
 
 /// Reads the records of a server (`DATA/answers`) and evaluates the order of a serving configuration; see
-/// [`AnswerRecord::page_of`]. Each damaged block of the files counts as one excluded answer.
+/// [`AnswerRecord::page_of`]. Leaves out suggestions. Each damaged block of the files counts as one excluded answer.
 pub fn answers_under(config: &ServingConfig, directory: &Path) -> Result<EvaluatedSlots, AnswerLogError> {
     let mut evaluated =
         EvaluatedSlots { target: format!("serving configuration {}", config.name), ..EvaluatedSlots::default() };
-    let lost = for_each_record(directory, UnixMillis(0), |record| match slots_under(config, &record) {
-        Some((slots, is_same)) => {
-            evaluated.slots.extend(slots);
-            evaluated.is_same.extend(is_same);
+    let lost = for_each_record(directory, UnixMillis(0), |record| {
+        // Suggestions explore nothing, and would take the outcomes of the page that the user chose from.
+        if record.kind() == AnswerKind::Suggest {
+            return;
         }
-        None => evaluated.left_out += 1,
+        match slots_under(config, &record) {
+            Some((slots, is_same)) => {
+                evaluated.slots.extend(slots);
+                evaluated.is_same.extend(is_same);
+            }
+            None => evaluated.left_out += 1,
+        }
     })?;
     evaluated.left_out += lost.damaged_blocks;
     Ok(evaluated)
