@@ -12,7 +12,6 @@
 //! relevance, with `max(r, 0)` as gains; then bisection finds a smaller one that fits. The loss is no monotone function of
 //! the share, so that the found share is one that fits and not always the largest.
 use lodestone_rules::{Objective, RankingObjectives};
-use std::cmp::Ordering;
 
 /// The limit of the loss of a configuration that sets none.
 const NDCG_LOSS_DEFAULT: f32 = 0.05;
@@ -144,15 +143,20 @@ pub fn blend(relevance: Vec<f32>, input: &BlendInput) -> Blend {
     }
     let mut page = Page::new(&relevance, &slopes, input.tiers, input.slots);
     let ideal = page.gain(0.0);
-    let mut loss = |share: f32| if ideal > 0.0 { (1.0 - page.gain(share) / ideal).max(0.0) } else { 0.0 };
+    let least = page.least();
+    let loss = |page: &mut Page, share: f32| match ideal > 0.0 {
+        true => (1.0 - page.gain(share) / ideal).max(0.0),
+        false => 0.0,
+    };
     let limit = input.mix.ndcg_loss_max;
-    let (mut share, mut ndcg_loss) = (1.0, loss(1.0));
+    let (mut share, mut ndcg_loss) = (1.0, loss(&mut page, 1.0));
     if ndcg_loss > limit {
+        page.prune([least, page.least()]);
         let mut above = 1.0;
         (share, ndcg_loss) = (0.0, 0.0);
         for _ in 0..STEPS {
             let middle = 0.5 * (share + above);
-            match loss(middle) {
+            match loss(&mut page, middle) {
                 fits if fits <= limit => (share, ndcg_loss) = (middle, fits),
                 _ => above = middle,
             }
@@ -190,44 +194,92 @@ impl BlendInput<'_> {
     }
 }
 
-/// Computes the gain of the first page by share. Allocates once.
+/// Computes the gain of the first page by share.
 struct Page<'a> {
     relevance: &'a [f32],
     slopes: &'a [f32],
     tiers: &'a [u8],
     /// `1 / log2(1 + rank)` by slot.
     discounts: Vec<f32>,
-    /// The first candidates, best first.
-    first: Vec<(f32, u32)>,
+    /// The candidates that can be on the page, ascending.
+    candidates: Vec<u32>,
+    /// The page: keys of scores and candidates, best first.
+    first: Vec<(i32, u32)>,
+}
+
+/// Returns a number with the order of [`f32::total_cmp`].
+fn key(score: f32) -> i32 {
+    let bits = score.to_bits() as i32;
+    bits ^ (((bits >> 31) as u32) >> 1) as i32
 }
 
 impl<'a> Page<'a> {
     fn new(relevance: &'a [f32], slopes: &'a [f32], tiers: &'a [u8], slots: usize) -> Self {
         let count = slots.clamp(1, relevance.len().max(1));
         let discounts = (0..count).map(|slot| 1.0 / (slot as f32 + 2.0).log2()).collect();
-        Self { relevance, slopes, tiers, discounts, first: Vec::with_capacity(count + 1) }
+        let candidates = (0..relevance.len() as u32).collect();
+        Self { relevance, slopes, tiers, discounts, candidates, first: Vec::with_capacity(count + 1) }
+    }
+
+    /// The score with its tier, as the answer is sorted by it.
+    fn score(&self, at: u32, share: f32) -> f32 {
+        let at = at as usize;
+        let base = if share > 0.0 { self.relevance[at] + share * self.slopes[at] } else { self.relevance[at] };
+        base + self.tiers.get(at).map_or(0.0, |tier| f32::from(*tier))
     }
 
     /// Returns the discounted sum of the gains of the first page.
     fn gain(&mut self, share: f32) -> f32 {
         let count = self.discounts.len();
-        self.first.clear();
-        for (at, (relevance, slope)) in self.relevance.iter().zip(self.slopes).enumerate() {
-            let tier = self.tiers.get(at).map_or(0.0, |tier| f32::from(*tier));
-            let base = if share > 0.0 { relevance + share * slope } else { *relevance };
-            let score = base + tier;
-            if self.first.len() == count
-                && self.first.last().is_some_and(|(last, _)| last.total_cmp(&score) != Ordering::Less)
-            {
-                continue;
+        let mut first = std::mem::take(&mut self.first);
+        first.clear();
+        let mut last = i32::MIN;
+        for &at in &self.candidates {
+            let key = key(self.score(at, share));
+            if first.len() == count {
+                // Of equal scores the earlier candidate is first, as in the order of the answer.
+                if key <= last {
+                    continue;
+                }
+                first.pop();
             }
-            // Of equal scores the earlier candidate is first, as in the order of the answer.
-            let place = self.first.partition_point(|(before, _)| before.total_cmp(&score) != Ordering::Less);
-            self.first.insert(place, (score, at as u32));
-            self.first.truncate(count);
+            let mut place = first.len();
+            first.push((key, at));
+            while place > 0 && first[place - 1].0 < key {
+                first[place] = first[place - 1];
+                place -= 1;
+            }
+            first[place] = (key, at);
+            last = first[first.len() - 1].0;
         }
+        self.first = first;
         let gains = self.first.iter().map(|(_, at)| self.relevance[*at as usize].max(0.0));
         gains.zip(&self.discounts).map(|(gain, discount)| gain * discount).sum()
+    }
+
+    /// Returns the least scores of the candidates on the page, at the shares 0 and 1.
+    fn least(&self) -> [f32; 2] {
+        [0.0, 1.0].map(|share| {
+            let scores = self.first.iter().map(|(_, at)| self.score(*at, share));
+            scores.fold(f32::INFINITY, f32::min)
+        })
+    }
+
+    /// Keeps the candidates that can be on the page for some share. `least` are those of the pages of the shares 0 and 1.
+    ///
+    /// The least score of a page is a concave function of the share, and the score of a candidate a linear one. So a
+    /// candidate that is below a page at both ends is below as many candidates in between.
+    fn prune(&mut self, least: [[f32; 2]; 2]) {
+        let mut candidates = std::mem::take(&mut self.candidates);
+        candidates.retain(|at| {
+            let scores = [0.0, 1.0].map(|share| self.score(*at, share));
+            // The margin is beyond the rounding of a score.
+            let is_below = |least: &[f32; 2]| {
+                scores.iter().zip(least).all(|(score, least)| *score < least - 1e-6 * (least.abs() + 4.0))
+            };
+            !least.iter().any(is_below)
+        });
+        self.candidates = candidates;
     }
 }
 
@@ -291,7 +343,7 @@ mod tests {
             let (half, full) = (half[index] - relevance, full[index] - relevance);
             assert!((2.0 * half - full).abs() < 1e-6, "{half} {full}");
         }
-        assert_eq!(order(&full), [2, 0, 1]);
+        assert_eq!(order(&full), [2, 1, 0]);
     }
 
     #[test]
@@ -357,7 +409,7 @@ mod tests {
         let relevance: Vec<f32> = (0..250).map(number).collect();
         let heads: Vec<f32> = (0..750).map(|at| number(at + 7) * 0.3).collect();
         let facts = ObjectiveFacts { return_risk: Some(0.7), ..ObjectiveFacts::default() };
-        let mut times = [1.0, 0.02].map(|limit| {
+        let mut times = [1.0, 0.002].map(|limit| {
             let mix = mix(&[(Objective::Loyalty, 0.5)], limit);
             let input =
                 BlendInput { mix: &mix, facts: &facts, columns: columns(), heads: &heads, tiers: &[], slots: 20 };
