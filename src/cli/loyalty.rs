@@ -13,7 +13,8 @@ use lodestone_dataset::{Cells, format_day, into_events, read_history, write_tabl
 use lodestone_events::{Event, EventKind};
 use lodestone_experiments::plots::{self, Bar, BarGroup, Line, PAGE_STYLE, Scales, escape, section, wide};
 use lodestone_loyalty::{
-    CHANGE_DAYS, HorizonModel, HorizonScore, LoyaltyModel, LoyaltyScore, Segment, TrainedLoyalty, UserSummary, day_of,
+    AllocationLimits, CHANGE_DAYS, Candidate, HorizonModel, HorizonScore, LoyaltyModel, LoyaltyScore, Segment,
+    TrainedLoyalty, UserSummary, allocate, day_of,
 };
 use lodestone_pipeline::bundle::Bundle;
 use std::{
@@ -30,6 +31,7 @@ pub(crate) enum LoyaltyCommand {
     Score(ScoreArgs),
     Campaign(CampaignArgs),
     Report(ReportArgs),
+    Assign(AssignArgs),
 }
 
 #[derive(clap::Args)]
@@ -88,11 +90,46 @@ pub(crate) struct ReportArgs {
     format: FormatArgs,
 }
 
+/// Assigns incentives of a campaign to users under a budget and writes them as Parquet, a row per incentive.
+///
+/// Needs a bundle with an uplift model of the campaign. Only users whose expected gain is above 0 at the lower end of its
+/// interval receive one; the sum of the expected gains is as large as the budget and the limits allow. Prints the budget
+/// price for the campaign's `budget_price`. See docs/incentives.md.
+#[derive(clap::Args)]
+#[command(after_help = "\
+Example:
+  lodestone loyalty assign --data data --bundle bundle --campaign winter --budget 2000 --out assignment.parquet")]
+pub(crate) struct AssignArgs {
+    #[command(flatten)]
+    input: InputArgs,
+    /// The campaign of incentives.
+    #[arg(long, value_name = "ID")]
+    campaign: String,
+    /// Greatest sum of expected costs, in the currency's unit.
+    #[arg(long, value_name = "AMOUNT")]
+    budget: f64,
+    /// Greatest number of users who receive an incentive, such as shipping=100. May be repeated.
+    #[arg(long, value_name = "ID=N", value_parser = incentive_limit)]
+    limit: Vec<(String, usize)>,
+    /// The file of the assignment.
+    #[arg(long, value_name = "FILE", value_parser = new_file)]
+    out: PathBuf,
+    #[command(flatten)]
+    format: FormatArgs,
+}
+
+fn incentive_limit(text: &str) -> Result<(String, usize), String> {
+    let (id, count) = text.split_once('=').ok_or("is not of the form ID=N, such as shipping=100")?;
+    let count = count.parse().map_err(|_| format!("`{count}` is not a number of users"))?;
+    Ok((id.to_owned(), count))
+}
+
 pub(crate) fn run(command: &LoyaltyCommand) -> anyhow::Result<Exit> {
     match command {
         LoyaltyCommand::Score(args) => score(args),
         LoyaltyCommand::Campaign(args) => campaign(args),
         LoyaltyCommand::Report(args) => report(args),
+        LoyaltyCommand::Assign(args) => assign(args),
     }
 }
 
@@ -224,6 +261,103 @@ fn score(args: &ScoreArgs) -> anyhow::Result<Exit> {
     }
     write_table(&args.out, columns)?;
     args.format.print(&base.summary(&args.out))?;
+    Ok(Exit::Success)
+}
+
+/// An assignment of incentives.
+#[derive(serde::Serialize)]
+struct AssignmentSummary {
+    campaign: String,
+    /// The day at whose end the users are scored.
+    day: String,
+    users: usize,
+    /// Users with each incentive.
+    incentives: BTreeMap<String, usize>,
+    expected_gain: f64,
+    /// No assignment within the budget and the limits has a greater expected gain.
+    expected_gain_bound: f64,
+    duality_gap: f64,
+    expected_cost: f64,
+    budget_price: f64,
+    out: PathBuf,
+}
+
+impl fmt::Display for AssignmentSummary {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "campaign {}: {} users at the end of {}", self.campaign, self.users, self.day)?;
+        for (incentive, count) in &self.incentives {
+            writeln!(f, "{incentive:<24} {count:>9}")?;
+        }
+        writeln!(
+            f,
+            "expected gain {:.2}, at most {:.2} is possible (duality gap {:.2}); expected cost {:.2}; budget price {:.4}",
+            self.expected_gain, self.expected_gain_bound, self.duality_gap, self.expected_cost, self.budget_price
+        )?;
+        writeln!(f, "written to {}", self.out.display())
+    }
+}
+
+fn assign(args: &AssignArgs) -> anyhow::Result<Exit> {
+    const MICROS: f64 = 1e6;
+    let budget = args.budget;
+    ensure!(budget.is_finite() && budget >= 0.0, "--budget is {budget}; it must be 0 or more");
+    let base = Base::read(&args.input)?;
+    let known = base.model.campaign_uplift(&args.campaign);
+    let known = known.ok_or_else(|| {
+        let campaigns: Vec<&str> = base.model.uplift.iter().map(|of| of.campaign_id.as_str()).collect();
+        anyhow!("--campaign is {}; bundle {} has decisions of: {}", args.campaign, base.bundle, campaigns.join(", "))
+    })?;
+    let model =
+        known.model.as_ref().ok_or_else(|| anyhow!("no uplift model of {}: {}", args.campaign, known.reason))?;
+    let names: Vec<&str> = model.incentives().collect();
+    let mut limits = vec![None; names.len()];
+    for (id, count) in &args.limit {
+        let index = names.iter().position(|name| name == id);
+        let index = index.ok_or_else(|| anyhow!("--limit names {id}; the incentives are {}", names.join(", ")))?;
+        limits[index] = Some(*count);
+    }
+    let (mut candidates, mut effects) = (Vec::new(), Vec::new());
+    for (user, of) in base.users.iter().enumerate() {
+        let scored = base.model.incentive_effects(&args.campaign, &of.summary, base.day).unwrap_or_default();
+        for (incentive, (_, effect)) in scored.into_iter().enumerate() {
+            if effect.gain_lower_micros > 0.0 {
+                let (gain, cost) = (effect.gain_micros.value / MICROS, effect.cost_micros / MICROS);
+                candidates.push(Candidate { user, incentive, gain, cost });
+                effects.push(effect);
+            }
+        }
+    }
+    let limits = AllocationLimits { budget: Some(budget), incentives: limits, ..AllocationLimits::default() };
+    let found = allocate(&candidates, &limits);
+    let mut incentives: BTreeMap<String, usize> = names.iter().map(|name| ((*name).to_owned(), 0)).collect();
+    for at in &found.chosen {
+        *incentives.entry(names[candidates[*at].incentive].to_owned()).or_default() += 1;
+    }
+    let texts = |of: &dyn Fn(usize) -> String| Cells::Texts(found.chosen.iter().map(|at| of(*at)).collect());
+    let numbers = |of: &dyn Fn(usize) -> f64| Cells::Numbers(found.chosen.iter().map(|at| Some(of(*at))).collect());
+    let user = |at: usize| base.users[candidates[at].user].user.signed_in_id().unwrap_or_default().to_owned();
+    let columns = [
+        ("user_id", texts(&user)),
+        ("incentive_id", texts(&|at| names[candidates[at].incentive].to_owned())),
+        ("gain", numbers(&|at| effects[at].gain_micros.value / MICROS)),
+        ("gain_low", numbers(&|at| effects[at].gain_micros.low / MICROS)),
+        ("gain_high", numbers(&|at| effects[at].gain_micros.high / MICROS)),
+        ("purchase_probability_change", numbers(&|at| effects[at].purchase.value)),
+        ("expected_cost", numbers(&|at| effects[at].cost_micros / MICROS)),
+    ];
+    write_table(&args.out, columns.into_iter().map(|(name, cells)| (name.to_owned(), cells)).collect())?;
+    args.format.print(&AssignmentSummary {
+        campaign: args.campaign.clone(),
+        day: format_day(base.day.into()),
+        users: base.users.len(),
+        incentives,
+        expected_gain: found.gain,
+        expected_gain_bound: found.gain_bound,
+        duality_gap: found.duality_gap,
+        expected_cost: found.cost,
+        budget_price: found.budget_price,
+        out: args.out.clone(),
+    })?;
     Ok(Exit::Success)
 }
 

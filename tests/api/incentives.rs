@@ -447,8 +447,8 @@ async fn a_targeted_campaign_gives_what_gains_and_says_how_many_observations_are
         ..campaign("c")
     };
     create(&server, targeted.clone()).await.unwrap();
-    create(&server, proto::IncentiveCampaign { campaign_id: "new".to_owned(), ..targeted }).await.unwrap();
-    introduce(&server, (0..40).map(|user| format!("u{user}"))).await;
+    create(&server, proto::IncentiveCampaign { campaign_id: "new".to_owned(), ..targeted.clone() }).await.unwrap();
+    introduce(&server, (0..50).map(|user| format!("u{user}"))).await;
     let answer = decide(&server, request("c", "d", "u1")).await.unwrap();
     assert_eq!(reason_of(&answer), IncentiveReason::NoModel, "{answer:?}");
     assert!(answer.explanation.contains("randomised pilot"), "{}", answer.explanation);
@@ -477,6 +477,12 @@ async fn a_targeted_campaign_gives_what_gains_and_says_how_many_observations_are
         }
     }
     assert!(reasons["INCENTIVE_REASON_GAIN"] > 10 && reasons.contains_key("INCENTIVE_REASON_HOLDOUT"), "{reasons:?}");
+    // A price above every gain per cost reserves the budget for nobody.
+    update(&server, proto::IncentiveCampaign { budget_price: 1000.0, ..targeted }).await.unwrap();
+    for user in 40..50 {
+        let answer = decide(&server, request("c", &format!("t{user}"), &format!("u{user}"))).await.unwrap();
+        assert_eq!(reason_of(&answer), IncentiveReason::NoGain, "{answer:?}");
+    }
 }
 
 /// The decisions of the log with their redemptions reach the files that a training reads.

@@ -330,11 +330,13 @@ impl Draft<'_> {
     /// Chooses the available incentive with the greatest net gain, if its lower bound is above 0.
     fn targeted(&self, available: &[&Incentive], effects: &BTreeMap<&str, IncentiveEffect>) -> Choice {
         let holdout = self.campaign.campaign.holdout_share;
+        let price = self.campaign.campaign.budget_price;
+        let net = |effect: &IncentiveEffect| effect.gain_micros.value - price * effect.cost_micros;
         let best = |incentives: &mut dyn Iterator<Item = &Incentive>| {
             let known =
                 incentives.filter_map(|of| Some((of.incentive_id.clone(), *effects.get(of.incentive_id.as_str())?)));
-            let gaining = known.filter(|(_, effect)| effect.gain_lower_micros > 0.0);
-            gaining.max_by(|left, right| left.1.gain_micros.value.total_cmp(&right.1.gain_micros.value))
+            let gaining = known.filter(|(_, effect)| effect.gain_lower_micros > 0.0 && net(effect) > 0.0);
+            gaining.max_by(|left, right| net(&left.1).total_cmp(&net(&right.1)))
         };
         let chosen = best(&mut available.iter().copied());
         let Some((id, effect)) = chosen else {
@@ -343,8 +345,10 @@ impl Draft<'_> {
                             reached their limits";
                 return not_decided(IncentiveReason::Budget, text);
             }
-            let explanation =
-                "no incentive has a net gain above 0 at the lower end of its interval for this user".to_owned();
+            let explanation = format!(
+                "no incentive has a gain above 0 at the lower end of its interval, and above {price} × its expected cost, for \
+                 this user"
+            );
             let decision = self.decision(IncentiveReason::NoGain, None, 1.0);
             return Choice::Decided(Box::new(IncentiveDecision { explanation, ..decision }));
         };

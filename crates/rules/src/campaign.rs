@@ -48,6 +48,10 @@ impl CompiledCampaign {
         if campaign.minimum_effect != 0.0 {
             problems.within("minimum_effect", campaign.minimum_effect, 0.005, 0.5);
         }
+        problems.within("budget_price", campaign.budget_price, 0.0, 1000.0);
+        if campaign.budget_price > 0.0 && campaign.allocation == IncentiveAllocation::Randomised as i32 {
+            problems.add("budget_price", "has no effect on a randomised pilot; leave it out");
+        }
         let start = problems.time("start_time", campaign.start_time.as_ref());
         let end = problems.time("end_time", campaign.end_time.as_ref());
         if let (Some(start), Some(end)) = (start, end)

@@ -345,12 +345,14 @@ pub struct IncentiveCampaign {
     pub incentives: Vec<Incentive>,
     #[prost(double, tag = "15")]
     pub minimum_effect: f64,
-    #[prost(message, optional, tag = "16")]
-    pub create_time: Option<Timestamp>,
+    #[prost(double, tag = "16")]
+    pub budget_price: f64,
     #[prost(message, optional, tag = "17")]
+    pub create_time: Option<Timestamp>,
+    #[prost(message, optional, tag = "18")]
     pub update_time: Option<Timestamp>,
     /// Computed from the other fields; the log does not store it.
-    #[prost(string, tag = "18")]
+    #[prost(string, tag = "19")]
     pub etag: String,
 }
 

@@ -295,6 +295,7 @@ mod tests {
                 })
                 .collect(),
             minimum_effect: 0.01,
+            budget_price: 0.5,
             create_time: rule.create_time,
             update_time: rule.update_time,
             etag: "e".into(),
