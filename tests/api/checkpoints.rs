@@ -12,7 +12,8 @@ use lodestone_core::{
     units::{PriceMicros, UnixMillis},
 };
 use lodestone_events::{
-    Applied, Change, Deduper, EventKind, EventLog, Fold, LogError, Outcome, Quarantined, Writer, checkpoint,
+    Applied, Change, Deduper, EventKind, EventLog, Fold, IncentiveDecision, LogError, Outcome, Quarantined, Writer,
+    checkpoint,
 };
 use lodestone_state::{
     LiveState, RecoveredState, StateLimits,
@@ -45,14 +46,39 @@ fn random_change(number: usize, random: &mut StdRng) -> Change {
     if number % 50 == 24 {
         return random_rule_change(number, random);
     }
+    if number % 50 == 37 {
+        return random_decision(number, random);
+    }
     let kind = EventKind::ALL[random.random_range(0..EventKind::ALL.len())];
     let user = format!("p{}", random.random_range(0..USERS));
     let at = START + random.random_range(0..30 * UnixMillis::DAY);
     let mut event = event(&format!("e{number}"), kind, &user, &item, at);
+    if kind == EventKind::IncentiveRedeemed {
+        // Some of them redeem the incentive of a decision, and few that of their user.
+        event.coupon = format!("d{}", random.random_range(0..number + 1) / 50 * 50 + 37);
+    }
     event.currency = ["EUR", "USD", "GBP", "CNY", ""][random.random_range(0..5)].to_owned();
     event.session = ["", "", "a", "b", "c"][random.random_range(0..5)].to_owned();
     event.lines.iter_mut().for_each(|line| line.price = PriceMicros::new(random.random_range(0..90_000_000)));
     Change::Event(event)
+}
+
+/// Returns a decision about an incentive of one of two campaigns.
+fn random_decision(number: usize, random: &mut StdRng) -> Change {
+    let at_ms = START + random.random_range(0..30 * UnixMillis::DAY);
+    let is_given = random.random_bool(0.7);
+    Change::Decision(IncentiveDecision {
+        decision_id: format!("d{number}"),
+        user: user_id(random.random_range(0..USERS)).as_str().to_owned(),
+        campaign_id: format!("c{}", random.random_range(0..2)),
+        incentive_id: if is_given { "ten".to_owned() } else { String::new() },
+        at_ms,
+        propensity: 0.5,
+        is_randomised: random.random_bool(0.5),
+        cost_micros: if is_given { random.random_range(1..9) } else { 0 },
+        expires_ms: at_ms + random.random_range(1..120) * UnixMillis::DAY,
+        ..IncentiveDecision::default()
+    })
 }
 
 #[test]

@@ -120,9 +120,18 @@ pub(crate) fn view(state: &LiveState, recent: &Deduper, ids: usize) -> String {
         .chain(rules.synonym_sets.values().map(|set| format!("{:?}", set.set)))
         .chain(rules.serving_configs.values().map(|config| format!("{:?}", config.config)))
         .chain(rules.attributes.values().map(|attribute| format!("{:?}", attribute.declaration)))
+        .chain(rules.campaigns.values().map(|campaign| format!("{:?}", campaign.campaign)))
+        .collect();
+    let mut incentives = state.incentives.lock();
+    let campaigns: Vec<_> = ["c0", "c1"].map(|campaign| incentives.campaign_use(campaign, now)).into();
+    let allowances: Vec<usize> = (0..USERS)
+        .map(|user| incentives.user_decisions_since("c0", user_id(user).as_str(), UnixMillis(START)))
         .collect();
     let known = (0..ids).filter(|id| recent.contains(&EventId::parse(&format!("e{id}")).unwrap())).count();
-    format!("{histories:#?} {top:?} {queries:?} {items:?} {rules:?} {known} {}", state.applied_position())
+    format!(
+        "{histories:#?} {top:?} {queries:?} {items:?} {rules:?} {campaigns:?} {allowances:?} {known} {}",
+        state.applied_position()
+    )
 }
 
 /// Returns the id of a user of the tests.
