@@ -11,7 +11,7 @@ import sys
 import uuid
 
 SERVICES = ["grpc.health.v1.Health", "lodestone.v1.CatalogService", "lodestone.v1.EventService",
-            "lodestone.v1.LoyaltyService", "lodestone.v1.RankingService", "lodestone.v1.RuleService",
+            "lodestone.v1.IncentiveService", "lodestone.v1.LoyaltyService", "lodestone.v1.RankingService", "lodestone.v1.RuleService",
             "lodestone.v1.ServingConfigService", "lodestone.v1.SynonymService"]
 # Deadline of one call.
 CALL_SECONDS_MAX = 10
@@ -255,6 +255,29 @@ def predict_loyalty():
     check(len(score["purchaseExplanation"]["contributions"]) == 11, "it has 11 drivers")
 
 
+def decide_an_incentive():
+    service, campaign_id = "lodestone.v1.IncentiveService", f"demo-{RUN}"
+    incentive = {"incentive_id": "ten", "percent_off": 10, "cost_micros": "2000000", "valid_days": 14}
+    campaign = {"campaign_id": campaign_id, "currency_code": "GBP", "budget_micros": "10000000", "margin": 0.4,
+                "holdout_share": 0.1, "allocation": "INCENTIVE_ALLOCATION_RANDOMISED", "user_limit": 1,
+                "user_limit_days": 30, "incentives": [incentive]}
+    written = call(f"{service}/CreateIncentiveCampaign", {"campaign": campaign}, "A pilot of an incentive")["campaign"]
+    campaign = {**campaign, "holdout_share": 0.2, "etag": written["etag"]}
+    call(f"{service}/UpdateIncentiveCampaign", {"campaign": campaign}, "Its hold-out is changed")
+    request = {"campaign_id": campaign_id, "user_id": VIEWER["user_id"], "decision_id": f"decision-{RUN}"}
+    decided = call(f"{service}/DecideIncentive", request, "A decision about the user")
+    check(decided["decided"] and 0 < decided["propensity"] < 1, "it has a propensity")
+    again = call(f"{service}/DecideIncentive", request, "The same decision again")
+    check(again["reason"] == decided["reason"] and again["propensity"] == decided["propensity"], "it is the same")
+    another = call(f"{service}/DecideIncentive", {**request, "decision_id": f"another-{RUN}"}, "Another decision")
+    check(another["reason"] == "INCENTIVE_REASON_USER_LIMIT", "the limit of the user is reached")
+    read = call(f"{service}/GetIncentiveCampaign", {"campaign_id": campaign_id}, "The campaign with its use")
+    check(read["use"]["decisionCount"] == "1", "one decision is stored")
+    listed = call(f"{service}/ListIncentiveCampaigns", {"page_size": 1000}, "All campaigns")["campaigns"]
+    check(campaign_id in [entry["campaignId"] for entry in listed], "the campaign is listed")
+    call(f"{service}/DeleteIncentiveCampaign", {"campaign_id": campaign_id}, "The campaign is deleted")
+
+
 def delete_the_new_items():
     answer = call("lodestone.v1.CatalogService/DeleteItems", {"item_ids": [TEAPOT, SCARF, f"unknown-{RUN}"]},
                   "The new products are deleted")
@@ -278,6 +301,7 @@ def main():
         version = write_events(found, token)
         recommend_everything(found, version)
         rank_and_suggest(found)
+        decide_an_incentive()
     refuse_a_bad_filter()
     pin_by_a_rule()
     answer_with_a_configuration()
