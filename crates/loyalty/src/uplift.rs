@@ -569,7 +569,8 @@ pub struct UpliftModel {
     /// Observations of the fit.
     pub observation_count: usize,
     pub margin: f64,
-    pub confidence: f64,
+    /// Standard errors by which the lower bound of a gain is below its mean: the normal quantile of the confidence.
+    lower_standard_errors: f64,
     /// No incentive, then each incentive.
     pub evidence: Vec<Evidence>,
     standardisation: Standardisation,
@@ -614,7 +615,7 @@ impl UpliftModel {
         Ok(Self {
             observation_count: log.observations.len(),
             margin: options.margin,
-            confidence: options.confidence,
+            lower_standard_errors: normal_quantile(options.confidence),
             evidence,
             incentives: log.incentives.par_iter().enumerate().map(model).collect(),
             standardisation,
@@ -629,7 +630,6 @@ impl UpliftModel {
     /// Returns the effect of each incentive on a user with these inputs.
     pub fn effects(&self, inputs: &[f64]) -> Vec<IncentiveEffect> {
         let inputs = self.standardisation.apply(inputs);
-        let z = normal_quantile(self.confidence);
         let estimate = |(value, error): (f64, f64)| Estimate {
             value,
             low: value - STANDARD_ERRORS * error,
@@ -640,7 +640,7 @@ impl UpliftModel {
             IncentiveEffect {
                 purchase: estimate(model.purchase.predict(&inputs)),
                 gain_micros: estimate(gain),
-                gain_lower_micros: gain.0 - z * gain.1,
+                gain_lower_micros: gain.0 - self.lower_standard_errors * gain.1,
                 cost_micros: sigmoid(dot(&inputs, &model.redemption)) * model.redemption_cost_micros,
                 response: sigmoid(dot(&inputs, &model.response)),
             }
@@ -660,12 +660,13 @@ impl UpliftModel {
                 && model.redemption_cost_micros >= 0.0
                 && numbers.all(|number| number.is_finite())
         };
-        let options = UpliftOptions { margin: self.margin, confidence: self.confidence, ..UpliftOptions::default() };
+        let options = UpliftOptions { margin: self.margin, ..UpliftOptions::default() };
         self.standardisation.mean.len() == input_count
             && self.standardisation.scale.len() == input_count
             && self.standardisation.mean.iter().all(|mean| mean.is_finite())
             && self.standardisation.scale.iter().all(|scale| scale.is_finite() && *scale > 0.0)
             && options.check().is_ok()
+            && (0.0..=10.0).contains(&self.lower_standard_errors)
             && !self.incentives.is_empty()
             && self.incentives.iter().all(of)
     }

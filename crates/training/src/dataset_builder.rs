@@ -71,6 +71,9 @@ impl DatasetBuilder {
 
     /// Applies the next change of the log.
     pub fn apply(&mut self, change: Change) {
+        if let Change::Event(event) = &change {
+            self.decisions.redeem(event);
+        }
         match change {
             Change::Item(change) => self.change_item(&change),
             Change::Rule(RuleChange::PutAttribute(AttributeDeclaration { name, searchable, .. })) => {
@@ -80,7 +83,7 @@ impl DatasetBuilder {
             // Logged answers are those of the rules of their time.
             Change::Rule(_) => {}
             Change::Decision(decision) => self.decisions.add(decision),
-            Change::Event(event) if self.exported.contains(event.id.as_str()) => self.decisions.redeem(&event),
+            Change::Event(event) if self.exported.contains(event.id.as_str()) => {}
             Change::Event(event) if matches!(event.attribution, Attribution::Foreign(_)) => {
                 self.summary.foreign_event_count += 1;
             }
@@ -89,7 +92,6 @@ impl DatasetBuilder {
                 if let Attribution::Answer(token) = &event.attribution {
                     self.tokens.insert(event.id.to_string(), token.clone());
                 }
-                self.decisions.redeem(&event);
                 self.rows.extend(rows_of(event));
             }
         }
