@@ -251,7 +251,7 @@ async fn racing_connections_share_one_allowance_and_a_restart_keeps_it() {
     introduce(&server, ["a".to_owned(), "b".to_owned()].into_iter()).await;
     create(&server, proto::IncentiveCampaign { user_limit: 2, ..campaign("c") }).await.unwrap();
     let race = |server: &GrpcServer, prefix: &'static str| {
-        let channels: Vec<Channel> = (0..12).map(|_| server.channel.clone()).collect();
+        let channels: Vec<Channel> = (0..12).map(|_| server.connect()).collect();
         async move {
             let calls = channels.into_iter().enumerate().map(|(number, channel)| {
                 tokio::spawn(async move {
@@ -303,10 +303,9 @@ async fn racing_users_keep_the_budget_and_redeemed_incentives_count_once() {
         ..campaign("c")
     };
     create(&server, campaign).await.unwrap();
-    let address = server.channel.clone();
     let calls: Vec<_> = (0..60)
         .map(|user| {
-            let mut client = IncentiveServiceClient::new(address.clone());
+            let mut client = IncentiveServiceClient::new(server.connect());
             tokio::spawn(async move {
                 let user = format!("u{user}");
                 let answer =

@@ -9,6 +9,7 @@ use tonic::transport::{Channel, Endpoint};
 pub(crate) struct GrpcServer {
     pub(crate) channel: Channel,
     pub(crate) engine: Arc<Engine>,
+    endpoint: Endpoint,
     stop: oneshot::Sender<()>,
     task: JoinHandle<()>,
 }
@@ -31,8 +32,13 @@ impl GrpcServer {
             let stopped = async { stopped.await.unwrap_or_default() };
             serve(catalogs, config, listener, stopped).await.unwrap();
         });
-        let channel = Endpoint::from_shared(format!("http://{address}")).unwrap().connect_lazy();
-        Self { channel, engine, stop, task }
+        let endpoint = Endpoint::from_shared(format!("http://{address}")).unwrap();
+        Self { channel: endpoint.connect_lazy(), engine, endpoint, stop, task }
+    }
+
+    /// Returns a channel with a connection of its own.
+    pub(crate) fn connect(&self) -> Channel {
+        self.endpoint.connect_lazy()
     }
 
     /// Returns the number in a line of the metrics, which begins after `lodestone_`.
