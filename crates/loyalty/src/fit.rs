@@ -41,6 +41,8 @@ const HISTORY_SHARE_MIN: f64 = 0.3;
 const HISTORY_DAYS_MIN: u16 = 14;
 /// Fewest rows with and without a purchase, and with and without a return.
 const OUTCOMES_MIN: usize = 20;
+/// Days of a year, a multiple of 7, so that the days of the week agree.
+const SEASON_DAYS: u16 = 364;
 /// Penalty of squared weights, in rows.
 const PENALTY: f64 = 100.0;
 /// Groups of users with similar probabilities, by which intervals are judged.
@@ -292,6 +294,15 @@ impl<'a> Training<'a> {
         rows
     }
 
+    /// Returns the slices of the windows that end with the day `end`, the longest first. Together they describe the newest
+    /// level: the latest days are in all of them.
+    fn newest_slices(&self, model: &HorizonModel, end: u16, values: &Values) -> Vec<Vec<Row>> {
+        let known = f64::from(end.saturating_sub(self.first));
+        let fits = |length: &u32| known - f64::from(*length) >= known * HISTORY_SHARE_MIN;
+        let slice = |length: u32| self.slice(model, end - length as u16, length, values);
+        lengths(model.days).into_iter().filter(fits).map(slice).collect()
+    }
+
     /// Fits the models of a horizon to the events until the end of the day `end`, without intervals and a backtest.
     fn horizon(&self, end: u16, days: u32) -> Result<HorizonModel, String> {
         let values = self.mean_values(end);
@@ -318,18 +329,18 @@ impl<'a> Training<'a> {
         let (mut purchase, mut return_visit) = (logit_model(&rows, is_buyer), logit_model(&rows, is_visitor));
         model.further = further(&rows);
         drop(rows);
-        // The newest level: windows that end now contain the latest days more often, the shorter ones only these.
-        let is_early = |length: &u32| {
-            let history = f64::from(end - self.first) * HISTORY_SHARE_MIN;
-            f64::from(end - self.first) - f64::from(*length) >= history
-        };
-        let slices: Vec<Vec<Row>> = lengths(days)
-            .into_iter()
-            .filter(is_early)
-            .map(|length| self.slice(&model, end - length as u16, length, &values))
-            .collect();
-        purchase.weights[0] += level_shift(&purchase, &slices, is_buyer);
-        return_visit.weights[0] += level_shift(&return_visit, &slices, is_visitor);
+        let slices = self.newest_slices(&model, end, &values);
+        let year_before = end.checked_sub(SEASON_DAYS).filter(|day| self.check_length(*day, days).is_ok());
+        let year_before =
+            year_before.map(|day| (self.newest_slices(&model, day, &values), [self.slice(&model, day, days, &values)]));
+        for (logit, outcome) in [(&mut purchase, is_buyer as fn(&Row) -> bool), (&mut return_visit, is_visitor)] {
+            let mut shift = level_shift(logit, &slices, outcome);
+            if let Some((newest_then, season)) = &year_before {
+                // The error that the newest level had a year before.
+                shift += level_shift(logit, season, outcome) - level_shift(logit, newest_then, outcome);
+            }
+            logit.weights[0] += shift;
+        }
         // The weights of the window's length are of no use within the horizon, where its logarithm is 0.
         model.purchase = purchase.within_horizon();
         model.return_visit = return_visit.within_horizon();
@@ -769,6 +780,43 @@ mod tests {
             assert_eq!(risk.segment, score.rule.segment);
             assert_eq!(model.risk(&summary, day, "USD"), None);
         }
+    }
+
+    /// Users of two and a half years who purchase three times as often in each November and December.
+    #[test]
+    fn the_level_of_the_season_is_that_of_a_year_before() {
+        let mut rng = StdRng::seed_from_u64(9);
+        const WEEKS: i64 = 128;
+        let is_busy = |week: i64| (week + 8) % 52 >= 44;
+        let mut events = Vec::new();
+        for user in 0..1500 {
+            let rate = 0.02 + 0.1 * rng.random::<f64>();
+            let weeks = (0..WEEKS).filter(|week| rng.random::<f64>() < rate * if is_busy(*week) { 3.0 } else { 1.0 });
+            for (number, week) in weeks.enumerate() {
+                let at = (FIRST_DAY + 7 * week + user as i64 % 7) * DAY;
+                events.push(event(EventKind::Purchase, user, at, number, 10.0));
+            }
+        }
+        events.sort_by_key(|event| event.at);
+        let users = by_user(&events, UnixMillis(i64::MAX));
+        // The sum of the probabilities of a fit before the busy weeks divided by the number of buyers.
+        let ratio = |weeks: i64| {
+            let end = (FIRST_DAY + 7 * weeks - 1) as u16;
+            let model = fit_horizon(&events, end, 56).unwrap();
+            let (mut probability, mut buyers) = (0.0, 0.0);
+            for (_, events) in &users {
+                let summary = Training::summary(events, end);
+                if summary.event_count() > 0 {
+                    probability += model.score(Some(&summary), end).horizons[0].purchase.value;
+                    let is_buyer = events.iter().any(|of| (end + 1..=end + 56).contains(&day_of(of.at)));
+                    buyers += f64::from(u8::from(is_buyer));
+                }
+            }
+            probability / buyers
+        };
+        let (first_year, second_year) = (ratio(36), ratio(36 + 52));
+        assert!(first_year < 0.8, "{first_year}");
+        assert!((second_year - 1.0).abs() < 0.08, "{second_year}");
     }
 
     #[test]
