@@ -633,8 +633,11 @@ fn count_bins(model: &HorizonModel, slice: &[Row]) -> Vec<CountBin> {
 
 /// Returns the means of new users, or of all users if hardly any is new.
 fn prior(rows: &[Row], days: u32) -> Prior {
-    let new: Vec<&Row> = rows.iter().filter(|row| row.is_new).collect();
-    let of: Vec<&Row> = if new.len() >= OUTCOMES_MIN { new } else { rows.iter().collect() };
+    // Windows of the horizon's length, unless all are shorter.
+    let longest = rows.iter().map(|row| row.log_window).fold(f64::NEG_INFINITY, f64::max);
+    let longest: Vec<&Row> = rows.iter().filter(|row| row.log_window == longest).collect();
+    let new: Vec<&Row> = longest.iter().copied().filter(|row| row.is_new).collect();
+    let of = if new.len() >= OUTCOMES_MIN { new } else { longest };
     let count = of.len().max(1) as f64;
     // Wilson's interval.
     let share = |outcomes: usize| {
