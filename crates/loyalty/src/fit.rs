@@ -333,7 +333,9 @@ impl<'a> Training<'a> {
         let year_before = end.checked_sub(SEASON_DAYS).filter(|day| self.check_length(*day, days).is_ok());
         let year_before =
             year_before.map(|day| (self.newest_slices(&model, day, &values), [self.slice(&model, day, days, &values)]));
-        for (logit, outcome) in [(&mut purchase, is_buyer as fn(&Row) -> bool), (&mut return_visit, is_visitor)] {
+        for (logit, outcome) in
+            [(&mut purchase, is_buyer as fn(&Row) -> bool), (&mut return_visit, is_visitor as fn(&Row) -> bool)]
+        {
             let mut shift = level_shift(logit, &slices, outcome);
             if let Some((newest_then, season)) = &year_before {
                 // The error that the newest level had a year before.
