@@ -303,6 +303,8 @@ struct Contents<'a> {
     item_vector_precision: String,
     query_encoder_kind: &'static str,
     query_vector_dimensions: usize,
+    has_user_encoder: bool,
+    has_ranker: bool,
 }
 
 impl fmt::Display for Contents<'_> {
@@ -314,7 +316,13 @@ impl fmt::Display for Contents<'_> {
         writeln!(f, "trained until   {}", time(manifest.trained_until_ms))?;
         writeln!(f, "items           {}", self.item_count)?;
         writeln!(f, "item vectors    {} dimensions, {}", self.item_vector_dimensions, self.item_vector_precision)?;
-        writeln!(f, "user encoder    the latest {} events of a user", manifest.encoder_events)?;
+        match self.has_user_encoder {
+            true => writeln!(f, "user encoder    the latest {} events of a user", manifest.encoder_events)?,
+            false => writeln!(f, "user encoder    none, because there were too few events")?,
+        }
+        if !self.has_ranker {
+            writeln!(f, "ranking model   none, because there were too few events")?;
+        }
         writeln!(f, "query encoder   {}, {} dimensions", self.query_encoder_kind, self.query_vector_dimensions)?;
         if let QueryEncoderKind::Sentence(config) = &manifest.query_encoder {
             let SentenceConfig { output, query_prefix, passage_prefix, tokens_max, .. } = config;
@@ -354,5 +362,7 @@ fn show(args: &ShowArgs) -> anyhow::Result<()> {
             QueryEncoderKind::Sentence(_) => "sentence encoder",
         },
         query_vector_dimensions: bundle.title_vectors.dimensions(),
+        has_user_encoder: !bundle.user_encoder.is_empty(),
+        has_ranker: !bundle.ranker.is_empty(),
     })
 }

@@ -14,7 +14,7 @@ use lodestone_engine::{ANSWERS, LogMissing, event_log};
 use lodestone_events as events;
 use lodestone_pipeline::ranking::Runtime;
 use lodestone_training::{
-    self, DatasetBuilder, DatasetSummary, EvaluateOptions, Evaluation, GateOptions, TrainOptions, Verdict,
+    self, DatasetBuilder, DatasetSummary, EvaluateOptions, Evaluation, GateOptions, TrainError, TrainOptions, Verdict,
 };
 use std::{
     collections::BTreeMap,
@@ -98,7 +98,8 @@ struct Report {
     /// Whether a stopped training was resumed, with its data.
     resumed: bool,
     trained: Trained,
-    evaluation: Evaluation,
+    /// None if there are too few events for an evaluation.
+    evaluation: Option<Evaluation>,
     /// None without `--gate` or a current bundle.
     gate: Option<Verdict>,
     /// Name of the bundle if it was published.
@@ -117,7 +118,15 @@ impl fmt::Display for Report {
             "{item_count} items, {imported_event_count} imported events, {logged_event_count} logged events; \
              {foreign_event_count} logged events with a foreign attribution token were left out"
         )?;
-        write!(f, "{}{}", self.trained, self.evaluation)?;
+        write!(f, "{}", self.trained)?;
+        match &self.evaluation {
+            Some(evaluation) => write!(f, "{evaluation}")?,
+            None => writeln!(
+                f,
+                "no evaluation: no user with a history has a positive interaction with an item of the bundle among the \
+                 newest interactions"
+            )?,
+        }
         if let Some(verdict) = &self.gate {
             write!(f, "{verdict}")?;
         }
@@ -181,13 +190,18 @@ pub(crate) fn retrain(args: &RetrainArgs) -> anyhow::Result<Exit> {
     Ok(Exit::answer(passes))
 }
 
-fn evaluate(work: &Work, runtime: &Runtime) -> anyhow::Result<Evaluation> {
+/// Evaluates the bundle; none if there are too few events.
+fn evaluate(work: &Work, runtime: &Runtime) -> anyhow::Result<Option<Evaluation>> {
     let mut bars = StageBars::default();
     let options = EvaluateOptions::default();
     let evaluation =
-        lodestone_training::evaluate(&work.data(), &work.bundle(), runtime, &options, &mut |step| bars.show(step))?;
+        lodestone_training::evaluate(&work.data(), &work.bundle(), runtime, &options, &mut |step| bars.show(step));
     bars.finish();
-    Ok(evaluation)
+    match evaluation {
+        Ok(evaluation) => Ok(Some(evaluation)),
+        Err(TrainError::TooLittle(_)) => Ok(None),
+        Err(error) => Err(error.into()),
+    }
 }
 
 /// Shares of the interactions, in order of time, at which the training data of the encoders and of the ranking model

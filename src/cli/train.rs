@@ -359,6 +359,9 @@ impl fmt::Display for Trained {
             report.list_count,
             report.heads.join(", ")
         )?;
+        for missing in [&report.missing_user_encoder, &report.missing_ranker].into_iter().flatten() {
+            writeln!(f, "{missing}")?;
+        }
         if !report.left_out_sources.is_empty() {
             writeln!(f, "sources that find hardly an item alone are left out: {}", report.left_out_sources.join(", "))?;
         }

@@ -124,7 +124,7 @@ fn event_columns(events: &[DatasetEvent]) -> Vec<(&'static str, ArrayRef)> {
 pub fn read_answer_tokens(data: &Path) -> Result<AnswerTokens, DatasetError> {
     let mut tokens = AnswerTokens::new();
     for path in history_files(data)? {
-        columns::read(&path, |columns| {
+        read_rows(&path, |columns| {
             if !columns.has(ATTRIBUTION) || !columns.has(ATTRIBUTION_TOKEN) {
                 return Ok(());
             }
@@ -144,8 +144,16 @@ pub fn read_answer_tokens(data: &Path) -> Result<AnswerTokens, DatasetError> {
 /// Reads the events in file order.
 pub fn read_events(path: &Path) -> Result<Vec<DatasetEvent>, DatasetError> {
     let mut events = Vec::new();
-    columns::read(path, |columns| read_batch(columns, &mut events))?;
+    read_rows(path, |columns| read_batch(columns, &mut events))?;
     Ok(events)
+}
+
+/// Reads a file that may have no rows, as that of a new shop.
+fn read_rows(path: &Path, visit: impl FnMut(&Columns) -> Result<(), DatasetError>) -> Result<(), DatasetError> {
+    match columns::read(path, visit) {
+        Err(DatasetError::Empty { .. }) => Ok(()),
+        result => result,
+    }
 }
 
 /// Reads the history of a data directory: the imported `events.parquet`, then the files that `lodestone events export`
@@ -156,6 +164,11 @@ pub fn read_history(data: &Path) -> Result<Vec<DatasetEvent>, DatasetError> {
         events.extend(read_events(&path)?);
     }
     Ok(events)
+}
+
+/// Returns whether a data directory has imported or exported events.
+pub fn has_history(data: &Path) -> bool {
+    data.join("events.parquet").exists() || data.join("events").is_dir()
 }
 
 fn history_files(data: &Path) -> Result<Vec<PathBuf>, DatasetError> {
@@ -278,8 +291,44 @@ impl<'a> Contexts<'a> {
     }
 }
 
-/// Joins rows to events in time order. An event without a user has one of its own, see [`UserId::anonymous`]. Skips
-/// rows with an invalid event id.
+/// The longest time from the first to the last line of an order: what is bought later with the same order id is another
+/// basket, as in a shop that counts its orders from 1 each year.
+const ORDER_SPAN_MS: i64 = UnixMillis::DAY;
+
+/// Joins the purchases of one order to one event: rows with the same user, order id and currency within a day get the
+/// event id and time of the order's earliest row, and follow each other. Exports and trackers often have one event for
+/// each product of an order. All other rows keep their order.
+pub fn join_orders(rows: Vec<DatasetEvent>) -> Vec<DatasetEvent> {
+    let is_of_order = |row: &DatasetEvent| row.kind == EventKind::Purchase && !row.order.is_empty();
+    let mut by_time: Vec<usize> = (0..rows.len()).filter(|index| is_of_order(&rows[*index])).collect();
+    by_time.sort_by_key(|index| rows[*index].at);
+    let mut first_of: Vec<usize> = (0..rows.len()).collect();
+    let mut first_of_order: AHashMap<(Option<&UserId>, &str, &str), usize> = AHashMap::new();
+    for index in by_time {
+        let row = &rows[index];
+        let first = first_of_order.entry((row.user.as_ref(), &row.order, &row.currency)).or_insert(index);
+        if row.at.0 - rows[*first].at.0 > ORDER_SPAN_MS {
+            *first = index;
+        }
+        first_of[index] = *first;
+    }
+    let event_of = |first: usize| (rows[first].event_id.clone(), rows[first].at);
+    let is_later = |(index, first): &(usize, usize)| index != first;
+    let changes: Vec<(usize, (String, UnixMillis))> = (first_of.iter().copied().enumerate().filter(is_later))
+        .map(|(index, first)| (index, event_of(first)))
+        .collect();
+    let mut rows: Vec<(usize, DatasetEvent)> = first_of.into_iter().zip(rows).collect();
+    for (index, (event_id, at)) in changes {
+        let row = &mut rows[index].1;
+        (row.event_id, row.at) = (event_id, at);
+    }
+    // The sort is stable. An order is where its earliest row is.
+    rows.sort_by_key(|(first, _)| *first);
+    rows.into_iter().map(|(_, row)| row).collect()
+}
+
+/// Joins rows to events in time order. An event without a user has one of its own, see [`UserId::anonymous`]. An event
+/// has the currency of its first row, and prices in other ones are unknown. Skips rows with an invalid event id.
 pub fn into_events(rows: Vec<DatasetEvent>) -> Vec<Event> {
     let mut events: Vec<Event> = Vec::new();
     for row in rows {
@@ -290,7 +339,11 @@ pub fn into_events(rows: Vec<DatasetEvent>) -> Vec<Event> {
             rank: 0,
         });
         match events.last_mut() {
-            Some(event) if event.id.as_str() == row.event_id => event.lines.extend(line),
+            Some(event) if event.id.as_str() == row.event_id => {
+                // An event has one currency.
+                let is_known = event.currency == row.currency;
+                event.lines.extend(line.map(|line| EventLine { price: line.price.filter(|_| is_known), ..line }));
+            }
             _ => {
                 let Ok(id) = EventId::parse(&row.event_id) else { continue };
                 let user = row.user.unwrap_or_else(|| UserId::anonymous(&id));
@@ -349,5 +402,36 @@ mod tests {
         assert_eq!(events.iter().map(|event| event.user.is_anonymous()).collect::<Vec<_>>(), [true, false, false]);
         assert_eq!(events[2].lines.len(), 2);
         assert_eq!(events[2].context.texts(), ["ios", "GB", "en-GB"]);
+    }
+
+    #[test]
+    fn rows_of_one_order_are_one_event_even_with_event_ids_of_their_own() {
+        let of_order = |event_id: &str, user: Option<&str>, at: i64, item: &str, order: &str| DatasetEvent {
+            order: order.into(),
+            ..row(event_id, user, at, item)
+        };
+        let rows = vec![
+            of_order("2", Some("p"), 20, "b", "o1"),
+            of_order("3", Some("p"), 30, "c", ""),
+            of_order("1", Some("p"), 10, "a", "o1"),
+            of_order("4", Some("q"), 10, "a", "o1"),
+            of_order("5", None, 10, "a", "o2"),
+            of_order("6", None, 10, "b", "o2"),
+            DatasetEvent { kind: EventKind::Refund, ..of_order("7", Some("p"), 40, "a", "o1") },
+            of_order("8", Some("p"), 10 + ORDER_SPAN_MS, "d", "o1"),
+            of_order("9", Some("p"), 21 + ORDER_SPAN_MS, "e", "o1"),
+        ];
+        let events = into_events(join_orders(rows));
+        let found: Vec<(&str, i64, String)> = (events.iter())
+            .map(|event| {
+                let items: Vec<&str> = event.lines.iter().map(|line| line.item.as_str()).collect();
+                (event.id.as_str(), event.at.0, items.join(" "))
+            })
+            .collect();
+        let late = 21 + ORDER_SPAN_MS;
+        let expected =
+            [("1", 10, "b a d"), ("4", 10, "a"), ("5", 10, "a b"), ("3", 30, "c"), ("7", 40, "a"), ("9", late, "e")];
+        assert_eq!(found, expected.map(|(id, at, items)| (id, at, items.to_owned())));
+        assert!(events[2].user.is_anonymous());
     }
 }

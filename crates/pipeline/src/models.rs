@@ -10,7 +10,8 @@ use lodestone_state::users::History;
 
 /// The models of one worker. Workers do not share sessions, because a run of ONNX Runtime needs exclusive access.
 pub struct Models {
-    pub user: UserEncoder,
+    /// None in a bundle that was trained on too few events for one. Then no user has a vector.
+    pub user: Option<UserEncoder>,
     pub query: TextEncoder,
     pub ranker: Option<Ranker>,
     pub heads: Vec<Head>,
@@ -20,10 +21,16 @@ pub struct Models {
 
 impl Models {
     /// Opens the models and checks their inputs and outputs. The user encoder must have the width of the items'
-    /// vectors. A bundle in training has no ranker yet.
+    /// vectors. A bundle of few events has no user encoder and no ranker, and one in training no ranker yet.
     pub fn open(runtime: &Runtime, bundle: &Bundle, device: Device) -> Result<Self, RankingError> {
         Ok(Self {
-            user: UserEncoder::open(runtime, &bundle.user_encoder, bundle.item_vectors.dimensions(), device)?,
+            user: match bundle.user_encoder.is_empty() {
+                true => None,
+                false => {
+                    let width = bundle.item_vectors.dimensions();
+                    Some(UserEncoder::open(runtime, &bundle.user_encoder, width, device)?)
+                }
+            },
             query: TextEncoder::open(runtime, bundle.query_encoder_files(), device)?,
             ranker: match bundle.ranker.is_empty() {
                 true => None,
@@ -41,19 +48,20 @@ impl Models {
         Ok(queries.iter().map(|query| query.and_then(|_| vectors.next().flatten())).collect())
     }
 
-    /// Encodes users by their histories, each as a vector in the user space; none if no item of the history is in the
-    /// catalogue of the request.
+    /// Encodes users by their histories, each as a vector in the user space; none without a user encoder, or if no item
+    /// of the history is in the catalogue of the request.
     pub fn encode_users(
         &mut self,
         histories: &[(&History, &Catalog)],
         now: UnixMillis,
     ) -> Result<Vec<Option<Vec<f32>>>, RankingError> {
+        let Some(user) = &mut self.user else { return Ok(vec![None; histories.len()]) };
         let input = |(history, catalog): &(&History, &Catalog)| user_input(history, catalog, now, self.encoder_events);
         let inputs: Vec<UserInput> = histories.iter().map(input).collect();
         let is_encodable: Vec<bool> = inputs.iter().map(|input| !input.kinds.is_empty()).collect();
         let encodable: Vec<UserInput> = inputs.into_iter().filter(|input| !input.kinds.is_empty()).collect();
-        let encoded = self.user.encode_batch(&encodable)?;
-        let mut vectors = encoded.chunks_exact(self.user.width()).map(<[f32]>::to_vec);
+        let encoded = user.encode_batch(&encodable)?;
+        let mut vectors = encoded.chunks_exact(user.width()).map(<[f32]>::to_vec);
         Ok(is_encodable.into_iter().map(|is_encoded| if is_encoded { vectors.next() } else { None }).collect())
     }
 

@@ -190,7 +190,7 @@ impl ComparedData {
         let bundle = Bundle::open(bundle)?;
         let trained_until = UnixMillis(bundle.manifest.trained_until_ms);
         let row_of = bundle.items.iter().enumerate().map(|(row, item)| (item.id.clone(), row as u32)).collect();
-        let events = dataset::read_history(data)?;
+        let events = dataset::join_orders(dataset::read_history(data)?);
         // As the training: without what was refunded before its end.
         let mut kept = without_refunded(&events, trained_until);
         kept.extend(events.into_iter().filter(|event| event.at >= trained_until));

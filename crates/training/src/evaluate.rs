@@ -152,7 +152,7 @@ pub(super) fn replay_targets(
     let mut models = Models::open(runtime, &bundle, Device::Cpu)?;
     let (name, item_count) = (bundle.manifest.name.clone(), bundle.items.len());
     let generation = Generation::standalone(bundle, 1024)?;
-    let events = dataset::into_events(dataset::read_history(data)?);
+    let events = dataset::into_events(dataset::join_orders(dataset::read_history(data)?));
     // The first keys are the rows; items of events that the catalogue does not contain have later ones.
     let known_row =
         |item: &ItemId| generation.state.keys.get(item).map(|key| Row(key.0)).filter(|row| row.index() < item_count);

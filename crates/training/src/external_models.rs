@@ -96,6 +96,10 @@ pub fn bundle_external_models(
         bundle.title_vectors = freeze(&side.title_vectors, dimension).map_err(TrainError::from)?;
         (bundle.query_encoder, bundle.tokenizer) = (side.model, side.tokenizer);
         bundle.manifest.query_encoder = side.kind;
+        if bundle.user_encoder.is_empty() {
+            // Without a user encoder, the user space is the query space.
+            bundle.item_vectors = bundle.title_vectors.clone();
+        }
         relevance::calibrate(&mut bundle, runtime, progress)?;
     }
     if models.user.is_some() || models.query_encoder.is_some() {

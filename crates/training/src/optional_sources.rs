@@ -32,8 +32,12 @@ impl OptionalSource {
 }
 
 /// Returns the sources that the bundle does without. They are removed one after another, beginning with the one that
-/// costs the fewest chosen items, while that is less than [`SHARE_MIN`] of all. `found` is that of [`Lists`].
+/// costs the fewest chosen items, while that is less than [`SHARE_MIN`] of all. `found` is that of [`Lists`]; without
+/// chosen items nothing is known about the sources, and all stay.
 pub(crate) fn without_effect(found: &[u16]) -> Vec<OptionalSource> {
+    if found.is_empty() {
+        return Vec::new();
+    }
     let mut removed: Vec<OptionalSource> = Vec::new();
     let lost = |removed: &[OptionalSource]| {
         let mask = removed.iter().fold(u16::MAX, |mask, of| mask & !(1 << of.source().index()));

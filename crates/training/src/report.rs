@@ -77,7 +77,7 @@ pub fn report(
 ) -> Result<(Evaluation, String), TrainError> {
     let opened = Bundle::open(bundle)?;
     let trained_until = UnixMillis(opened.manifest.trained_until_ms);
-    let events = dataset::into_events(dataset::read_history(data)?);
+    let events = dataset::into_events(dataset::join_orders(dataset::read_history(data)?));
     let mut kept = events.clone();
     remove_refunded(&mut kept);
     let mut purchases: AHashMap<ItemId, u32> = AHashMap::new();

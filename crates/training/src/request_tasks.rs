@@ -514,7 +514,7 @@ fn served(
     requests: &[Vec<EvaluatedRequest>; 4],
     progress: &mut dyn FnMut(Progress),
 ) -> Result<[Vec<f64>; 4], TrainError> {
-    let events = dataset::into_events(dataset::read_history(data)?);
+    let events = dataset::into_events(dataset::join_orders(dataset::read_history(data)?));
     let contexts = ViewerContexts::of(&events);
     let mut order: Vec<(usize, usize)> = Vec::new();
     for (task, requests) in requests.iter().enumerate() {

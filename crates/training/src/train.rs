@@ -68,8 +68,12 @@ pub struct TrainReport {
     pub heads: Vec<String>,
     /// The declared features, in their order.
     pub features: Vec<FeatureReport>,
-    /// Validation loss of the user encoder.
+    /// Validation loss of the user encoder. NaN without validation data, and without a user encoder.
     pub user_encoder_loss: f32,
+    /// Why the bundle has no user encoder, and how it serves without one.
+    pub missing_user_encoder: Option<String>,
+    /// Why the bundle has no ranking model, and how it serves without one.
+    pub missing_ranker: Option<String>,
     /// Validation loss of the ranking model; none if there were too few lists for one.
     pub ranker_loss: Option<f32>,
     /// The loyalty model with its backtests, or the reason why there is none.
@@ -180,8 +184,10 @@ impl fmt::Display for LoyaltyReport {
 const VALIDATION_SHARE: f64 = 0.08;
 /// Fewest lists for a ranking model.
 const LISTS_MIN: usize = 20;
-/// Fewest interactions for a training.
+/// Fewest positive interactions for a user encoder.
 const INTERACTIONS_MIN: usize = 20;
+/// Fewest items for a training.
+const ITEMS_MIN: usize = 2;
 
 /// Trains all models on `data` (canonical Parquet) and writes the bundle to `out`. A stopped training leaves a
 /// checkpoint next to `out`, from which the next one with the same data and settings resumes.
@@ -194,6 +200,8 @@ pub fn train(
 ) -> Result<TrainReport, TrainError> {
     let path = checkpoint::path_for(out);
     let mut files = vec![data.join("items.parquet"), data.join("events.parquet")];
+    // A new shop has no events.
+    files.retain(|path| path.exists() || path.ends_with("items.parquet"));
     if let Some(directory) = &options.warm_start {
         // The manifest contains the checksums of all other files.
         files.push(directory.join("manifest.json"));
@@ -256,11 +264,17 @@ struct Shop {
 impl Shop {
     fn read(data: &Path, options: &TrainOptions) -> Result<Self, TrainError> {
         let items = dataset::read_items(&data.join("items.parquet"))?;
-        let shop = Self::new(items, dataset::read_history(data)?, options)?;
+        let rows = match dataset::has_history(data) {
+            true => dataset::read_history(data)?,
+            false => Vec::new(),
+        };
+        // With the event ids before orders are joined, to which the tokens belong.
+        let sent_events = options.answers.as_ref().map(|_| dataset::into_events(rows.clone())).unwrap_or_default();
+        let shop = Self::new(items, rows, options)?;
         let answers = match &options.answers {
             Some(source) => {
                 let (tokens, until) = (&dataset::read_answer_tokens(data)?, shop.times.labels.end);
-                let input = JoinInput { events: &shop.events, until, tokens, row_of: &shop.row_of };
+                let input = JoinInput { events: &sent_events, until, tokens, row_of: &shop.row_of };
                 Some(LoggedAnswers::read(source, &input)?)
             }
             None => None,
@@ -272,14 +286,11 @@ impl Shop {
     fn new(items: Vec<Item>, lines: Vec<DatasetEvent>, options: &TrainOptions) -> Result<Self, TrainError> {
         let row_of: AHashMap<ItemId, u32> =
             items.iter().enumerate().map(|(row, item)| (item.id.clone(), row as u32)).collect();
+        let lines = dataset::join_orders(lines);
         let interactions = interactions(&lines, &row_of);
-        if items.len() < 2 || interactions.len() < INTERACTIONS_MIN {
-            return Err(TrainError::TooLittle(format!(
-                "{} items and {} positive interactions with them (views, carts, purchases, …) are too few for a training; \
-                 it needs at least 2 and {INTERACTIONS_MIN}",
-                items.len(),
-                interactions.len()
-            )));
+        if items.len() < ITEMS_MIN {
+            let problem = format!("{} items are too few for a training; it needs at least {ITEMS_MIN}", items.len());
+            return Err(TrainError::TooLittle(problem));
         }
         let times = options.times.clone().unwrap_or_else(|| times_by_shares(&interactions, options));
         let kept = [times.labels.start, times.counted_until]
@@ -302,6 +313,21 @@ impl Shop {
             both[1].extend(basket_samples(&baskets(validation)));
         }
         both
+    }
+
+    /// Returns why there is no user encoder and how the bundle serves without one; none if `samples` suffice for one.
+    fn missing_user_encoder(&self, samples: &[UserSample]) -> Option<String> {
+        let count = self.interactions.len();
+        let reason = match samples.iter().all(|sample| sample.targets.is_empty()) {
+            _ if count < INTERACTIONS_MIN => format!(
+                "{count} positive interactions with items (views, carts, purchases, …); it needs at least {INTERACTIONS_MIN}"
+            ),
+            true => "none of the interactions is before those of its validation".to_owned(),
+            false => return None,
+        };
+        Some(format!(
+            "no user encoder: {reason}. Recommendations do not depend on vectors of users; train again with more events"
+        ))
     }
 
     /// Returns the events before `end`, without the purchases that were refunded in full by then.
@@ -332,6 +358,10 @@ impl Shop {
 
 /// Returns the times by the shares of the interactions. The encoders validate on the newest events before the labels.
 fn times_by_shares(interactions: &[Interaction], options: &TrainOptions) -> TrainTimes {
+    if interactions.is_empty() {
+        let now = options.now;
+        return TrainTimes { validation: now..now, labels: now..now, counted_until: now };
+    }
     let labels_from = time_at_share(interactions, options.encoder_share);
     let trained_until = time_at_share(interactions, options.trained_share);
     let before = &interactions[..interactions.partition_point(|interaction| interaction.at < labels_from)];
@@ -424,15 +454,22 @@ impl Training {
         let text = ItemText { vectors: side.title_vectors.clone(), width: title_dimension };
         let item_count = shop.items.len();
         let seed = options.seed;
-        if let (None, Some(warm)) = (&interruption.state, &warm) {
-            interruption.state = Some(warm.user_encoder(&shop.items, &text, samples.len(), seed)?);
-        }
-        drop(warm);
         let EncoderSettings { width, events, .. } = options.encoder;
-        let data = UserEncoderData { text: &text, item_count, samples: &samples, validation: &validation };
-        let user = train_user_encoder(&data, options.encoder, seed, interruption, runtime, progress)?;
-        exports.push(user.check.clone());
-        check_item_vectors("item", &shop.items, &user.item_vectors, width)?;
+        let missing_user_encoder = shop.missing_user_encoder(&samples);
+        let user = match &missing_user_encoder {
+            Some(_) => None,
+            None => {
+                if let (None, Some(warm)) = (&interruption.state, &warm) {
+                    interruption.state = Some(warm.user_encoder(&shop.items, &text, samples.len(), seed)?);
+                }
+                drop(warm);
+                let data = UserEncoderData { text: &text, item_count, samples: &samples, validation: &validation };
+                let user = train_user_encoder(&data, options.encoder, seed, interruption, runtime, progress)?;
+                exports.push(user.check.clone());
+                check_item_vectors("item", &shop.items, &user.item_vectors, width)?;
+                Some(user)
+            }
+        };
         stages.end("user encoder");
 
         let mut loyalty = fit_loyalty(&shop.events, shop.times.labels.end);
@@ -444,18 +481,25 @@ impl Training {
 
         let [early, all] = &shop.kept;
         let trained_until = shop.times.labels.end;
+        let title_vectors = freeze(&side.title_vectors, title_dimension)?;
+        let item_vectors = match &user {
+            Some(user) => freeze(&user.item_vectors, width)?,
+            None => title_vectors.clone(),
+        };
+        let encoder_weights = |user| EncoderWeights::of(user, options.encoder, shop.times.validation.start);
         let mut bundle = Bundle {
             manifest: Manifest {
                 searchable_attributes: options.searchable_attributes.clone(),
                 ..Manifest::new(options.name.clone(), options.now.0, trained_until.0, events, side.kind.clone())
                     .with_features(options.features.clone())
             },
-            item_vectors: freeze(&user.item_vectors, width)?,
-            title_vectors: freeze(&side.title_vectors, title_dimension)?,
-            encoder_weights: Some(
-                EncoderWeights::of(&user, options.encoder, shop.times.validation.start).encode_to_vec(),
-            ),
-            text_projection: user.text_projection,
+            item_vectors,
+            title_vectors,
+            encoder_weights: user.as_ref().map(|user| encoder_weights(user).encode_to_vec()),
+            text_projection: match &user {
+                Some(user) => user.text_projection.clone(),
+                None => identity(title_dimension),
+            },
             transitions: counts::transitions(early, item_count),
             co_purchases: counts::co_purchases(&baskets(early), item_count),
             item_to_item: item_to_item(early, item_count),
@@ -464,7 +508,7 @@ impl Training {
             // The replay for the ranking model must not know later events.
             popularity: ItemCounts::default(),
             context_counts: shop.context_counts(&options.features, shop.times.labels.start),
-            user_encoder: user.onnx,
+            user_encoder: user.as_ref().map(|user| user.onnx.clone()).unwrap_or_default(),
             query_encoder: side.model.clone(),
             tokenizer: side.tokenizer.clone(),
             known_answer: None,
@@ -490,7 +534,9 @@ impl Training {
         // After the replay: the floor only removes candidates, and lists whose item is below it teach the ranker too.
         relevance::calibrate(&mut bundle, runtime, progress)?;
         stages.end("relevance");
-        curves.add("user encoder, validation", &user.validation_losses);
+        if let Some(user) = &user {
+            curves.add("user encoder, validation", &user.validation_losses);
+        }
         if let Some(ranker) = &ranker {
             exports.push(ranker.check.clone());
             curves.add("ranker, validation", &ranker.validation_losses);
@@ -525,7 +571,7 @@ impl Training {
             item_count,
             interaction_count: shop.interactions.len(),
             sample_count: samples.len(),
-            epoch_count: user.epochs,
+            epoch_count: user.as_ref().map_or(0, |user| user.epochs),
             list_count,
             left_out_sources: left_out.iter().map(|of| of.source().name()).collect(),
             answers: shop
@@ -534,7 +580,9 @@ impl Training {
                 .map(|logged| AnswersReport { list_count: shown_count, ..logged.report.clone() }),
             heads,
             features: features.clone(),
-            user_encoder_loss: user.validation_loss,
+            user_encoder_loss: user.as_ref().map_or(f32::NAN, |user| user.validation_loss),
+            missing_user_encoder,
+            missing_ranker: ranker_loss.is_none().then(|| missing_ranker(list_count)),
             ranker_loss,
             loyalty: LoyaltyReport::of(&bundle.loyalty),
             exports: exports.iter().map(|check| (check.model.to_string(), check.max_difference)).collect(),
@@ -590,6 +638,20 @@ fn train_on_lists(
     };
     let config = RankerConfig { seed: options.seed, ..Default::default() };
     Ok(Some(train_ranker(data, &config, &options.stop, runtime, progress)?))
+}
+
+/// Returns why there is no ranking model, and how the bundle serves without one.
+fn missing_ranker(list_count: usize) -> String {
+    format!(
+        "no ranking model: {list_count} lists with interactions; it needs at least {LISTS_MIN}. Answers keep the order of \
+         retrieval; train again with more events"
+    )
+}
+
+/// Returns the identity matrix, `[dimensions × dimensions]`, which projects the query space to a user space that equals
+/// it.
+fn identity(dimensions: usize) -> Vec<f32> {
+    (0..dimensions * dimensions).map(|at| f32::from(u8::from(at % (dimensions + 1) == 0))).collect()
 }
 
 /// Returns the peak resident size of this process, from Linux's `/proc/self/status`.

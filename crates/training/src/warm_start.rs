@@ -105,6 +105,9 @@ impl EarlierBundle {
         validated_from: UnixMillis,
     ) -> Result<Self, String> {
         let name = &bundle.manifest.name;
+        if bundle.user_encoder.is_empty() {
+            return Err(format!("bundle {name} has no user encoder"));
+        }
         let Some(bytes) = &bundle.encoder_weights else {
             return Err(format!(
                 "bundle {name} has no user_encoder.weights, because another program trained its user encoder"

@@ -347,15 +347,43 @@ fn parts_of_bundles_with_other_encoder_settings_are_refused() {
 
 #[test]
 fn too_little_data_is_refused_with_the_reason() {
-    let once = |users: usize| (0..users).map(|user| row(user, EventKind::Purchase, user as i64, 1)).collect();
-    for (events, reason) in [(Vec::new(), "has no rows"), (once(19), "at least 2 and 20")] {
-        let shop = Shop::new(&titled(), &events);
-        let error = shop.train("bundle").expect_err(reason).to_string();
-        assert!(error.contains(reason), "{error}");
-        assert!(!shop.out("bundle").exists());
+    let once = |users: usize| (0..users).map(|user| row(user, EventKind::Purchase, user as i64, 1)).collect::<Vec<_>>();
+    let shop = Shop::new(&titled()[..1], &once(100));
+    let error = shop.train("bundle").unwrap_err().to_string();
+    assert!(error.contains("1 items are too few for a training; it needs at least 2"), "{error}");
+    assert!(!shop.out("bundle").exists());
+}
+
+#[test]
+fn a_shop_with_no_events_or_few_has_a_bundle_without_user_encoder_and_ranker() {
+    let once = |users: usize| (0..users).map(|user| row(user, EventKind::Purchase, user as i64, 1)).collect::<Vec<_>>();
+    for (events, reason) in [
+        (None, "no user encoder: 0 positive interactions"),
+        (Some(Vec::new()), "no user encoder: 0 positive interactions"),
+        (Some(once(1)), "no user encoder: 1 positive interactions"),
+        (Some(once(19)), "no user encoder: 19 positive interactions"),
+    ] {
+        let shop = Shop::new(&titled(), events.as_deref().unwrap_or_default());
+        if events.is_none() {
+            std::fs::remove_file(shop.directory.path().join("events.parquet")).unwrap();
+        }
+        let options = TrainOptions { now: UnixMillis(1_800_000_000_000), ..TrainOptions::default() };
+        let report = shop.train_as("bundle", &options).unwrap();
+        let missing = report.missing_user_encoder.unwrap_or_default();
+        assert!(missing.contains(reason) && missing.contains("at least 20"), "{missing}");
+        assert!(report.missing_ranker.unwrap_or_default().contains("no ranking model: "));
+        let bundle = check_bundle(&shop.out("bundle"));
+        assert!(bundle.user_encoder.is_empty() && bundle.ranker.is_empty() && bundle.manifest.heads.is_empty());
+        assert_eq!(bundle.items.len(), ITEMS);
+        if events.is_none_or(|events| events.is_empty()) {
+            assert_eq!(bundle.manifest.trained_until_ms, options.now.0);
+        }
+        assert!(!bundle.similar_texts.of(Row(0)).0.is_empty(), "texts are neighbours without events");
+        let mut models = Models::open(&runtime(), &bundle, Device::Cpu).unwrap();
+        let golden_json = bundle.golden.clone().unwrap();
+        let generation = Generation::standalone(bundle, 16).unwrap();
+        assert_eq!(golden::self_test(&generation, &mut models, &golden_json).unwrap(), 16);
     }
-    let error = Shop::new(&titled()[..1], &once(100)).train("bundle").unwrap_err().to_string();
-    assert!(error.contains("1 items"), "{error}");
 }
 
 #[test]
@@ -389,6 +417,40 @@ fn a_shop_where_nobody_comes_twice_is_trained() {
     let shop = Shop::new(&titled(), &once);
     shop.train("bundle").unwrap();
     check_bundle(&shop.out("bundle"));
+}
+
+#[test]
+fn an_order_with_an_event_for_each_line_is_one_basket() {
+    // Each user buys five times three items that belong together; the lines of an order are seconds apart.
+    let orders = |has_line_events: bool| -> Vec<DatasetEvent> {
+        let mut rows = Vec::new();
+        for order in 0..200 {
+            for line in 0..3 {
+                let item = 3 * ((order * 7 + order / 40) % 13) + line;
+                let mut row = row(order % 40, EventKind::Purchase, 5 * order as i64, item);
+                row.order = format!("order-{order}");
+                if has_line_events {
+                    row.at.0 += 2000 * line as i64;
+                } else {
+                    row.event_id = row.order.clone();
+                }
+                rows.push(row);
+            }
+        }
+        rows
+    };
+    let options = EvaluateOptions { bootstrap_count: 50, ..EvaluateOptions::default() };
+    let results = [false, true].map(|has_line_events| {
+        let shop = Shop::new(&titled(), &orders(has_line_events));
+        let report = shop.train("bundle").unwrap();
+        let bundle = check_bundle(&shop.out("bundle"));
+        let data = shop.directory.path();
+        let evaluation = evaluate(data, &shop.out("bundle"), &runtime(), &options, &mut |_| {}).unwrap();
+        let quality = evaluation.methods.iter().map(|method| method.ndcg_at_10.mean).collect::<Vec<_>>();
+        (report.interaction_count, bundle.co_purchases.to_bytes(), evaluation.user_count, quality)
+    });
+    assert_eq!(results[0].0, 200, "an order is one interaction");
+    assert_eq!(results[0], results[1]);
 }
 
 #[test]

@@ -81,6 +81,8 @@ pub(crate) fn models(args: &ModelsArgs) -> anyhow::Result<Exit> {
         models.push(Timing { model, size, unit, p50_ms: quantile(&times, 0.5), p99_ms: quantile(&times, 0.99) });
     };
     let (width, events_max) = (bundle.item_vectors.dimensions(), bundle.manifest.encoder_events);
+    ensure!(!bundle.user_encoder.is_empty(), "{} has no user encoder", args.bundle.display());
+    ensure!(!bundle.ranker.is_empty(), "{} has no ranking model", args.bundle.display());
     let mut user_encoder = UserEncoder::open(&runtime, &bundle.user_encoder, width, Device::Cpu)?;
     for events in EVENTS.into_iter().filter(|events| *events < events_max).chain([events_max]) {
         let inputs: Vec<[UserInput; 1]> = (0..INPUTS).map(|_| [history(&bundle, events, &mut rng)]).collect();

@@ -71,6 +71,7 @@ pub struct Bundle {
     pub popularity: ItemCounts,
     /// Users by item and value of the viewer's context, for the declared features of kind `context_affinity`.
     pub context_counts: ContextCounts,
+    /// Empty: the training had too few events for a user encoder. Then the user space is the query space.
     pub user_encoder: Vec<u8>,
     /// The encoders' weights for a warm start of a later training.
     pub encoder_weights: Option<Vec<u8>>,
@@ -81,6 +82,7 @@ pub struct Bundle {
     pub known_answer: Option<KnownAnswer>,
     /// Loss curves as JSON, for `evaluate --report`.
     pub training: Option<Vec<u8>>,
+    /// Empty: the training had too few lists for a ranking model, and answers have the order of retrieval.
     pub ranker: Vec<u8>,
     /// The loyalty model, or the reason why there is none.
     pub loyalty: Arc<TrainedLoyalty>,
