@@ -69,8 +69,8 @@ fn parse(text: &str, default: &CatalogSource) -> Result<Vec<CatalogSource>, Vec<
     let mut data: BTreeMap<PathBuf, String> = BTreeMap::from([(absolute(&default.data), DEFAULT_CATALOG.to_owned())]);
     for (name, table) in file.catalogs {
         let mut add = |field: &str, problem: String| problems.push(format!("catalogs.{name}{field}: {problem}"));
-        if let Err(error) = check_name(&name) {
-            add("", error.to_string());
+        if let Err(problem) = catalog_name(&name) {
+            add("", problem);
         }
         if name == DEFAULT_CATALOG {
             add("", "the flags of `serve` define this catalogue; choose another name".to_owned());
@@ -108,6 +108,14 @@ pub(crate) fn currency_code(code: &str) -> Result<String, String> {
     match code.len() == 3 && code.bytes().all(|byte| byte.is_ascii_alphabetic()) {
         true => Ok(code.to_ascii_uppercase()),
         false => Err(format!("`{code}` is no code of three letters, such as EUR")),
+    }
+}
+
+/// Checks the name of a catalogue.
+pub(crate) fn catalog_name(name: &str) -> Result<&str, String> {
+    match check_name(name) {
+        Ok(()) => Ok(name),
+        Err(error) => Err(error.to_string()),
     }
 }
 

@@ -1,5 +1,6 @@
 //! `lodestone items`
 use super::{
+    client::ServerArgs,
     exit::Exit,
     import::{ItemsTimeArgs, MappingArgs, bytes_bar},
     inventory::{PushInventoryArgs, push_inventory},
@@ -13,15 +14,15 @@ use crate::server::{
         ImportedItems, ItemStatus, catalog_service_client::CatalogServiceClient, import_items_request::Part,
     },
 };
-use anyhow::{Context, anyhow};
+use anyhow::anyhow;
 use indicatif::ProgressBar;
 use lodestone_catalog::{FieldSet, Item};
 use lodestone_core::units::UnixMillis;
 use lodestone_dataset::import::{ImportReport, SHRINK_MAX, read_feed};
 use prost::Message;
 use prost_types::FieldMask;
-use std::{fmt, path::PathBuf, time::Duration};
-use tonic::{Code, Status, transport::Endpoint};
+use std::{fmt, path::PathBuf};
+use tonic::{Code, Status};
 
 /// Items and bytes of one message. Texts that changed are encoded before the server answers it.
 const MESSAGE_ITEMS: usize = 250;
@@ -59,9 +60,8 @@ pub(crate) struct PushArgs {
     items: PathBuf,
     #[command(flatten)]
     time: ItemsTimeArgs,
-    /// Address of the server.
-    #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:50051")]
-    address: String,
+    #[command(flatten)]
+    server: ServerArgs,
     /// Deletes the items of the server that the feed does not have. Refused if these are more than 20 %.
     #[arg(long)]
     delete_missing: bool,
@@ -83,6 +83,8 @@ struct Report {
     dry_run: bool,
     created_count: i64,
     replaced_count: i64,
+    /// Items that the server has with the same values.
+    unchanged_count: i64,
     /// Items whose values are all of a later time than the feed.
     stale_count: i64,
     rejected_count: i64,
@@ -94,9 +96,11 @@ struct Report {
 
 impl Report {
     fn add(&mut self, response: ImportItemsResponse) {
-        if let Some(ImportCounts { created_count, replaced_count, stale_count, rejected_count, .. }) = response.counts {
-            (self.created_count, self.replaced_count) = (created_count, replaced_count);
-            (self.stale_count, self.rejected_count) = (stale_count, rejected_count);
+        if let Some(counts) = response.counts {
+            let ImportCounts { created_count, replaced_count, unchanged_count, .. } = counts;
+            (self.created_count, self.replaced_count, self.unchanged_count) =
+                (created_count, replaced_count, unchanged_count);
+            (self.stale_count, self.rejected_count) = (counts.stale_count, counts.rejected_count);
         }
         let results = response.results.into_iter().filter_map(|result| result.result);
         for result in results.filter(|result| result.status() == ItemStatus::Rejected) {
@@ -120,6 +124,7 @@ impl fmt::Display for Report {
         }
         writeln!(f, "{:>10} created", self.created_count)?;
         writeln!(f, "{:>10} replaced", self.replaced_count)?;
+        writeln!(f, "{:>10} unchanged: the server has the same values", self.unchanged_count)?;
         writeln!(f, "{:>10} stale: their values are later than the feed", self.stale_count)?;
         if let Some(count) = self.deleted_count {
             writeln!(f, "{count:>10} deleted: not in the feed")?;
@@ -143,6 +148,7 @@ fn push(args: &PushArgs) -> anyhow::Result<Exit> {
         dry_run: args.dry_run,
         created_count: 0,
         replaced_count: 0,
+        unchanged_count: 0,
         stale_count: 0,
         rejected_count: 0,
         rejected: Vec::new(),
@@ -151,7 +157,7 @@ fn push(args: &PushArgs) -> anyhow::Result<Exit> {
     let absent = items.first().map(|item| item.absent_fields).unwrap_or_default();
     let options = options(args, time, absent);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    runtime.block_on(send(&args.address, options, &items, &mut report))?;
+    runtime.block_on(send(&args.server, options, &items, &mut report))?;
     args.output.write(&report)?;
     Ok(Exit::answer(report.rejected_count == 0))
 }
@@ -172,10 +178,8 @@ fn options(args: &PushArgs, time: Option<UnixMillis>, absent: FieldSet) -> Impor
     }
 }
 
-async fn send(address: &str, options: ImportOptions, items: &[Item], report: &mut Report) -> anyhow::Result<()> {
-    let endpoint = Endpoint::from_shared(format!("http://{address}")).context("--address")?.tcp_nodelay(true);
-    let connected = endpoint.connect_timeout(Duration::from_secs(5)).connect().await;
-    let channel = connected.with_context(|| format!("no server answers at {address} (--address)"))?;
+async fn send(server: &ServerArgs, options: ImportOptions, items: &[Item], report: &mut Report) -> anyhow::Result<()> {
+    let channel = server.connect().await?;
     let total = items.len();
     let bar = ProgressBar::new(total as u64).with_style(style("{pos}/{len}"));
     bar.set_message("write items");
@@ -183,6 +187,7 @@ async fn send(address: &str, options: ImportOptions, items: &[Item], report: &mu
     let parts: Vec<Part> = std::iter::once(Part::Options(options)).chain(parts).collect();
     let requests = futures_util::stream::iter(parts.into_iter().map(|part| ImportItemsRequest { part: Some(part) }));
     let failed = |status: Status, done: i64| match status.code() {
+        Code::NotFound => anyhow!("{} (--catalog)", status.message()),
         Code::FailedPrecondition => anyhow!("{} (--allow-shrink)", status.message()),
         code => anyhow!(
             "ImportItems failed after {done} of {total} items, {code:?}: {}; the same command writes the other items",

@@ -1,5 +1,6 @@
 //! `lodestone load-test`: throughput and latency of a server, measured by a client.
 use super::{
+    client::{ServerArgs, ServerChannel},
     exit::Exit,
     numbers::within,
     output::OutputArgs,
@@ -12,7 +13,7 @@ use crate::server::proto::{
 use anyhow::{Context, ensure};
 use hdrhistogram::Histogram;
 use indicatif::{ProgressBar, ProgressStyle};
-use lodestone_dataset as dataset;
+use lodestone_dataset::{self as dataset, DatasetEvent};
 use rand::{Rng, SeedableRng, rngs::StdRng};
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -27,12 +28,13 @@ use std::{
     thread,
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
-use tonic::transport::{Channel, Endpoint};
 
 /// Number of requests over which the stages in the server are averaged.
 const TRACED_REQUESTS: usize = 300;
 /// Messages per event stream.
 const STREAM_MESSAGES: usize = 20;
+/// Visitors of data without events.
+const SYNTHETIC_VISITORS: usize = 1000;
 /// Greatest number of requests in flight. An open loop against a server that cannot keep up would otherwise exhaust the
 /// memory.
 const IN_FLIGHT_MAX: u64 = 20_000;
@@ -49,11 +51,10 @@ Examples:
   lodestone load-test --data data --rpc browse --order-by 'price desc' --page-number 500 --connections 1
   lodestone load-test --data data --rate 500 --only-rate --latencies latencies.csv")]
 pub(crate) struct LoadTestArgs {
-    /// Address of the server.
-    #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:50051")]
-    address: String,
-    /// Directory of `lodestone import`: requests have its users, queries are made of its titles, events have its
-    /// items.
+    #[command(flatten)]
+    server: ServerArgs,
+    /// Directory of `lodestone import`: queries are made of its titles, events have its items. Requests have its users;
+    /// if it has none, its visitors; without events, synthetic visitors.
     #[arg(long, value_name = "DIR", value_parser = existing_directory)]
     data: PathBuf,
     /// The RPC to measure.
@@ -199,7 +200,7 @@ pub(crate) fn load_test(args: &LoadTestArgs) -> anyhow::Result<Exit> {
     let calls = Arc::new(Calls::of(args)?);
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
     let connections_max = args.connections.iter().copied().max().unwrap_or(1);
-    let channels = runtime.block_on(connect(&args.address, connections_max))?;
+    let channels = runtime.block_on(connect(&args.server, connections_max))?;
     let mut latencies = args.latencies.as_deref().map(latencies_file).transpose()?;
 
     let bar = ProgressBar::new(2 * args.connections.len() as u64);
@@ -258,12 +259,10 @@ fn latencies_file(path: &Path) -> anyhow::Result<BufWriter<File>> {
     Ok(file)
 }
 
-async fn connect(address: &str, count: usize) -> anyhow::Result<Vec<Channel>> {
+async fn connect(server: &ServerArgs, count: usize) -> anyhow::Result<Vec<ServerChannel>> {
     let mut channels = Vec::with_capacity(count);
     for _ in 0..count {
-        let endpoint = Endpoint::from_shared(format!("http://{address}")).context("--address")?.tcp_nodelay(true);
-        let connected = endpoint.connect_timeout(Duration::from_secs(5)).connect().await;
-        channels.push(connected.with_context(|| format!("no server answers at {address}"))?);
+        channels.push(server.connect().await?);
     }
     Ok(channels)
 }
@@ -271,7 +270,7 @@ async fn connect(address: &str, count: usize) -> anyhow::Result<Vec<Channel>> {
 /// Generates calls. The same seed produces the same sequence, independently of the server.
 struct Calls {
     rpc: RpcArg,
-    users: Vec<String>,
+    viewers: Vec<proto::Viewer>,
     queries: Vec<String>,
     items: Vec<String>,
     page_size: i32,
@@ -285,16 +284,13 @@ struct Calls {
 impl Calls {
     fn of(args: &LoadTestArgs) -> anyhow::Result<Self> {
         let items = dataset::read_items(&args.data.join("items.parquet"))?;
-        let events = dataset::read_events(&args.data.join("events.parquet"))?;
-        let users: BTreeSet<String> = events
-            .iter()
-            .filter_map(|event| event.user.as_ref()?.as_str().strip_prefix("u:").map(str::to_owned))
-            .collect();
-        ensure!(!items.is_empty(), "{} contains no items", args.data.display());
-        ensure!(!users.is_empty(), "{} contains no events of signed-in users", args.data.display());
+        let events = match dataset::has_history(&args.data) {
+            true => dataset::read_history(&args.data)?,
+            false => Vec::new(),
+        };
         Ok(Self {
             rpc: args.rpc,
-            users: users.into_iter().collect(),
+            viewers: viewers(&events),
             queries: items.iter().map(|item| first_words(&item.title)).collect(),
             items: items.iter().map(|item| item.id.to_string()).collect(),
             page_size: args.page_size,
@@ -307,12 +303,11 @@ impl Calls {
     }
 
     fn viewer(&self, random: &mut StdRng) -> Option<proto::Viewer> {
-        let user_id = self.users[random.random_range(0..self.users.len())].clone();
-        Some(proto::Viewer { user_id, ..Default::default() })
+        Some(self.viewers[random.random_range(0..self.viewers.len())].clone())
     }
 
     /// Sends call number `number`. Returns the stages in the response, if `debug` asks for them.
-    async fn send(&self, number: u64, channel: Channel, debug: DebugLevel) -> Result<Stages, tonic::Status> {
+    async fn send(&self, number: u64, channel: ServerChannel, debug: DebugLevel) -> Result<Stages, tonic::Status> {
         let mut random = StdRng::seed_from_u64(self.seed.wrapping_mul(0x9E37_79B9).wrapping_add(number));
         let viewer = self.viewer(&mut random);
         let query = &self.queries[random.random_range(0..self.queries.len())];
@@ -393,6 +388,25 @@ impl Calls {
     }
 }
 
+/// Returns the signed-in users of events; if there are none, their visitors; if there are no events, synthetic visitors.
+fn viewers(events: &[DatasetEvent]) -> Vec<proto::Viewer> {
+    let ids = |prefix: &str| -> BTreeSet<&str> {
+        let keys = events.iter().filter_map(|event| Some(event.user.as_ref()?.as_str()));
+        keys.filter_map(|key| key.strip_prefix(prefix)).collect()
+    };
+    let visitor = |visitor_id: String| proto::Viewer { visitor_id, ..Default::default() };
+    let users = ids("u:");
+    if !users.is_empty() {
+        let user = |id: &str| proto::Viewer { user_id: id.to_owned(), ..Default::default() };
+        return users.into_iter().map(user).collect();
+    }
+    let visitors = ids("v:");
+    match visitors.is_empty() {
+        false => visitors.into_iter().map(|id| visitor(id.to_owned())).collect(),
+        true => (0..SYNTHETIC_VISITORS).map(|number| visitor(format!("load-test-{number}"))).collect(),
+    }
+}
+
 /// Names of stages and their nanoseconds.
 type Stages = Vec<(String, i32)>;
 
@@ -437,7 +451,7 @@ impl Latencies {
 /// Call numbers continue over all measurements, so that none repeats requests that an earlier one has put into caches.
 static NEXT_CALL: AtomicU64 = AtomicU64::new(0);
 
-async fn closed_loop(calls: &Arc<Calls>, channels: &[Channel], length: Duration) -> Latencies {
+async fn closed_loop(calls: &Arc<Calls>, channels: &[ServerChannel], length: Duration) -> Latencies {
     let started = Instant::now();
     let callers: Vec<_> = channels
         .iter()
@@ -480,7 +494,7 @@ struct Pace {
 fn open_loop(
     runtime: &tokio::runtime::Runtime,
     calls: &Arc<Calls>,
-    channels: &[Channel],
+    channels: &[ServerChannel],
     Pace { rate, length }: Pace,
     mut csv: Option<&mut BufWriter<File>>,
 ) -> anyhow::Result<Latencies> {
@@ -528,7 +542,7 @@ fn open_loop(
 }
 
 /// Returns the mean microseconds of each stage in the server.
-async fn mean_stages(calls: &Calls, channel: &Channel) -> BTreeMap<String, f64> {
+async fn mean_stages(calls: &Calls, channel: &ServerChannel) -> BTreeMap<String, f64> {
     let mut sums: BTreeMap<String, f64> = BTreeMap::new();
     for _ in 0..TRACED_REQUESTS {
         let number = NEXT_CALL.fetch_add(1, Ordering::Relaxed);
@@ -537,4 +551,28 @@ async fn mean_stages(calls: &Calls, channel: &Channel) -> BTreeMap<String, f64> 
         }
     }
     sums
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use lodestone_core::{
+        ids::{ItemId, UserId},
+        units::UnixMillis,
+    };
+    use lodestone_events::EventKind;
+
+    #[test]
+    fn requests_have_the_users_or_else_the_visitors_of_the_data_or_else_synthetic_ones() {
+        let view = |user: Option<UserId>| {
+            DatasetEvent::of_item("1".into(), EventKind::View, user, UnixMillis(1), ItemId::parse("i").unwrap())
+        };
+        let (user, visitor) = (view(UserId::signed_in("a").ok()), view(UserId::visitor("b").ok()));
+        let of = |events: &[DatasetEvent]| -> Vec<(String, String)> {
+            viewers(events).into_iter().map(|viewer| (viewer.user_id, viewer.visitor_id)).collect()
+        };
+        assert_eq!(of(&[user.clone(), visitor.clone(), user]), [("a".to_owned(), String::new())]);
+        assert_eq!(of(&[visitor, view(None)]), [(String::new(), "b".to_owned())]);
+        assert_eq!(of(&[]).len(), SYNTHETIC_VISITORS);
+    }
 }

@@ -7,6 +7,7 @@ mod benchmark;
 mod bundle;
 mod campaign;
 mod catalogs;
+mod client;
 mod encoder;
 mod evaluate;
 mod events;

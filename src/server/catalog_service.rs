@@ -34,6 +34,7 @@ fn item_status(outcome: WriteOutcome) -> i32 {
     match outcome {
         WriteOutcome::Replaced => proto::ItemStatus::Replaced,
         WriteOutcome::Updated => proto::ItemStatus::Updated,
+        WriteOutcome::Unchanged => proto::ItemStatus::Unchanged,
         WriteOutcome::Stale => proto::ItemStatus::Stale,
         WriteOutcome::Deleted => proto::ItemStatus::Deleted,
         WriteOutcome::Unknown => proto::ItemStatus::Unknown,

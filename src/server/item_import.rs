@@ -13,8 +13,9 @@ use lodestone_core::{bits, ids::ItemId, units::UnixMillis};
 use lodestone_engine::{Engine, EngineError, WriteReport};
 use std::{
     cell::RefCell,
-    collections::{BTreeSet, HashSet},
+    collections::{BTreeSet, HashMap},
     fmt::Display,
+    hash::{DefaultHasher, Hash, Hasher},
     sync::Arc,
 };
 use tonic::{Status, Streaming};
@@ -36,8 +37,8 @@ pub(super) struct ItemImport {
     log_position: u64,
     /// By key: the items of the feed, for a full one.
     seen: Vec<u64>,
-    /// Items that a feed which writes nothing would have created.
-    would_create: HashSet<ItemId>,
+    /// Items that a feed which writes nothing would have created, with hashes of their content.
+    would_create: HashMap<ItemId, u64>,
     is_finished: bool,
 }
 
@@ -72,7 +73,7 @@ impl ItemImport {
             counts: proto::ImportCounts::default(),
             log_position: 0,
             seen: Vec::new(),
-            would_create: HashSet::new(),
+            would_create: HashMap::new(),
             is_finished: false,
         }
     }
@@ -173,11 +174,22 @@ impl ItemImport {
         let results = match options.validate_only {
             true => {
                 let (engine, would_create) = (&self.services.engine, &mut self.would_create);
-                validated.accepted(|write| match engine.is_stale(write) {
-                    true => proto::ItemStatus::Stale,
-                    false if engine.get_item(&write.item.id).is_some() => proto::ItemStatus::Replaced,
-                    false if would_create.insert(write.item.id.clone()) => proto::ItemStatus::Created,
-                    false => proto::ItemStatus::Replaced,
+                validated.accepted(|write| {
+                    if engine.is_stale(write) {
+                        return proto::ItemStatus::Stale;
+                    }
+                    if engine.is_unchanged(write) {
+                        return proto::ItemStatus::Unchanged;
+                    }
+                    if engine.get_item(&write.item.id).is_some() {
+                        return proto::ItemStatus::Replaced;
+                    }
+                    let content = content_hash(&write.item);
+                    match would_create.insert(write.item.id.clone(), content) {
+                        None => proto::ItemStatus::Created,
+                        Some(before) if before == content => proto::ItemStatus::Unchanged,
+                        Some(_) => proto::ItemStatus::Replaced,
+                    }
                 })
             }
             false => {
@@ -197,12 +209,18 @@ impl ItemImport {
             match result.status() {
                 proto::ItemStatus::Created => self.counts.created_count += 1,
                 proto::ItemStatus::Replaced | proto::ItemStatus::Updated => self.counts.replaced_count += 1,
+                proto::ItemStatus::Unchanged => self.counts.unchanged_count += 1,
                 proto::ItemStatus::Stale => self.counts.stale_count += 1,
                 _ => self.counts.rejected_count += 1,
             }
-            let is_written = [proto::ItemStatus::Created, proto::ItemStatus::Replaced, proto::ItemStatus::Updated]
-                .contains(&result.status());
-            if !is_written {
+            let is_in_effect = matches!(
+                result.status(),
+                proto::ItemStatus::Created
+                    | proto::ItemStatus::Replaced
+                    | proto::ItemStatus::Updated
+                    | proto::ItemStatus::Unchanged
+            );
+            if !is_in_effect {
                 kept.push(proto::ImportItemResult { index: first + index as i64, result: Some(result) });
             }
         }
@@ -242,6 +260,13 @@ impl ItemImport {
         let deletions = proto::ImportDeletions { item_count: missing.len() as i64, share, item_ids: listed(&missing) };
         Ok(proto::ImportItemsResponse { deletions: Some(deletions), ..self.response(Vec::new()) })
     }
+}
+
+/// Returns a hash of an item's values, which is compared only within one feed.
+fn content_hash(item: &Item) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    format!("{item:?}").hash(&mut hasher);
+    hasher.finish()
 }
 
 /// The first ids of deleted items.

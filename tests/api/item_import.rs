@@ -54,9 +54,17 @@ async fn import(
     }
 }
 
-fn counts(response: &proto::ImportItemsResponse) -> [i64; 5] {
+/// All items, created, replaced, unchanged, stale and rejected ones.
+fn counts(response: &proto::ImportItemsResponse) -> [i64; 6] {
     let counts = response.counts.unwrap();
-    [counts.item_count, counts.created_count, counts.replaced_count, counts.stale_count, counts.rejected_count]
+    [
+        counts.item_count,
+        counts.created_count,
+        counts.replaced_count,
+        counts.unchanged_count,
+        counts.stale_count,
+        counts.rejected_count,
+    ]
 }
 
 /// The ids of the items that the tests write.
@@ -90,11 +98,11 @@ async fn attributes_that_a_feed_sets_one_by_one_have_the_limit_of_an_item() {
     });
     let (responses, error) = import(&server.channel, vec![mask, with(98..101), with(98..100)]).await;
     assert!(error.is_none(), "{error:?}");
-    assert_eq!(counts(&responses[1]), [1, 0, 0, 0, 1]);
+    assert_eq!(counts(&responses[1]), [1, 0, 0, 0, 0, 1]);
     let violation = &responses[1].results[0].result.as_ref().unwrap().violations[0];
     assert_eq!(violation.field, "items[0].attributes");
     assert!(violation.description.contains("would have 101 entries; the limit is 100"), "{}", violation.description);
-    assert_eq!(counts(&responses[2]), [2, 0, 1, 0, 1], "98 and two are the limit");
+    assert_eq!(counts(&responses[2]), [2, 0, 1, 0, 0, 1], "98 and two are the limit");
     server.end().await;
 }
 
@@ -105,8 +113,8 @@ async fn each_message_of_a_feed_is_acknowledged_with_its_watermark() {
     let (responses, error) =
         import(&server.channel, vec![items(&["feed-a", "feed-b"]), items(&["feed-c", "", "feed-a"])]).await;
     assert!(error.is_none(), "{error:?}");
-    let found: Vec<[i64; 5]> = responses.iter().map(counts).collect();
-    assert_eq!(found, [[2, 2, 0, 0, 0], [5, 3, 1, 0, 1], [5, 3, 1, 0, 1]], "two messages and the end");
+    let found: Vec<[i64; 6]> = responses.iter().map(counts).collect();
+    assert_eq!(found, [[2, 2, 0, 0, 0, 0], [5, 3, 0, 1, 0, 1], [5, 3, 0, 1, 0, 1]], "two messages and the end");
     let rejected = &responses[1].results[0];
     assert_eq!((responses[1].results.len(), rejected.index), (1, 3));
     assert!(rejected.result.as_ref().unwrap().violations[0].field.starts_with("items[1]"));
@@ -115,7 +123,7 @@ async fn each_message_of_a_feed_is_acknowledged_with_its_watermark() {
     let (responses, _) =
         import(&server.channel, vec![options(|options| options.update_time = at(1000)), items(&["feed-a", "feed-d"])])
             .await;
-    assert_eq!(counts(responses.last().unwrap()), [2, 1, 0, 1, 0]);
+    assert_eq!(counts(responses.last().unwrap()), [2, 1, 0, 0, 1, 0]);
     let stale = responses[1].results[0].result.as_ref().unwrap();
     assert_eq!((stale.status(), stale.item_id.as_str()), (ItemStatus::Stale, "feed-a"));
 }
@@ -142,7 +150,7 @@ async fn a_full_feed_deletes_what_it_lacks_unless_that_is_too_much_or_newer() {
         (deletions.item_count, deletions.item_ids, deletions.share),
         (2, vec!["feed-8".into(), "feed-9".into()], 0.2)
     );
-    assert_eq!((counts(last), ids(channel).await.len()), ([9, 1, 8, 0, 0], 10));
+    assert_eq!((counts(last), ids(channel).await.len()), ([9, 1, 0, 8, 0, 0], 10));
     // Half of the catalogue is missing: the items are written and none is deleted.
     let (_, error) = import(channel, vec![full(|_| {}), items(&names[..5])]).await;
     let error = error.unwrap();
@@ -202,7 +210,7 @@ async fn a_dry_run_counts_what_the_feed_would_do_and_new_ids_do_not_hide_what_is
     assert!(error.is_none(), "{error:?}");
     let (real, _) = import(channel, feed(false)).await;
     let last = |responses: &[proto::ImportItemsResponse]| counts(responses.last().unwrap());
-    assert_eq!((last(&dry), last(&real)), ([32, 30, 1, 1, 0], [32, 30, 1, 1, 0]));
+    assert_eq!((last(&dry), last(&real)), ([32, 30, 0, 1, 1, 0], [32, 30, 0, 1, 1, 0]));
     // The items are as of now, so that no older feed deletes them; one of now would delete them all.
     let (responses, error) = import(channel, vec![full(|_| {}), items(&["other-1", "other-2"])]).await;
     assert_eq!(error.unwrap().get_error_details().error_info().unwrap().reason, "FEED_SHRINKS");
@@ -277,7 +285,7 @@ async fn a_feed_of_some_fields_leaves_the_others() {
     };
     let (responses, error) = import(&server.channel, vec![masked(&["title", "brand"]), items(&["i7", "feed-a"])]).await;
     assert!(error.is_none(), "{error:?}");
-    assert_eq!(counts(responses.last().unwrap()), [2, 1, 1, 0, 0]);
+    assert_eq!(counts(responses.last().unwrap()), [2, 1, 1, 0, 0, 0]);
     assert!(responses[1].results.is_empty(), "both are written");
     let request = proto::GetItemRequest { item_id: "i7".to_owned() };
     let item = catalog.get_item(request).await.unwrap().into_inner().item.unwrap();

@@ -139,31 +139,31 @@ def refusals(work):
 
 
 class Server:
-    """A server of a copy of the example shop's bundle with an empty data directory."""
+    """A server of a bundle, by default a copy of the example shop's, with an empty data directory."""
 
-    def __init__(self, work):
+    def __init__(self, work, bundle=BUNDLE, *flags):
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.address = f"127.0.0.1:{free.getsockname()[1]}"
-        command = [LODESTONE, "serve", "--bundle", BUNDLE, "--data", work / "serve", "--listen", self.address,
-                   "--metrics-listen", "127.0.0.1:0"]
+        command = [LODESTONE, "serve", "--bundle", bundle, "--data", work / "serve", "--listen", self.address,
+                   "--metrics-listen", "127.0.0.1:0", *flags]
         self.log = open(work / "serve.log", "w")
         self.process = subprocess.Popen(command, stdout=self.log, stderr=self.log)
         until = time.monotonic() + START_SECONDS_MAX
         while self.call("ListItems", {"page_size": 1}) is None and time.monotonic() < until:
             time.sleep(0.2)
 
-    def call(self, method, request):
-        ran = subprocess.run([GRPCURL, "-plaintext", "-d", json.dumps(request), self.address, f"lodestone.v1.CatalogService/{method}"],
-                             capture_output=True, text=True, timeout=60)
+    def call(self, method, request, service="CatalogService", catalog="default"):
+        ran = subprocess.run([GRPCURL, "-plaintext", "-H", f"lodestone-catalog: {catalog}", "-d", json.dumps(request), self.address,
+                              f"lodestone.v1.{service}/{method}"], capture_output=True, text=True, timeout=60)
         return json.loads(ran.stdout) if ran.returncode == 0 else None
 
     def price(self, item):
         found = self.call("GetItem", {"item_id": item})
         return int(found["item"]["priceMicros"]) if found else None
 
-    def count(self):
-        return int(self.call("ListItems", {"page_size": 1})["totalSize"])
+    def count(self, catalog="default"):
+        return int(self.call("ListItems", {"page_size": 1}, catalog=catalog)["totalSize"])
 
     def stop(self):
         self.process.terminate()
@@ -184,7 +184,11 @@ def push(work, server):
     found = report(*command, "--items-time", "3h")
     check((found["created_count"], found["stale_count"]) == (3, 0) and server.price("m1") == 9_000_000, "new items are created", found)
     found = report(*command, "--items-time", "3h")
-    check((found["created_count"], found["replaced_count"]) == (0, 3) and server.count() == before + 3, "a repeated push adds nothing", found)
+    counts = [found[f"{name}_count"] for name in ["created", "replaced", "unchanged"]]
+    check(counts == [0, 0, 3] and server.count() == before + 3, "a repeated push changes nothing", found)
+    file.write_text(feed(2, "9.00 EUR") + feed(3, "9.50 EUR").splitlines()[-1] + "\n")
+    found = report(*command, "--items-time", "3h", "--dry-run")
+    check((found["replaced_count"], found["unchanged_count"]) == (1, 2), "--dry-run knows what would change", found)
     server.call("SetInventory", {"inventories": [{"item_id": "m1", "price_micros": 5_000_000}]})
     file.write_text(feed(3, "8.00 EUR"))
     found = report(*command, "--items-time", "2h")
@@ -246,6 +250,68 @@ def push_inventory(work, server):
     refused(["stores.tsv", "`store_code`", "inventory.place"], *command)
 
 
+def catalogs(work):
+    """Commands reach the catalogue that --catalog names."""
+    (work / "catalogs").mkdir()
+    (work / "catalogs" / "feed.tsv").write_text(feed(3))
+    file = work / "catalogs" / "catalogs.toml"
+    file.write_text(f'[catalogs.outlet]\nbundle = "{BUNDLE}"\ndata = "{work}/outlet"\n')
+    server = Server(work / "catalogs", BUNDLE, "--catalogs", file)
+    try:
+        before = server.count()
+        push = ["items", "push", "--mapping", "google-merchant-center", "--items", work / "catalogs" / "feed.tsv", "--address", server.address]
+        found = report(*push, "--catalog", "outlet")
+        check((found["created_count"], server.count(), server.count("outlet")) == (3, before, before + 3), "--catalog names the catalogue", found)
+        refused(["--catalog", "nosuch"], *push, "--catalog", "nosuch")
+        refused(["--catalog", "not a name"], *push, "--catalog", "no such")
+        found = report("load-test", "--data", work / "new" / "data", "--rpc", "browse", "--address", server.address, "--catalog", "outlet",
+                       "--connections", "1", "--seconds", "0.2")
+        check(found["runs"][0]["failed"] == 0 and found["runs"][0]["capacity_per_s"] > 0, "load-test needs no events", found)
+    finally:
+        server.stop()
+
+
+def without_events(work):
+    """A shop without events is trained and served, and a later training has its events."""
+    work = work / "new"
+    work.mkdir()
+    kinds = ["red mug", "blue mug", "oak lamp", "steel pan", "linen shirt"]
+    rows = [f"n{number}\t{kinds[number % 5]} {number}\t{number + 1}.00 EUR\tHome > {kinds[number % 5].split()[1]}\tin_stock" for number in range(60)]
+    (work / "feed.tsv").write_text("\n".join(["id\ttitle\tprice\tproduct_type\tavailability", *rows]) + "\n")
+    report("import", "--mapping", "google-merchant-center", "--items", work / "feed.tsv", "--out", work / "data")
+    trained = report("train", "--data", work / "data", "--out", work / "bundle")
+    check("0 positive interactions" in trained["missing_user_encoder"] and "no ranking model" in trained["missing_ranker"],
+          "a training without events says what is missing", trained)
+    shown = report("bundle", "show", "--bundle", work / "bundle")
+    check((shown["has_user_encoder"], shown["has_ranker"]) == (False, False), "the bundle says what it lacks", shown)
+    server = Server(work, work / "bundle")
+    try:
+        viewer = {"viewer": {"visitor_id": "v"}}
+        ask = lambda method, request: server.call(method, {**viewer, **request}, "RankingService") or {}
+        found = ask("Search", {"query": "blue mug", "facet_specs": [{"field": "category"}]})
+        check(found.get("results", [{}])[0].get("itemId") in {f"n{number}" for number in range(1, 60, 5)} and found.get("facets"), "a search", found)
+        found = ask("Search", {"filter": "category = \"Home > lamp\"", "options": {"order_by": "price desc"}})
+        check([result["itemId"] for result in found.get("results", [])][:2] == ["n57", "n52"], "a category page", found)
+        check(ask("Suggest", {"prefix": "lin"}).get("completions"), "suggestions")
+        for kind in ["FOR_YOU", "TRENDING", "NEW_ARRIVALS"]:
+            found = ask("Recommend", {"type": f"RECOMMEND_TYPE_{kind}", "page_size": 12})
+            check(len(found.get("results", [])) == 12, f"recommendations {kind} are filled from the catalogue", found)
+        found = ask("Recommend", {"type": "RECOMMEND_TYPE_SIMILAR", "anchor_item_ids": ["n0"], "page_size": 4})
+        names = [result["itemId"] for result in found.get("results", [])]
+        check(len(names) == 4 and all(int(name[1:]) % 5 in (0, 1) for name in names), "similar items are those of similar texts", found)
+        events = [{"event_id": f"e{user}-{step}", "type": "EVENT_TYPE_VIEW", "viewer": {"visitor_id": f"v{user}"},
+                   "occurred_time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time.time() - 90000 + 300 * user + 10 * step)),
+                   "lines": [{"item_id": f"n{(7 * user + 5 * step) % 60}"}]} for user in range(60) for step in range(6)]
+        found = server.call("WriteEvents", {"events": events}, "EventService") or {}
+        check({result["status"] for result in found.get("results", [])} == {"EVENT_STATUS_ACCEPTED"}, "events are accepted")
+    finally:
+        server.stop()
+    (work / "serve" / "items.parquet").write_bytes((work / "data" / "items.parquet").read_bytes())
+    found = report("retrain", "--data", work / "serve", "--store", work / "store")
+    check(found["gathered"]["logged_event_count"] == 360 and found["trained"]["missing_user_encoder"] is None and found["published"],
+          "a later retrain learns from the events", found)
+
+
 def document(work, server):
     """The bash blocks of docs/feeds.md, in order, with the address of this server."""
     blocks = re.findall(r"^```bash\n(.*?)^```$", DOCUMENT.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
@@ -271,5 +337,7 @@ with tempfile.TemporaryDirectory() as directory:
         push_inventory(work, server)
     finally:
         server.stop()
+    without_events(work)
+    catalogs(work)
 print(f"feeds: {len(wrong)} wrong")
 sys.exit(1 if wrong else 0)

@@ -268,6 +268,13 @@ impl ItemWrite {
         }
     }
 
+    /// Returns true if a known item already has all written values, of whichever times.
+    pub fn is_content_of(&self, known: &Item) -> bool {
+        let content = self.content(Some(known));
+        let of_file = |content| Item { values_at: known.values_at, absent_fields: known.absent_fields, ..content };
+        content.is_some_and(|content| of_file(content) == *known)
+    }
+
     /// Returns true if a file of the shop had values of a later time than the write for all its fields.
     pub fn is_older_than(&self, known: &Item) -> bool {
         let (WriteTime::Stated(time), Some(of_file)) = (self.time, known.values_at) else { return false };

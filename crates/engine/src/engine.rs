@@ -236,6 +236,13 @@ impl Engine {
         catalog.row_of(&self.generations.state.keys, id).map(|row| catalog.get(row).item.clone())
     }
 
+    /// Returns the current items with these ids, in the same order; none for an id that the catalogue does not have.
+    pub fn get_items<'a>(&self, ids: impl Iterator<Item = &'a ItemId>) -> Vec<Option<Arc<Item>>> {
+        let catalog = self.generations.current().generation.catalog.load_full();
+        let keys = &self.generations.state.keys;
+        ids.map(|id| catalog.row_of(keys, id).map(|row| catalog.get(row).item.clone())).collect()
+    }
+
     /// Lists the current items that match a filter, in the order of their ids; see [`Catalog::list`]. `token` is that
     /// of the page before, or empty.
     pub async fn list_items(
@@ -289,6 +296,16 @@ impl Engine {
         let is_recorded_later =
             self.generations.state.catalogue.lock().state(&write.item.id).is_some_and(|state| state.is_stale(write));
         is_recorded_later || self.get_item(&write.item.id).is_some_and(|item| write.is_older_than(&item))
+    }
+
+    /// Returns true if the item already has all written values. A write without a creation time keeps the known one.
+    pub fn is_unchanged(&self, write: &ItemWrite) -> bool {
+        let Some(known) = self.get_item(&write.item.id) else { return false };
+        let mut write = write.clone();
+        if write.fields == WrittenFields::All && write.item.created_at.is_none() {
+            write.item.created_at = known.created_at;
+        }
+        write.is_content_of(&known)
     }
 
     /// Returns the key of an item of the current catalogue.

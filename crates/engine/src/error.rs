@@ -18,6 +18,8 @@ pub enum WriteOutcome {
     Created,
     Replaced,
     Updated,
+    /// The item already has all written values.
+    Unchanged,
     /// All fields have later values, or the item was deleted later; nothing changed.
     Stale,
     Deleted,
@@ -33,6 +35,7 @@ impl From<Outcome> for WriteOutcome {
             Outcome::Created => Self::Created,
             Outcome::Replaced => Self::Replaced,
             Outcome::Updated => Self::Updated,
+            Outcome::Unchanged => Self::Unchanged,
             Outcome::Stale => Self::Stale,
             Outcome::Deleted => Self::Deleted,
             Outcome::Unknown => Self::Unknown,
@@ -55,6 +58,7 @@ impl WriteOutcome {
             Self::Created => "created",
             Self::Replaced => "replaced",
             Self::Updated => "updated",
+            Self::Unchanged => "unchanged",
             Self::Stale => "stale",
             Self::Deleted => "deleted",
             Self::Unknown => "unknown",

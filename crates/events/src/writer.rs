@@ -40,10 +40,11 @@ pub enum Outcome {
     Duplicate,
     /// The item is new.
     Created,
-    /// Replaced; not stored again if the content is the same.
     Replaced,
-    /// Some fields are written; not stored again if the values are the same.
+    /// Some fields are written.
     Updated,
+    /// The item already has all written values. Not stored again, unless their time is stated.
+    Unchanged,
     /// All fields have later values, or the item was deleted later; nothing changed.
     Stale,
     Deleted,
@@ -328,8 +329,7 @@ impl ChangedItems {
 /// The outcome of a change that repeats the one before it.
 fn repeated_outcome(change: &ItemChange) -> Outcome {
     match change {
-        ItemChange::Write(write) if write.fields == WrittenFields::All => Outcome::Replaced,
-        ItemChange::Write(_) => Outcome::Updated,
+        ItemChange::Write(_) => Outcome::Unchanged,
         ItemChange::Delete { .. } => Outcome::Unknown,
     }
 }

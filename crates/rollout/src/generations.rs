@@ -5,7 +5,7 @@ use crate::{
     routes::{Canary, Routes},
     shadow::{Shadow, ShadowWork, run_time},
 };
-use ahash::AHashMap;
+use ahash::{AHashMap, AHashSet};
 use arc_swap::ArcSwap;
 use crossbeam_channel::{Sender, TrySendError};
 use lodestone_catalog::{Item, ItemChange, ItemState, ItemWrite, WriteEffect, WriteTime, WrittenFields};
@@ -243,12 +243,12 @@ impl Generations {
             WrittenFields::All => {
                 let is_in_effect =
                     || routes.answering().all(|loaded| item_in(loaded).is_some_and(|known| *known == write.item));
-                (is_repeated() && is_in_effect()).then_some(Outcome::Replaced)
+                (is_repeated() && is_in_effect()).then_some(Outcome::Unchanged)
             }
             WrittenFields::Some(_) if is_absent() => Some(Outcome::Unknown),
             WrittenFields::Some(_) => {
                 let is_in_effect = || routes.answering().all(|loaded| item_in(loaded).is_some());
-                (is_repeated() && is_in_effect()).then_some(Outcome::Updated)
+                (is_repeated() && is_in_effect()).then_some(Outcome::Unchanged)
             }
         }
     }
@@ -330,9 +330,12 @@ impl Generations {
     fn outcomes(&self, routes: &Routes, changes: &[CatalogueChange], effects: &[WriteEffect]) -> Vec<(u64, Outcome)> {
         let catalog = routes.current.generation.catalog.load();
         let mut exists: AHashMap<&ItemId, bool> = AHashMap::new();
+        // Items that differ from those of the catalogue after the changes so far.
+        let mut changed: AHashSet<&ItemId> = AHashSet::new();
         let mut outcomes = Vec::with_capacity(changes.len());
         for (CatalogueChange { position, change, .. }, effect) in changes.iter().zip(effects) {
             let row = catalog.row_of(&self.state.keys, change.id());
+            let is_as_known = !changed.contains(change.id());
             let exists = exists.entry(change.id()).or_insert(row.is_some());
             // The write is recorded, because it may be later than the file of another bundle.
             let is_older_than_file =
@@ -340,6 +343,11 @@ impl Generations {
             let outcome = match (change, effect) {
                 (_, WriteEffect::Stale) => Outcome::Stale,
                 (ItemChange::Write(write), _) if is_older_than_file(write) => Outcome::Stale,
+                (ItemChange::Write(write), _)
+                    if is_as_known && row.is_some_and(|row| write.is_content_of(&catalog.get(row).item)) =>
+                {
+                    Outcome::Unchanged
+                }
                 (ItemChange::Write(write), _) if write.fields == WrittenFields::All => {
                     if std::mem::replace(exists, true) { Outcome::Replaced } else { Outcome::Created }
                 }
@@ -358,6 +366,9 @@ impl Generations {
                     }
                 }
             };
+            if !matches!(outcome, Outcome::Unchanged | Outcome::Stale) {
+                changed.insert(change.id());
+            }
             outcomes.push((*position, outcome));
         }
         outcomes
