@@ -258,8 +258,14 @@ fn attributes_whose_names_are_lost_or_equal_are_counted() {
     assert_eq!(items[0].attributes.iter().collect::<Vec<_>>(), [(&"x_y".to_owned(), &AttributeValue::Number(1.0))]);
     assert!(items[1].attributes.is_empty(), "`x-y` is another attribute than `x y`");
     let shown = report.to_string();
-    assert_contains(&shown, &["2 dropped, attribute name used twice", "line 2, column `a_x-y`: `x-y`", "x_y"]);
-    assert_contains(&shown, &["1 dropped, attribute without a name", "line 2, column `a_颜色`: `颜色`", "A-Z"]);
+    assert_contains(
+        &shown,
+        &["2 attributes of 1 items dropped, attribute name used twice", "line 2, column `a_x-y`: `x-y`", "x_y"],
+    );
+    assert_contains(
+        &shown,
+        &["1 attributes of 1 items dropped, attribute without a name", "line 2, column `a_颜色`: `颜色`", "A-Z"],
+    );
     let pairs = "[items]\nid = \"id\"\ntitle = \"title\"\nattribute_pairs = [{ name = \"n1\", value = \"v1\" }, \
                  { name = \"n2\", value = \"v2\" }, { name = \"n3\", value = \"v3\" }]\n[items.attributes]\ncolor = \"Color\"\n";
     let rows = "id,title,n1,v1,n2,v2,n3,v3,Color\n1,Mug,Größe,L,Grüße,hi,尺寸,XL,red\n2,Mug,Color,blue,Größe,,,x,red\n\
@@ -321,7 +327,10 @@ fn declared_kinds_of_attributes_are_read_and_other_values_are_dropped() {
     let shown = report.to_string();
     assert_contains(
         &shown,
-        &["2 dropped, attribute of another kind", "line 4, column `branch`: `91, 0` is not a geo_point"],
+        &[
+            "2 attributes of 2 items dropped, attribute of another kind",
+            "line 4, column `branch`: `91, 0` is not a geo_point",
+        ],
     );
     let unknown = Shop::new().mapping(&mapping.replace("geo_point", "place")).unwrap_err().to_string();
     assert_contains(&unknown, &["`place`", "geo_point"]);
@@ -644,7 +653,10 @@ fn an_item_with_too_many_attributes_keeps_the_most_common_ones() {
     let (items, report) = items_of(&mapping, "feed.jsonl", rows);
     assert_eq!((items[0].attributes.len(), items[1].attributes.len()), (100, 30));
     assert!((100..130).all(|name| items[0].attributes.contains_key(&format!("{name:03}"))));
-    assert_contains(&report.to_string(), &["30 dropped, too many attributes", "first at line 1: 1"]);
+    assert_contains(
+        &report.to_string(),
+        &["30 attributes of 1 items dropped, too many attributes", "first at line 1: item 1, attribute 070"],
+    );
 }
 
 #[test]
@@ -653,15 +665,21 @@ fn an_attribute_that_is_too_long_is_left_out() {
     let rows = format!("id,title,a_size,a_fits\n1,Mug,5,{}\n", "x".repeat(1001));
     let (items, report) = items_of(&mapping, "feed.csv", rows);
     assert_eq!(items[0].attributes.keys().collect::<Vec<_>>(), ["size"]);
-    let parts =
-        ["1 dropped, attribute too long", "first at line 2, column `a_fits`", "1001 characters; the limit is 1000"];
+    let parts = [
+        "1 attributes of 1 items dropped, attribute too long",
+        "first at line 2, column `a_fits`",
+        "1001 characters; the limit is 1000",
+    ];
     assert_contains(&report.to_string(), &parts);
     let list = |count: usize| format!("\"a_{count}\": [{}]", vec!["\"v\""; count].join(", "));
     let rows = format!("{{\"id\": 1, \"title\": \"Mug\", {}, {}, \"a_0\": [\"\", \"\"]}}\n", list(50), list(51));
     let (items, report) = items_of(&mapping, "feed.jsonl", rows);
     let texts = AttributeValue::Texts(vec!["v".to_owned(); 50]);
     assert_eq!(items[0].attributes.iter().collect::<Vec<_>>(), [(&"50".to_owned(), &texts)]);
-    assert_contains(&report.to_string(), &["1 dropped, attribute too long", "51 entries; the limit is 50"]);
+    assert_contains(
+        &report.to_string(),
+        &["1 attributes of 1 items dropped, attribute too long", "51 entries; the limit is 50"],
+    );
 }
 
 #[test]
@@ -678,6 +696,42 @@ fn the_icecat_mapping_reads_typed_attributes_and_cents() {
     assert_eq!(text(&items[0], "type").as_deref(), Some("Original"));
 }
 
+#[test]
+fn the_icecat_mapping_has_part_numbers_and_several_colours() {
+    let row = "{\"id\": \"1\", \"title\": \"Ink\", \"attr_t_oem_code\": \"12A7465, 12A7365\", \
+               \"attr_t_product_colour\": \"Black,Silver\"}\n\
+               {\"id\": \"2\", \"title\": \"Ink\", \"attr_t_oem_code\": \"C4872A\", \"attr_t_product_colour\": \"Black\"}\n";
+    let (items, report) = items_of("icecat", "products.jsonl", row);
+    let texts = |texts: &[&str]| AttributeValue::Texts(texts.iter().map(|text| (*text).to_owned()).collect());
+    assert_eq!(items[0].attributes["mpn"], texts(&["12A7465", "12A7365"]));
+    assert_eq!(items[0].attributes["product_colour"], texts(&["Black", "Silver"]));
+    assert_eq!(text(&items[1], "mpn").as_deref(), Some("C4872A"));
+    assert_eq!(text(&items[1], "product_colour").as_deref(), Some("Black"));
+    assert!(items.iter().all(|item| item.attributes.len() == 2), "a named column is none of its pattern");
+    assert!(report.dropped_attributes.is_empty(), "{report}");
+}
+
+#[test]
+fn attributes_that_the_mapping_names_are_kept_before_those_of_patterns() {
+    let mapping = format!(
+        "{MUGS}attributes = {{ \"*\" = \"a_*\", part = \"code\" }}\nattribute_separators = {{ part = \"/\" }}\n"
+    );
+    let many: String = (0..100).map(|name| format!(", \"a_{name:03}\": \"v\"")).collect();
+    let rows = format!(
+        "{{\"id\": 1, \"title\": \"Mug\", \"code\": \"x / y\"{many}}}\n{{\"id\": 2, \"title\": \"Mug\"{many}}}\n"
+    );
+    let (items, report) = items_of(&mapping, "feed.jsonl", rows);
+    let parts = AttributeValue::Texts(["x", "y"].map(str::to_owned).to_vec());
+    assert_eq!((items[0].attributes.len(), &items[0].attributes["part"]), (100, &parts));
+    assert_contains(&report.to_string(), &["1 attributes of 1 items dropped, too many", "item 1, attribute 099"]);
+    for (separators, problem) in
+        [("{ \"a b\" = \",\" }", "`a b` is not a name"), ("{ part = \"\" }", "empty separator")]
+    {
+        let error = refused(&format!("{MUGS}attribute_separators = {separators}\n"), "feed.csv", "id,title\n1,Mug\n");
+        assert_contains(&error, &["items.attribute_separators", problem]);
+    }
+}
+
 /// Type, user, item, query and event id of events.
 fn shown(events: &[DatasetEvent]) -> Vec<(&str, &str, &str, &str)> {
     events
@@ -687,6 +741,38 @@ fn shown(events: &[DatasetEvent]) -> Vec<(&str, &str, &str, &str)> {
             (event.kind.name(), user, event.item.as_ref().map_or("", |item| item.as_str()), event.query.as_str())
         })
         .collect()
+}
+
+#[test]
+fn prices_of_events_have_the_currency_of_their_items_and_others_are_counted() {
+    let shop = Shop::new();
+    let mapping = shop
+        .mapping(
+            "[items]\nid = \"id\"\ntitle = \"title\"\nprice = \"price\"\ncurrency = \"currency\"\n[events]\nitem = \"item\"\n\
+             time = \"at\"\nuser = \"user\"\norder = \"order\"\nprice = \"price\"\ncurrency = \"currency\"\n\
+             event_type = \"type\"\n[file]\noptional_columns = true\n",
+        )
+        .unwrap();
+    let items = shop.write("items.csv", "id,title,price,currency\na,Mug,5,GBP\nb,Cup,6,CNY\nc,Leaflet,,\n");
+    let at = "2025-01-01T10:00:00Z";
+    let events = shop.write(
+        "events.csv",
+        &format!(
+            "item,at,user,order,price,currency,type\na,{at},u,1,5,,purchase\nb,{at},u,2,6,,purchase\nb,{at},u,3,6,USD,purchase\n\
+             c,{at},u,4,7,,purchase\nd,{at},u,5,8,,purchase\nd,{at},u,,8,,view\na,{at},u,6,,,purchase\n"
+        ),
+    );
+    let out = shop.directory.path().join("out");
+    let files = ShopFiles { events: &[events], items: Some(&items) };
+    let report = import(&[mapping], files, &out, OPTIONS, |_, _| {}).unwrap();
+    let events = read_events(&out.join("events.parquet")).unwrap();
+    let currencies: Vec<&str> = events.iter().map(|event| event.currency.as_str()).collect();
+    assert_eq!(currencies, ["GBP", "CNY", "USD", "", "", "", ""]);
+    assert_eq!((report.item_currency_count, report.no_currency_count), (2, 2));
+    assert_contains(
+        &report.to_string(),
+        &["2 lines name no currency and have that of their items", "2 purchase lines have no currency; name"],
+    );
 }
 
 #[test]

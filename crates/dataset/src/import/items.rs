@@ -148,6 +148,8 @@ struct ItemReader<'a> {
     time: UnixMillis,
     formats: Formats,
     attributes: Attributes,
+    /// The columns of attributes that are named one by one, which do not belong to patterns.
+    named_columns: AHashSet<&'a str>,
     seen: AHashSet<ItemId>,
     items: Vec<ReadItem>,
     /// The values of the row before, if columns are filled down.
@@ -180,6 +182,7 @@ pub(super) fn read(
         time,
         formats: Formats::new(mapping)?,
         attributes: Attributes::new(columns.named_attributes().map(|(name, _)| name)),
+        named_columns: columns.named_attributes().flat_map(|(_, column)| column.names).map(String::as_str).collect(),
         seen: AHashSet::new(),
         items: Vec::new(),
         above: Vec::new(),
@@ -206,7 +209,8 @@ pub(super) fn read(
     reader.formats.finish(path)?;
     let absent = absent_fields(columns, &reader.layout, rows.found());
     reader.items.iter_mut().for_each(|read| read.item.absent_fields = absent);
-    Ok(with_attributes(&reader.attributes.names, reader.items, report))
+    let named_count = columns.named_attributes().count();
+    Ok(with_attributes(&reader.attributes.names, named_count, reader.items, report))
 }
 
 /// Returns the fields of items for which the file has no column.
@@ -530,7 +534,8 @@ impl ItemReader<'_> {
             let (name, text) = (values[0].to_lowercase().into(), values[1].as_str());
             found.push(FoundAttribute { column, name_column, name, text, kind: ValueKind::Text });
         }
-        for NamedValue { column, name, text, kind } in row.attributes {
+        let of_patterns = row.attributes.iter().filter(|of| !self.named_columns.contains(of.column.as_str()));
+        for NamedValue { column, name, text, kind } in of_patterns {
             let (column, name) = (column.clone(), name.into());
             found.push(FoundAttribute { column, name_column: None, name, text, kind: *kind });
         }
@@ -543,13 +548,15 @@ impl ItemReader<'_> {
             }
             let is_number = kind == ValueKind::Number;
             let number = self.formats.numbers.attribute(text, is_number);
+            let separator = attribute_name_of(&name).and_then(|name| columns.attribute_separators.get(&name));
             let list = List {
                 column: &column,
-                separator: "",
+                separator: separator.map_or("", String::as_str),
                 count_max: limits::ATTRIBUTE_TEXTS,
                 chars_max: limits::TEXT_CHARS,
             };
-            let text = match text.contains(LIST_SEPARATOR) {
+            let is_list = text.contains(LIST_SEPARATOR) || separator.is_some_and(|separator| text.contains(separator));
+            let text = match is_list {
                 true => list.parse(text).map(|texts| texts.join(&LIST_SEPARATOR.to_string())),
                 false => shown(&column, text, limits::TEXT_CHARS),
             };
@@ -720,8 +727,8 @@ pub(super) fn pieces(stock: f64) -> u32 {
 }
 
 /// Sets the attributes. All values of one attribute have the same type: numbers or flags if all its texts are such. Of
-/// an item with too many, those that the most items have are kept.
-fn with_attributes(names: &[String], items: Vec<ReadItem>, report: &mut ImportReport) -> Vec<Item> {
+/// an item with too many, the first `named_count`, which the mapping names, and those that the most items have are kept.
+fn with_attributes(names: &[String], named_count: usize, items: Vec<ReadItem>, report: &mut ImportReport) -> Vec<Item> {
     type Parse = fn(&AttributeCell) -> Option<AttributeValue>;
     let mut counts = vec![0_u32; names.len()];
     let (mut are_flags, mut are_numbers) = (vec![true; names.len()], vec![true; names.len()]);
@@ -739,9 +746,10 @@ fn with_attributes(names: &[String], items: Vec<ReadItem>, report: &mut ImportRe
     };
     let finish = |ReadItem { mut item, line, mut attributes }: ReadItem| {
         if attributes.len() > limits::ATTRIBUTES {
-            attributes.sort_by_key(|cell| (u32::MAX - counts[cell.attribute], cell.attribute));
-            report.drop_attributes((attributes.len() - limits::ATTRIBUTES) as u64, line, item.id.as_str());
-            attributes.truncate(limits::ATTRIBUTES);
+            let is_of_pattern = |cell: &AttributeCell| cell.attribute >= named_count;
+            attributes.sort_by_key(|cell| (is_of_pattern(cell), u32::MAX - counts[cell.attribute], cell.attribute));
+            let dropped = attributes.split_off(limits::ATTRIBUTES);
+            report.drop_attributes(dropped.len() as u64, line, item.id.as_str(), &names[dropped[0].attribute]);
         }
         for cell in &attributes {
             let value = cell.declared.clone().or_else(|| parser(cell.attribute)(cell));

@@ -167,6 +167,8 @@ pub struct ItemColumns {
     pub attributes: BTreeMap<String, Names>,
     /// Kinds of attributes by their names. Others have the kind that all their values allow: flag, number or text.
     pub attribute_kinds: BTreeMap<String, AttributeKind>,
+    /// Separators of the values of attributes in one cell, by their names. Others have one value for each cell.
+    pub attribute_separators: BTreeMap<String, String>,
     /// Attributes whose names are values of the file.
     pub attribute_pairs: Vec<AttributePair>,
     /// Columns whose values, joined by `/`, are the id of a row without one. The first value must not be empty.
@@ -560,6 +562,18 @@ impl ItemColumns {
             self.attribute_kinds.keys().find(|name| attribute_name(&format!("attributes.{name}")).is_none())
         {
             return Err(format!("items.attribute_kinds: `{name}` is not a name; use 1 to 64 of A-Z a-z 0-9 _"));
+        }
+        for (name, separator) in &self.attribute_separators {
+            if attribute_name(&format!("attributes.{name}")).is_none() {
+                return Err(format!(
+                    "items.attribute_separators: `{name}` is not a name; use 1 to 64 of A-Z a-z 0-9 _"
+                ));
+            }
+            if separator.is_empty() {
+                return Err(format!(
+                    "items.attribute_separators: `{name}` has an empty separator; set one such as \",\""
+                ));
+            }
         }
         if !self.sale_period.is_empty() && self.sale_price.is_empty() {
             return Err("items.sale_period is set without items.sale_price, to which it belongs".to_owned());

@@ -12,12 +12,13 @@ mod rows;
 mod text;
 mod times;
 
-use crate::DatasetError;
+use crate::{DatasetError, DatasetEvent};
 use catalogue::Catalogue;
 use events::EventCleaning;
 pub use inventory::LocalInventory;
 use lodestone_catalog::Item;
 use lodestone_core::units::UnixMillis;
+use lodestone_events::EventKind;
 pub use mapping::{Mapping, SHIPPED};
 use numbers::Numbers;
 pub use report::{Dropped, ImportReport, InventoryReport};
@@ -178,6 +179,7 @@ pub fn import(
     let currency = mappings.iter().map(|mapping| mapping.constants.currency.as_str()).find(|code| !code.is_empty());
     let items = catalogue.items(feed, currency.unwrap_or_default());
     report.item_count = items.len() as u64;
+    set_currencies(&mut events, &items, &mut report);
     report.count(&events);
     let items_path = out.join("items.parquet");
     if items_path.exists() {
@@ -199,6 +201,23 @@ pub fn import(
         },
     )?;
     Ok(report)
+}
+
+/// Sets the currency of lines with a price that name none to that of their items. Counts the lines of purchases and
+/// refunds whose items have none either.
+fn set_currencies(events: &mut [DatasetEvent], items: &[Item], report: &mut ImportReport) {
+    let is_unknown = |event: &&mut DatasetEvent| event.price.is_some() && event.currency.is_empty();
+    for event in events.iter_mut().filter(is_unknown) {
+        let item = event.item.as_ref().and_then(|id| items.binary_search_by(|item| item.id.cmp(id)).ok());
+        match item.map(|index| &items[index].currency).filter(|currency| !currency.is_empty()) {
+            Some(currency) => {
+                event.currency.clone_from(currency);
+                report.item_currency_count += 1;
+            }
+            None if matches!(event.kind, EventKind::Purchase | EventKind::Refund) => report.no_currency_count += 1,
+            None => {}
+        }
+    }
 }
 
 /// Reads and cleans a file of items. Returns the items in the order of the file, as of the time of the file.

@@ -18,6 +18,10 @@ pub struct ImportReport {
     pub kept_by_type: BTreeMap<&'static str, u64>,
     /// Kept rows without a user. They are kept as anonymous baskets.
     pub anonymous_row_count: u64,
+    /// Kept rows whose price has the currency of their item, because they name none.
+    pub item_currency_count: u64,
+    /// Kept rows of purchases and refunds whose price has no currency.
+    pub no_currency_count: u64,
     pub item_count: u64,
     pub user_count: u64,
     pub dropped: BTreeMap<&'static str, Dropped>,
@@ -41,6 +45,8 @@ pub struct ImportReport {
 #[derive(Debug, Clone, Default, Serialize)]
 pub struct Dropped {
     pub count: u64,
+    /// Rows that the class concerns. A row may be without several attributes.
+    pub row_count: u64,
     pub why: &'static str,
     /// The line of the first row of the class.
     pub example_line: u64,
@@ -48,6 +54,8 @@ pub struct Dropped {
     /// Its column, value and limit; empty if no single value is the reason.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub example_problem: String,
+    #[serde(skip)]
+    last_line: u64,
 }
 
 /// The reason why a row is not imported.
@@ -180,9 +188,10 @@ impl Reason {
                 "unknown availability",
                 "map it in the table inventory.availability_values, such as lieferbar = \"in_stock\"",
             ),
-            Self::TooManyAttributes => {
-                ("too many attributes", "the item is imported with 100, those that the most items have")
-            }
+            Self::TooManyAttributes => (
+                "too many attributes",
+                "an item has at most 100: those that the mapping names, and those that the most items have",
+            ),
         }
     }
 }
@@ -201,6 +210,8 @@ fn count(classes: &mut BTreeMap<&'static str, Dropped>, error: RowError, row: &R
         class.example_problem = value.map_or_else(String::new, |value| value.to_string());
     }
     class.count += 1;
+    class.row_count += u64::from(class.last_line != row.line);
+    class.last_line = row.line;
     Ok(())
 }
 
@@ -227,14 +238,15 @@ impl ImportReport {
         count(&mut self.dropped_attributes, error, row)
     }
 
-    /// Counts attributes of an item with too many.
-    pub(super) fn drop_attributes(&mut self, too_many: u64, line: u64, id: &str) {
+    /// Counts attributes of an item with too many, of which `name` is one.
+    pub(super) fn drop_attributes(&mut self, too_many: u64, line: u64, id: &str, name: &str) {
         let (name, why) = Reason::TooManyAttributes.description();
         let class = self.dropped_attributes.entry(name).or_default();
         if class.count == 0 {
-            (class.why, class.example_line, class.example) = (why, line, id.to_owned());
+            (class.why, class.example_line, class.example) = (why, line, format!("item {id}, attribute {name}"));
         }
         class.count += too_many;
+        class.row_count += 1;
     }
 
     pub(super) fn unknown_type(&mut self, name: &str) {
@@ -263,7 +275,7 @@ impl fmt::Display for ImportReport {
         if self.item_row_count > 0 {
             writeln!(f, "{:>10} rows of items read", self.item_row_count)?;
         }
-        write_dropped(f, &self.dropped_items)?;
+        write_dropped(f, &self.dropped_items, |class| class.count.to_string())?;
         if self.row_count > 0 {
             writeln!(f, "{:>10} rows read", self.row_count)?;
             let kept: Vec<String> =
@@ -279,6 +291,17 @@ impl fmt::Display for ImportReport {
                 )?,
             }
         }
+        if self.item_currency_count > 0 {
+            writeln!(f, "{:>10} lines name no currency and have that of their items", self.item_currency_count)?;
+        }
+        if self.no_currency_count > 0 {
+            writeln!(
+                f,
+                "{:>10} purchase lines have no currency; name their column as events.currency, or set \
+                 constants.currency",
+                self.no_currency_count
+            )?;
+        }
         write!(f, "{:>10} items", self.item_count)?;
         if let Some(before) = self.item_count_before {
             write!(f, " ({before} before)")?;
@@ -287,8 +310,10 @@ impl fmt::Display for ImportReport {
         if let Some(time) = self.items_time_ms.and_then(|ms| jiff::Timestamp::from_millisecond(ms).ok()) {
             writeln!(f, "{:>10} values of items as of {time}", "")?;
         }
-        write_dropped(f, &self.dropped)?;
-        write_dropped(f, &self.dropped_attributes)?;
+        write_dropped(f, &self.dropped, |class| class.count.to_string())?;
+        write_dropped(f, &self.dropped_attributes, |class| {
+            format!("{} attributes of {} items", class.count, class.row_count)
+        })?;
         if !self.missing_columns.is_empty() {
             writeln!(f, "{:>10} optional columns not in the files: {}", "", self.missing_columns.join(", "))?;
         }
@@ -329,7 +354,7 @@ impl InventoryReport {
 impl fmt::Display for InventoryReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "{:>10} rows read", self.row_count)?;
-        write_dropped(f, &self.dropped)?;
+        write_dropped(f, &self.dropped, |class| class.count.to_string())?;
         writeln!(f, "{:>10} kept, of {} places", self.kept_count, self.place_count)?;
         if let Ok(time) = jiff::Timestamp::from_millisecond(self.time_ms) {
             writeln!(f, "{:>10} values as of {time}", "")?;
@@ -341,9 +366,13 @@ impl fmt::Display for InventoryReport {
     }
 }
 
-fn write_dropped(f: &mut fmt::Formatter<'_>, classes: &BTreeMap<&'static str, Dropped>) -> fmt::Result {
+fn write_dropped(
+    f: &mut fmt::Formatter<'_>,
+    classes: &BTreeMap<&'static str, Dropped>,
+    what: impl Fn(&Dropped) -> String,
+) -> fmt::Result {
     for (name, class) in classes {
-        writeln!(f, "{:>10} dropped, {name}: {}", class.count, class.why)?;
+        writeln!(f, "{:>10} dropped, {name}: {}", what(class), class.why)?;
         match class.example_problem.is_empty() {
             true => writeln!(f, "{:>10} first at line {}: {}", "", class.example_line, class.example)?,
             false => writeln!(
