@@ -84,7 +84,8 @@ impl Services {
                 violations: validated.details.of_entry(violations.found),
                 warnings: Vec::new(),
             };
-            if let Some(event) = parsed {
+            if let Some(mut event) = parsed {
+                warnings.extend(self.check_items(path, &mut event));
                 if result.event_id.is_empty() {
                     result.event_id = event.id.to_string();
                 }
@@ -96,6 +97,44 @@ impl Services {
         }
         self.metrics.wrote("rejected", (validated.results.len() - validated.events.len()) as u64);
         validated
+    }
+
+    /// Sets the currency of an event that has prices and names none to that of its items. Returns warnings about items
+    /// that the catalogue does not have, and about a purchase or refund whose values have no currency. The event is kept.
+    fn check_items(&self, path: impl Display, event: &mut Event) -> Vec<Violation> {
+        let items = self.engine.get_items(event.lines.iter().map(|line| &line.item));
+        let lines = event.lines.iter().zip(&items).enumerate();
+        let unknown = lines.filter(|(_, (_, item))| item.is_none()).map(|(index, (line, _))| {
+            let description = format!("is `{}`, which the catalogue does not have; the event is stored", line.item);
+            Violation::new(format_args!("{path}.lines[{index}].item_id"), description)
+        });
+        let mut warnings: Vec<Violation> = unknown.collect();
+        if !warnings.is_empty() {
+            self.metrics.unknown_event_items(warnings.len() as u64);
+        }
+        if !event.currency.is_empty() || event.lines.iter().all(|line| line.price.is_none()) {
+            return warnings;
+        }
+        let priced = event.lines.iter().zip(&items).filter(|(line, _)| line.price.is_some());
+        let mut currencies: Vec<&str> =
+            priced.filter_map(|(_, item)| item.as_deref()).map(|item| &*item.currency).collect();
+        currencies.retain(|currency| !currency.is_empty());
+        currencies.sort_unstable();
+        currencies.dedup();
+        let problem = match currencies[..] {
+            [currency] => {
+                event.currency = currency.to_owned();
+                return warnings;
+            }
+            [] => "no item of the event has one".to_owned(),
+            _ => format!("its items have {}", currencies.join(" and ")),
+        };
+        if matches!(event.kind, EventKind::Purchase | EventKind::Refund) {
+            self.metrics.event_without_currency();
+            let description = format!("is empty, and {problem}; the values of the event are in no known currency");
+            warnings.push(Violation::new(format_args!("{path}.currency_code"), description));
+        }
+        warnings
     }
 
     /// Marks an attribution token that this shop did not sign as foreign and returns a warning. The event is kept.

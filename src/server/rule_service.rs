@@ -9,7 +9,7 @@ use super::{
 };
 use lodestone_engine::{EntryKind, PagePair, PutMode, RewardPreview, RulePreview};
 use lodestone_pipeline::RESULTS_BYTES_MAX;
-use lodestone_rules::{CompiledRule, limits};
+use lodestone_rules::{Action, CompiledRule, limits};
 use prost::Message;
 use std::{
     collections::BTreeMap,
@@ -73,20 +73,43 @@ impl Services {
         compiled
     }
 
+    /// Returns notices about pins of items that the catalogue does not have.
+    fn unknown_pins(&self, rule: &CompiledRule) -> Vec<proto::Notice> {
+        let notice = |(index, action): (usize, &Action)| match action {
+            Action::Pin { item, .. } if self.engine.get_item(item).is_none() => Some(proto::Notice {
+                field: format!("rule.actions[{index}].pin.item_id"),
+                description: format!(
+                    "is `{item}`, which the catalogue does not have; the pin has no effect without it"
+                ),
+            }),
+            _ => None,
+        };
+        rule.actions.iter().enumerate().filter_map(notice).collect()
+    }
+
     /// Writes the rule of a request.
     async fn write_rule(
         &self,
         sent: Option<proto::Rule>,
         mode: impl FnOnce(String) -> PutMode,
-    ) -> Result<(Option<proto::Rule>, u64), Status> {
+    ) -> Result<WrittenRule, Status> {
         let mut violations = Violations::default();
         let compiled = self.rule(&mut violations, sent.as_ref());
         checked(violations)?;
         let etag = sent.map(|rule| rule.etag).unwrap_or_default();
+        let notices = compiled.as_ref().map(|compiled| self.unknown_pins(compiled)).unwrap_or_default();
         let rule = compiled.map(|compiled| compiled.stored()).unwrap_or_default();
         let (written, log_position) = self.engine.put_rule(rule, mode(etag)).await.map_err(status::of)?;
-        Ok((Some(convert::rule_to_proto(&written)), log_position))
+        let consistency_token = self.consistency_token(log_position);
+        Ok(WrittenRule { rule: convert::rule_to_proto(&written), consistency_token, notices })
     }
+}
+
+/// The result of writing a rule.
+struct WrittenRule {
+    rule: proto::Rule,
+    consistency_token: String,
+    notices: Vec<proto::Notice>,
 }
 
 /// Refuses a request with violations.
@@ -119,11 +142,9 @@ impl RuleService for Services {
         request: Request<proto::CreateRuleRequest>,
     ) -> Result<Response<proto::CreateRuleResponse>, Status> {
         let response = async {
-            let (rule, log_position) = self.write_rule(request.into_inner().rule, |_| PutMode::Create).await?;
-            Ok(Response::new(proto::CreateRuleResponse {
-                rule,
-                consistency_token: self.consistency_token(log_position),
-            }))
+            let written = self.write_rule(request.into_inner().rule, |_| PutMode::Create).await?;
+            let WrittenRule { rule, consistency_token, notices } = written;
+            Ok(Response::new(proto::CreateRuleResponse { rule: Some(rule), consistency_token, notices }))
         };
         guarded(&self.metrics, "CreateRule", response).await
     }
@@ -163,11 +184,9 @@ impl RuleService for Services {
     ) -> Result<Response<proto::UpdateRuleResponse>, Status> {
         let response = async {
             let mode = |etag| PutMode::Update { etag };
-            let (rule, log_position) = self.write_rule(request.into_inner().rule, mode).await?;
-            Ok(Response::new(proto::UpdateRuleResponse {
-                rule,
-                consistency_token: self.consistency_token(log_position),
-            }))
+            let WrittenRule { rule, consistency_token, notices } =
+                self.write_rule(request.into_inner().rule, mode).await?;
+            Ok(Response::new(proto::UpdateRuleResponse { rule: Some(rule), consistency_token, notices }))
         };
         guarded(&self.metrics, "UpdateRule", response).await
     }

@@ -66,6 +66,24 @@ fn synonym_set(id: &str, terms: &[&str], replacements: &[&str]) -> proto::Synony
     proto::SynonymSet { synonym_set_id: id.to_owned(), synonyms, ..Default::default() }
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_pin_of_an_item_that_does_not_exist_has_a_notice() {
+    let shop = Shop::new();
+    let server = GrpcServer::start(shop.open(HealthBounds::default())).await;
+    let pinned = |item: &str| rule("pin", exact("blue mug"), vec![pin("i1", 1), pin(item, 2)]);
+    let request = proto::CreateRuleRequest { rule: Some(pinned("nosuch")) };
+    let created = rules(&server).create_rule(request).await.unwrap().into_inner();
+    assert_eq!(created.notices.len(), 1, "{created:?}");
+    assert_eq!(created.notices[0].field, "rule.actions[1].pin.item_id");
+    assert!(created.notices[0].description.contains("`nosuch`, which the catalogue does not have"), "{created:?}");
+    for (item, count) in [("nothing", 1), ("i2", 0)] {
+        let request = proto::UpdateRuleRequest { rule: Some(pinned(item)) };
+        let updated = rules(&server).update_rule(request).await.unwrap().into_inner();
+        assert_eq!(updated.notices.len(), count, "{updated:?}");
+    }
+    server.end().await;
+}
+
 async fn create(server: &GrpcServer, rule: proto::Rule) -> proto::Rule {
     try_create(server, rule).await.unwrap()
 }

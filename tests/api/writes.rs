@@ -18,7 +18,7 @@ use lodestone_core::{
     units::PriceMicros,
 };
 use lodestone_engine::Engine;
-use lodestone_events::{log, quarantined};
+use lodestone_events::{Change, log, quarantined};
 use lodestone_pipeline::{
     Options, Page, RecommendKind, RecommendRequest,
     bundle::Bundle,
@@ -336,7 +336,7 @@ async fn items_of_one_batch_are_applied_in_order() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_write_that_changes_nothing_is_not_stored() {
-    use ItemStatus::{Created, Deleted, Replaced, Unknown};
+    use ItemStatus::{Created, Deleted, Replaced, Unchanged, Unknown};
     let shop = Shop::new();
     let served = Served::start(&shop).await;
     let position = |served: &Served| served.metric("log_position");
@@ -345,16 +345,17 @@ async fn a_write_that_changes_nothing_is_not_stored() {
     let lamp = || proto::Item { stock_quantity: Some(3), ..item("lamp", "Walnut lamp") };
     assert_eq!(
         served.upsert(vec![lamp(), lamp(), item("tray", "Walnut tray")]).await.unwrap(),
-        [Created, Replaced, Created]
+        [Created, Unchanged, Created]
     );
     assert_eq!(position(&served), 2);
     for _ in 0..3 {
-        assert_eq!(served.upsert(vec![lamp()]).await.unwrap(), [Replaced]);
+        assert_eq!(served.upsert(vec![lamp()]).await.unwrap(), [Unchanged]);
     }
     assert_eq!(position(&served), 2, "the same content again");
     // Within one write, the last change counts.
     let other = || proto::Item { stock_quantity: Some(4), ..lamp() };
-    assert_eq!(served.upsert(vec![lamp(), other(), other(), lamp()]).await.unwrap(), [Replaced; 4]);
+    let statuses = served.upsert(vec![lamp(), other(), other(), lamp()]).await.unwrap();
+    assert_eq!(statuses, [Unchanged, Replaced, Unchanged, Replaced]);
     assert_eq!((position(&served), served.item("lamp").await.stock_quantity), (4, Some(3)));
     assert_eq!(served.delete(&["lamp", "lamp", "none"]).await, [Deleted, Unknown, Unknown]);
     assert_eq!(served.delete(&["lamp"]).await, [Unknown]);
@@ -363,14 +364,14 @@ async fn a_write_that_changes_nothing_is_not_stored() {
     // one.
     let known = served.item("i1").await;
     for _ in 0..2 {
-        assert_eq!(served.upsert(vec![known.clone()]).await.unwrap(), [Replaced]);
+        assert_eq!(served.upsert(vec![known.clone()]).await.unwrap(), [Unchanged]);
     }
     assert_eq!(served.delete(&["i2", "i2"]).await, [Deleted, Unknown]);
     assert_eq!(position(&served), 7);
     served.stop().await;
     let served = Served::start(&shop).await;
     assert_eq!(served.delete(&["lamp", "i2", "none"]).await, [Unknown; 3]);
-    assert_eq!(served.upsert(vec![known, item("tray", "Walnut tray")]).await.unwrap(), [Replaced; 2]);
+    assert_eq!(served.upsert(vec![known, item("tray", "Walnut tray")]).await.unwrap(), [Unchanged; 2]);
     assert_eq!(position(&served), 7, "after a restart");
     assert_eq!(served.upsert(vec![lamp()]).await.unwrap(), [Created]);
     served.stop().await;
@@ -405,6 +406,50 @@ async fn an_order_line_counts_once_whatever_the_event_id() {
     // A restart remembers the orders.
     let served = Served::start(&shop).await;
     assert_eq!(write(&served, purchase("e8", "anna", "o1", &["i2"])).await, (Duplicate, again.to_vec()));
+    served.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn events_without_a_currency_have_that_of_their_items_and_unknown_items_are_named() {
+    let shop = Shop::new();
+    let served = Served::start(&shop).await;
+    let lamp = |id: &str, currency: &str| proto::Item {
+        price_micros: Some(1),
+        currency_code: currency.to_owned(),
+        ..item(id, "Walnut lamp")
+    };
+    served.upsert(vec![lamp("pounds", "GBP"), lamp("euros", "EUR"), item("free", "Leaflet")]).await.unwrap();
+    let write = async |id: &str, items: &[&str], currency: &str| {
+        let mut event = purchase(id, "anna", "", items);
+        event.lines.iter_mut().for_each(|line| line.price_micros = Some(5_000_000));
+        event.currency_code = currency.to_owned();
+        let result = served.write_events(vec![event]).await.unwrap().results.remove(0);
+        assert_eq!(result.status(), EventStatus::Accepted);
+        result.warnings.into_iter().map(|warning| (warning.field, warning.description)).collect::<Vec<_>>()
+    };
+    let field = |warnings: &[(String, String)]| warnings.iter().map(|(field, _)| field.clone()).collect::<Vec<_>>();
+    assert_eq!(write("e1", &["pounds"], "").await, []);
+    assert_eq!(write("e2", &["pounds"], "USD").await, []);
+    let partly = write("e3", &["nosuch", "euros"], "").await;
+    assert_eq!(field(&partly), ["events[0].lines[0].item_id"]);
+    assert!(partly[0].1.contains("`nosuch`, which the catalogue does not have"), "{partly:?}");
+    let mixed = write("e4", &["pounds", "euros"], "").await;
+    assert_eq!(field(&mixed), ["events[0].currency_code"]);
+    assert!(mixed[0].1.contains("its items have EUR and GBP"), "{mixed:?}");
+    let unknown = write("e5", &["free", "nowhere"], "").await;
+    assert_eq!(field(&unknown), ["events[0].lines[1].item_id", "events[0].currency_code"]);
+    assert!(unknown[1].1.contains("no item of the event has one"), "{unknown:?}");
+    assert_eq!(served.metric("unknown_event_items_total"), 2);
+    assert_eq!(served.metric("events_without_currency_total"), 2);
+    let mut stored = Vec::new();
+    log::read(&shop.data_path().join("log"), 1, |_, _, change| {
+        if let Change::Event(event) = change {
+            stored.push((event.id.to_string(), event.currency));
+        }
+    })
+    .unwrap();
+    let expected = [("e1", "GBP"), ("e2", "USD"), ("e3", "EUR"), ("e4", ""), ("e5", "")];
+    assert_eq!(stored, expected.map(|(id, currency)| (id.to_owned(), currency.to_owned())));
     served.stop().await;
 }
 

@@ -159,6 +159,8 @@ pub struct Metrics {
     checkpoint_position: Gauge,
     quarantined: Gauge,
     repeated_order_lines: Counter,
+    unknown_event_items: Counter,
+    events_without_currency: Counter,
     evicted_users: Gauge,
     evicted_items: Gauge,
     item_keys: Gauge,
@@ -217,6 +219,8 @@ impl Default for Metrics {
             checkpoint_position: Gauge::default(),
             quarantined: Gauge::default(),
             repeated_order_lines: Counter::default(),
+            unknown_event_items: Counter::default(),
+            events_without_currency: Counter::default(),
             evicted_users: Gauge::default(),
             evicted_items: Gauge::default(),
             item_keys: Gauge::default(),
@@ -282,6 +286,16 @@ impl Metrics {
             "repeated_order_lines",
             "Lines of purchases that an earlier event of the same user and order counted",
             self.repeated_order_lines.clone(),
+        );
+        registry.register(
+            "unknown_event_items",
+            "Lines of valid events whose items the catalogue does not have",
+            self.unknown_event_items.clone(),
+        );
+        registry.register(
+            "events_without_currency",
+            "Purchases and refunds whose values have no currency",
+            self.events_without_currency.clone(),
         );
         let help = "Users whose history was evicted since startup, including its replay";
         registry.register("evicted_users", help, self.evicted_users.clone());
@@ -407,6 +421,16 @@ impl Metrics {
     /// Counts order lines that were not stored, because an earlier event counted them.
     pub fn repeated_order_lines(&self, count: u64) {
         self.repeated_order_lines.inc_by(count);
+    }
+
+    /// Counts lines of valid events whose items the catalogue does not have.
+    pub fn unknown_event_items(&self, count: u64) {
+        self.unknown_event_items.inc_by(count);
+    }
+
+    /// Counts a purchase or refund whose values have no currency.
+    pub fn event_without_currency(&self) {
+        self.events_without_currency.inc();
     }
 
     /// Counts answers for the answer log by outcome: `logged`, `queue_full` or `write_failed`.
