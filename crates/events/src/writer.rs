@@ -5,7 +5,7 @@
 use super::{Change, Deduper, EventLog, LogError, Quarantined, panic_message};
 use ahash::{AHashMap, AHashSet};
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, TrySendError};
-use lodestone_catalog::{ItemChange, ItemField, WrittenFields};
+use lodestone_catalog::{ItemChange, ItemField};
 use lodestone_core::{ids::ItemId, units::UnixMillis};
 use parking_lot::Mutex;
 use std::{

@@ -240,8 +240,8 @@ impl ImportReport {
 
     /// Counts attributes of an item with too many, of which `name` is one.
     pub(super) fn drop_attributes(&mut self, too_many: u64, line: u64, id: &str, name: &str) {
-        let (name, why) = Reason::TooManyAttributes.description();
-        let class = self.dropped_attributes.entry(name).or_default();
+        let (reason, why) = Reason::TooManyAttributes.description();
+        let class = self.dropped_attributes.entry(reason).or_default();
         if class.count == 0 {
             (class.why, class.example_line, class.example) = (why, line, format!("item {id}, attribute {name}"));
         }
