@@ -342,7 +342,8 @@ fn write_slots(path: &Path, rows: &[(usize, usize, usize)], experiment: &str) {
     // A suggestion with the same items, which no estimate reads.
     let suggested: Vec<(usize, usize, usize)> = rows.iter().take(2).map(|row| (row.0 + 1_000_000, 0, row.2)).collect();
     let count = rows.len();
-    let rows = &[rows, &suggested].concat()[..];
+    let all: Vec<(usize, usize, usize)> = rows.iter().chain(&suggested).copied().collect();
+    let rows = &all[..];
     let kinds = (0..rows.len()).map(|at| Some(if at < count { "search" } else { "suggest" }));
     fn texts(rows: &[(usize, usize, usize)], of: impl Fn(&(usize, usize, usize)) -> String) -> ArrayRef {
         Arc::new(rows.iter().map(|row| Some(of(row))).collect::<StringArray>())
