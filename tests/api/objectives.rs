@@ -195,8 +195,13 @@ async fn objectives_order_answers_within_their_limit_and_replays_repeat_them() {
     }
 
     // The preview states the cost before a configuration exists.
-    let previewed = preview(&server, config("new", &[(Objective::Revenue, 1.0)], Some(1.0))).await.unwrap();
-    assert!(previewed.answer_count >= 12 && previewed.left_out_answer_count == 0, "{previewed:?}");
+    let mut previewed = proto::PreviewServingConfigResponse::default();
+    wait_until("the answers are on disk", Duration::from_secs(60), async || {
+        previewed = preview(&server, config("new", &[(Objective::Revenue, 1.0)], Some(1.0))).await.unwrap();
+        previewed.answer_count >= 12
+    })
+    .await;
+    assert_eq!(previewed.left_out_answer_count, 0, "{previewed:?}");
     assert!(previewed.changed_slot_count > 0 && previewed.mean_ndcg_loss > 0.0, "{previewed:?}");
     assert_eq!((previewed.mean_objective_share, previewed.bounded_answer_count), (1.0, 0));
     let bounded = preview(&server, config("new", &[(Objective::Revenue, 1.0)], Some(0.01))).await.unwrap();
