@@ -229,6 +229,7 @@ async fn nothing_is_given_without_budget_in_another_currency_or_to_those_who_are
         (request("over", "d", "a"), IncentiveReason::NotActive),
         (dollars, IncentiveReason::OtherCurrency),
         (request("euro", "d", "nobody"), IncentiveReason::UnknownUser),
+        (request("targeted", "d", "a"), IncentiveReason::NoModel),
     ] {
         let answer = decide(&server, request.clone()).await.unwrap();
         assert_eq!(reason_of(&answer), expected, "{answer:?}");

@@ -207,9 +207,16 @@ impl Engine {
         let draft = Draft { campaign, request, now, is_holdout: is_holdout(campaign, &request.user) };
         Ok(match campaign.is_pilot() {
             true => draft.randomised(&available, draw()),
-            false => match effects(model()?, campaign.id(), &summary, day) {
-                Some(effects) => draft.targeted(&available, &effects),
-                None => no_model(model()?, campaign, &used),
+            false => match &*loaded.generation.loyalty {
+                TrainedLoyalty::Model(model) => match effects(model, campaign.id(), &summary, day) {
+                    Some(effects) => draft.targeted(&available, &effects),
+                    None => no_model(model, campaign, &used),
+                },
+                TrainedLoyalty::Missing { reason } => Choice::NotDecided(
+                    IncentiveReason::NoModel,
+                    format!("the bundle has no loyalty model: {reason}"),
+                    missing_at_most(campaign, &used),
+                ),
             },
         })
     }
