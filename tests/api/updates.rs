@@ -87,7 +87,7 @@ fn applied(status: ItemStatus) -> (ItemStatus, Vec<String>) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn some_fields_change_in_place_and_the_rest_stays() {
-    use ItemStatus::Updated;
+    use ItemStatus::{Unchanged, Updated};
     let shop = Shop::new();
     let server = GrpcServer::start(shop.open(HealthBounds::default())).await;
     let before = get(&server, "i3").await;
@@ -119,7 +119,7 @@ async fn some_fields_change_in_place_and_the_rest_stays() {
 
     let position = server.metric("log_position").unwrap();
     let again = update(item("i3", "Striped zebra cushion"), &["title"], None);
-    assert_eq!(change(&server, vec![again.clone(), again]).await, [applied(Updated), applied(Updated)]);
+    assert_eq!(change(&server, vec![again.clone(), again]).await, [applied(Unchanged), applied(Unchanged)]);
     assert_eq!(server.metric("log_position"), Some(position), "the same values again are not stored");
     server.end().await;
     let server = GrpcServer::start(shop.reopen(HealthBounds::default()).await).await;
@@ -279,7 +279,7 @@ async fn attributes_that_are_set_one_by_one_have_the_limit_of_an_item() {
     };
     // The second of the two would be one too many.
     let results = send(&server, vec![set(97..100), set(100..101), remove(0..2), set(100..102)]).await.unwrap();
-    use ItemStatus::{Rejected, Updated};
+    use ItemStatus::{Rejected, Unchanged, Updated};
     let statuses: Vec<ItemStatus> = results.iter().map(proto::ItemResult::status).collect();
     assert_eq!(statuses, [Updated, Rejected, Updated, Updated]);
     let violation = &results[1].violations[0];
@@ -293,14 +293,17 @@ async fn attributes_that_are_set_one_by_one_have_the_limit_of_an_item() {
     // Removals of attributes that never existed take memory, too.
     let removals = |first: usize| (first..first + 5).map(|n| remove(n * 100..n * 100 + 100)).collect::<Vec<_>>();
     let statuses = |results: Vec<proto::ItemResult>| results.iter().map(proto::ItemResult::status).collect::<Vec<_>>();
-    assert_eq!(statuses(send(&server, removals(10)).await.unwrap()), [Updated; 5]);
-    assert_eq!(statuses(send(&server, removals(20)).await.unwrap()), [Updated, Updated, Updated, Updated, Rejected]);
+    assert_eq!(statuses(send(&server, removals(10)).await.unwrap()), [Unchanged; 5]);
+    assert_eq!(
+        statuses(send(&server, removals(20)).await.unwrap()),
+        [Unchanged, Unchanged, Unchanged, Unchanged, Rejected]
+    );
     let (status, stale_fields) = upsert(&server, vec![with(0..1)], ago(-30)).await.remove(0);
     assert_eq!((status, stale_fields.len()), (ItemStatus::Replaced, 20), "a result names some of the stale fields");
     upsert(&server, vec![with(0..3)], None).await;
     assert_eq!(
         statuses(send(&server, removals(30)).await.unwrap()),
-        [Updated; 5],
+        [Unchanged; 5],
         "a whole write forgets the removals"
     );
     let bad = Some(Timestamp { nanos: -1, ..ago(10).unwrap() });
