@@ -5,7 +5,22 @@ use lodestone_core::text;
 /// Minimum characters of a word that is corrected, because many words are one edit away from a shorter one.
 const CHARS_MIN: usize = 4;
 /// Minimum characters of a word that may have two errors; a shorter word may have one.
-const TWO_ERRORS_CHARS_MIN: usize = 6;
+const TWO_ERRORS_CHARS_MIN: usize = 8;
+/// Minimum characters of a word that may be its correction and any letter before it. With fewer (`iphone`, `phone`),
+/// the additional letter must be the same as the next one or a key next to it.
+const ADDED_FIRST_CHARS_MIN: usize = 7;
+/// Minimum characters of a word that may be its correction and any letter after it. With fewer (`lego`, `leg`), the
+/// additional letter must repeat the last one.
+const ADDED_LAST_CHARS_MIN: usize = 6;
+/// Minimum characters of a word that may have any other letter than its correction. With fewer, it must be that of a
+/// key next to it, and not the first, because many words of four letters are one letter apart.
+const OTHER_LETTER_CHARS_MIN: usize = 5;
+/// Maximum characters of a word that is corrected only to words of [`FREQUENT_MIN`] items.
+const SHORT_CHARS_MAX: usize = 5;
+/// Minimum items with the correction of a short word.
+const FREQUENT_MIN: u32 = 3;
+/// The rows of a keyboard with Latin letters, from its left end. A row starts a fraction of a key right of the one above.
+const KEYBOARD_ROWS: [(&str, f32); 3] = [("qwertyuiop", 0.0), ("asdfghjkl", 0.25), ("zxcvbnm", 0.75)];
 /// Minimum characters of a correction.
 const TARGET_CHARS_MIN: usize = 3;
 /// Maximum items with a word that may be a misspelling of the catalogue.
@@ -91,14 +106,21 @@ impl Vocabulary {
 
     /// Returns the most likely correction of an unknown word, by the logarithm of the frequency minus a cost for each
     /// error (Damerau-Levenshtein: a letter changed, added or left out, or two neighbours exchanged) and for
-    /// another first letter. None for short words, codes and scripts without spaces, and if no word is close.
+    /// another first letter: a noisy channel (Kernighan, Church & Gale 1990) with a prior of each known word. None for
+    /// short words, codes and scripts without spaces, and if no word is close.
+    ///
+    /// An unknown word may also be right, and name something that the catalogue does not have. So the correction must
+    /// be a likely error of the word; see [`is_likely_error`].
     pub(crate) fn correction(&self, word: &str) -> Option<&str> {
-        let char_count = word.chars().count();
-        if char_count < CHARS_MIN {
+        let chars: Vec<char> = word.chars().collect();
+        if chars.len() < CHARS_MIN {
             return None;
         }
-        let errors_max = if char_count >= TWO_ERRORS_CHARS_MIN { 2 } else { 1 };
-        self.closest(word, errors_max, |_| true)
+        let errors_max = if chars.len() >= TWO_ERRORS_CHARS_MIN { 2 } else { 1 };
+        let frequency_min = if chars.len() <= SHORT_CHARS_MAX { FREQUENT_MIN } else { 1 };
+        self.closest(word, errors_max, |other, errors| {
+            other.frequency >= frequency_min && is_likely_error(&chars, &other.text, errors)
+        })
     }
 
     /// Returns a frequent word that is one error away from a word of few items, which may be a misspelling in the
@@ -108,7 +130,7 @@ impl Vocabulary {
             return None;
         }
         let frequency = self.frequency(word);
-        let is_frequent = |other: &Word| {
+        let is_frequent = |other: &Word, _: usize| {
             other.frequency >= NEIGHBOUR_RATIO_MIN * frequency && other.text.chars().next() == word.chars().next()
         };
         self.closest(word, 1, is_frequent)
@@ -124,9 +146,9 @@ impl Vocabulary {
         self.by_text.get(word).map_or(0, |at| self.words[*at as usize].frequency)
     }
 
-    /// Returns the word with the best score among those within `errors_max` errors that `accept` accepts.
-    /// O(vocabulary), but comparing two numbers rejects most words.
-    fn closest(&self, word: &str, errors_max: usize, accept: impl Fn(&Word) -> bool) -> Option<&str> {
+    /// Returns the word with the best score among those within `errors_max` errors that `accept` accepts, which is
+    /// called with the number of errors. O(vocabulary), but comparing two numbers rejects most words.
+    fn closest(&self, word: &str, errors_max: usize, accept: impl Fn(&Word, usize) -> bool) -> Option<&str> {
         if !is_plain(word) {
             return None;
         }
@@ -140,10 +162,13 @@ impl Vocabulary {
             let far = |a: u32, b: u32| (a & !b).count_ones() as usize > errors_max;
             let is_far =
                 count.abs_diff(chars.len()) > errors_max || far(letters, other.letters) || far(other.letters, letters);
-            if is_far || count < TARGET_CHARS_MIN || !accept(other) {
+            if is_far || count < TARGET_CHARS_MIN {
                 continue;
             }
-            let Some(errors) = errors_within(&chars, &other.text, errors_max) else { continue };
+            let Some(errors) = errors_within(&chars, &other.text, errors_max).filter(|errors| accept(other, *errors))
+            else {
+                continue;
+            };
             let same_first = other.text.starts_with(chars[0]);
             let score = (other.frequency as f32).ln()
                 - ERROR_COST * errors as f32
@@ -155,6 +180,51 @@ impl Vocabulary {
             }
         }
         best.map(|(_, word)| &*word.text)
+    }
+}
+
+/// Returns whether a typed word of a number of errors, at least one, is likely meant to be a known word, and not another
+/// word:
+///
+/// - The first letter is right, because it rarely is wrong. In a word of one error it may also be left out or exchanged
+///   with the second; in a longer word, it may be another one, or one more.
+/// - The end of a word tells it from a shorter one, so a known word is no correction of a short one that continues it.
+/// - In the shortest words, a wrong letter is that of a key next to the right one.
+fn is_likely_error(typed: &[char], known: &str, errors: usize) -> bool {
+    let known: Vec<char> = known.chars().collect();
+    let is_first_right = typed[0] == known[0];
+    if errors > 1 {
+        return is_first_right;
+    }
+    let starts_like = typed.iter().zip(&known).take_while(|(a, b)| a == b).count();
+    match typed.len().cmp(&known.len()) {
+        // Left out.
+        std::cmp::Ordering::Less => true,
+        std::cmp::Ordering::Greater if starts_like == known.len() => {
+            typed.len() >= ADDED_LAST_CHARS_MIN || typed[starts_like] == known[starts_like - 1]
+        }
+        std::cmp::Ordering::Greater => {
+            is_first_right || typed.len() >= ADDED_FIRST_CHARS_MIN || are_adjacent_keys(typed[0], typed[1])
+        }
+        std::cmp::Ordering::Equal => {
+            let is_exchanged = typed.get(starts_like) == known.get(starts_like + 1);
+            let is_exchanged = is_exchanged && typed.get(starts_like + 1) == known.get(starts_like);
+            is_exchanged
+                || typed.len() >= OTHER_LETTER_CHARS_MIN
+                || is_first_right && are_adjacent_keys(typed[starts_like], known[starts_like])
+        }
+    }
+}
+
+/// Returns whether two keys of a keyboard with Latin letters touch. A letter with a mark, or of another script, has no key
+/// here.
+fn are_adjacent_keys(a: char, b: char) -> bool {
+    let position = |key: char| {
+        KEYBOARD_ROWS.iter().enumerate().find_map(|(row, (keys, left))| Some((row, keys.find(key)? as f32 + left)))
+    };
+    match (position(a), position(b)) {
+        (Some((a_row, a_at)), Some((b_row, b_at))) => a_row.abs_diff(b_row) <= 1 && (a_at - b_at).abs() <= 1.0,
+        _ => false,
     }
 }
 
@@ -204,8 +274,19 @@ mod tests {
 
     #[test]
     fn the_correction_is_close_and_frequent() {
-        let known =
-            vocabulary(&["Chocolate box", "chocolate tin", "Chocolates", "Café crème", "door", "floor mat", "moor"]);
+        let known = vocabulary(&[
+            "Chocolate box",
+            "chocolate tin",
+            "Chocolates",
+            "Café crème",
+            "door",
+            "oak door",
+            "red door",
+            "floor mat",
+            "moor",
+            "crème brulée",
+            "crème fraîche",
+        ]);
         for (typed, correction) in [
             ("choclate", "chocolate"),
             ("chcoolate", "chocolate"),
@@ -217,6 +298,31 @@ mod tests {
             assert_eq!(known.correction(typed), Some(correction), "{typed}");
         }
         assert_eq!(known.correction("chxcxlxte"), None);
+    }
+
+    #[test]
+    fn a_word_that_is_more_likely_another_one_is_not_corrected() {
+        let mut texts = vec!["base leg legs phone single cottage neoflex cane bike"; 3];
+        texts.push("shelf");
+        let known = vocabulary(&texts);
+        for typed in ["bose", "lego", "iphone", "kindle", "postage", "netflix", "nike", "canoes", "shrlf"] {
+            assert_eq!(known.correction(typed), None, "{typed}");
+        }
+        for (typed, correction) in [
+            ("pohne", "phone"),
+            ("hpone", "phone"),
+            ("hone", "phone"),
+            ("pphone", "phone"),
+            ("ophone", "phone"),
+            ("phonee", "phone"),
+            ("ohone", "phone"),
+            ("legg", "leg"),
+            ("bikw", "bike"),
+            ("xcottage", "cottage"),
+            ("cottagex", "cottage"),
+        ] {
+            assert_eq!(known.correction(typed), Some(correction), "{typed}");
+        }
     }
 
     #[test]
