@@ -17,7 +17,8 @@
 //! - [`Lexical`]: BM25 over titles, brands, categories, tags and descriptions, with [`Synonyms`], inflected forms in
 //!   the shop's [`Languages`], prefix search and spelling correction. The first results are rescored by coverage and
 //!   order of the query's words.
-//! - [`Suggester`]: completions of a typed prefix from titles, categories, brands and queries of users.
+//! - [`Suggester`]: completions of a typed prefix from titles, their frequent [`phrases`], categories, brands and queries
+//!   of users.
 //! - [`Neighbours`] and [`KeyedNeighbours`]: a sparse matrix of item-to-item weights, such as transitions and
 //!   co-purchases.
 //!
@@ -59,4 +60,4 @@ pub use index::VectorIndex;
 pub use kernels::{LANES, LaneVectors, dot};
 pub use lexical::{Lexical, LexicalError, MatchMode, MatchScope, Matches, MatchingRows, QueryText, RowChange};
 pub use neighbours::{KeyedNeighbours, Neighbours, NeighboursError};
-pub use suggest::{Completion, CompletionCandidate, CompletionSource, Suggester, has_prefix};
+pub use suggest::{Completion, CompletionCandidate, CompletionSource, Suggester, has_prefix, phrases};

@@ -18,7 +18,7 @@ use lodestone_core::{
 use lodestone_events::{PopularitySnapshot, panic_message};
 use lodestone_index::{
     CompletionCandidate, CompletionSource, FrozenError, FrozenGraph, InvalidVector, KeyedNeighbours, Lexical,
-    LexicalError, RowChange, SimilarHistories, Suggester, VectorError, VectorIndex,
+    LexicalError, RowChange, SimilarHistories, Suggester, VectorError, VectorIndex, phrases,
 };
 use lodestone_loyalty::TrainedLoyalty;
 use lodestone_rules::searchable_attributes;
@@ -50,7 +50,7 @@ pub struct Generation {
     /// Title vectors in the query space.
     query_index: VectorIndex,
     pub lexical: Lexical,
-    /// Titles, categories and brands, as completions.
+    /// Titles, their phrases, categories and brands, as completions.
     pub titles: Suggester,
     /// Items that users choose after an item.
     pub transitions: KeyedNeighbours,
@@ -573,17 +573,19 @@ fn invalid_vector(catalog: &Catalog, InvalidVector { row, problem }: InvalidVect
     GenerationError::Vector { item: catalog.get(row).item.id.clone(), source: problem }
 }
 
-/// Returns the completions of an item: its title, its categories and its brand.
+/// Returns the completions of an item: its title and the phrases of it, its categories and its brand.
 fn completion_candidates(item: &Item) -> Vec<CompletionCandidate> {
-    let category = item.primary_category().last().unwrap_or_default().to_owned();
-    let named = |text: &str| CompletionCandidate {
+    use CompletionSource::{Brand, Category, Phrase, Title};
+    let of_item = item.primary_category().last().unwrap_or_default();
+    let candidate = |text: &str, category: &str, source| CompletionCandidate {
         text: text.to_owned(),
-        category: text.to_owned(),
+        category: category.to_owned(),
         weight: 1.0,
-        source: CompletionSource::Category,
+        source,
     };
-    let title =
-        CompletionCandidate { text: item.title.clone(), category, weight: 1.0, source: CompletionSource::Title };
-    let brand = (!item.brand.is_empty()).then_some(&*item.brand);
-    std::iter::once(title).chain(item.category_names().into_iter().chain(brand).map(named)).collect()
+    let title = candidate(&item.title, of_item, Title);
+    let phrases = phrases(&item.title).into_iter().map(|phrase| candidate(&phrase, of_item, Phrase));
+    let categories = item.category_names().into_iter().map(|name| candidate(name, name, Category));
+    let brand = (!item.brand.is_empty()).then(|| candidate(&item.brand, of_item, Brand));
+    std::iter::once(title).chain(phrases).chain(categories).chain(brand).collect()
 }

@@ -1047,8 +1047,9 @@ fn prefix_matches(
     }
 }
 
-/// Completions of the prefix: first the user's own searches, then texts that every user may see. Titles and searches of
-/// others are shown only if an eligible item has all their words.
+/// Completions of the prefix: first the user's own searches, then texts that every user may see, whole titles last.
+/// Titles, brands and searches of others are shown only if an eligible item has all their words, phrases of titles only
+/// if two products have them: of one product, the title is more useful.
 fn completions(context: &RequestContext, request: &SuggestRequest) -> Vec<Completion> {
     let own = |query: &PastQuery| Completion {
         text: query.text.to_string(),
@@ -1064,13 +1065,27 @@ fn completions(context: &RequestContext, request: &SuggestRequest) -> Vec<Comple
     let generation = context.generation;
     let sources = [&generation.titles, generation.state.searches.shared()];
     let wanted = context.retrieval_input().row_count(count * COMPLETIONS_FACTOR);
-    let shared = Suggester::complete_from(&sources, &request.prefix, wanted, &affinity);
+    let mut shared = Suggester::complete_from(&sources, &request.prefix, wanted, &affinity);
+    // Stable, so that the best text stays the first of its part.
+    shared.sort_by_key(|completion| completion.source == CompletionSource::Title);
     let mut seen = SeenGroups::default();
     let mut is_useful = |completion: &Completion| {
         let text = context.query_text(&completion.text);
         let is_eligible = |row: Row| context.eligible.contains(row);
         match completion.source {
-            CompletionSource::Query => generation.lexical.has_match(text, &is_eligible).unwrap_or(false),
+            CompletionSource::Query | CompletionSource::Brand => {
+                generation.lexical.has_match(text, &is_eligible).unwrap_or(false)
+            }
+            CompletionSource::Phrase => {
+                let found = generation.lexical.search(text, MatchMode::All, 1, &is_eligible).unwrap_or_default();
+                found.first().is_some_and(|(first, _)| {
+                    let group = context.catalog.group_of(*first);
+                    let is_first =
+                        |row: Row| row == *first || group.is_some() && context.catalog.group_of(row) == group;
+                    let is_other = |row: Row| is_eligible(row) && !is_first(row);
+                    generation.lexical.has_match(text, &is_other).unwrap_or(false)
+                })
+            }
             // Titles of a product's variants are one completion.
             CompletionSource::Title => {
                 let found = generation.lexical.search(text, MatchMode::All, 1, &is_eligible).unwrap_or_default();

@@ -278,6 +278,8 @@ pub(crate) fn suggest_response(answer: SuggestAnswer, envelope: Envelope) -> pro
             CompletionSource::Query => proto::CompletionSource::Query,
             CompletionSource::Title => proto::CompletionSource::Title,
             CompletionSource::Category => proto::CompletionSource::Category,
+            CompletionSource::Brand => proto::CompletionSource::Brand,
+            CompletionSource::Phrase => proto::CompletionSource::Phrase,
         }
         .into(),
     };

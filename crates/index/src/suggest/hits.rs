@@ -1,10 +1,10 @@
 //! Ranks the entries that match a prefix for one user.
 use super::{
-    Completion,
+    Completion, CompletionSource,
     list::{Entry, finite},
     match_kind::STARTS_MAX,
 };
-use ahash::AHashSet;
+use ahash::AHashMap;
 use lodestone_core::text;
 use std::cell::RefCell;
 
@@ -62,16 +62,29 @@ impl<'s> Hits<'s> {
             all.truncate(enough);
         }
         all.sort_unstable_by(order);
-        let mut seen = AHashSet::new();
-        (all.into_iter())
-            .filter(|(_, _, entry)| seen.insert(entry.normal.as_str()))
-            .take(count)
-            .map(|(_, byte, entry)| Completion {
-                text: entry.text.clone(),
-                source: entry.source,
-                prefix: words_of(&entry.normal[byte as usize..], typed).to_owned(),
-            })
-            .collect()
+        let mut best: Vec<(u32, &Entry)> = Vec::with_capacity(count);
+        let mut seen: AHashMap<&str, usize> = AHashMap::new();
+        for (_, byte, entry) in all {
+            match seen.get(entry.normal.as_str()) {
+                // A text that users search for is a query, wherever else it comes from.
+                Some(&at) => {
+                    if entry.source == CompletionSource::Query && best[at].1.source == CompletionSource::Phrase {
+                        best[at].1 = entry;
+                    }
+                }
+                None if best.len() < count => {
+                    seen.insert(&entry.normal, best.len());
+                    best.push((byte, entry));
+                }
+                None => {}
+            }
+        }
+        let completion = |(byte, entry): (u32, &Entry)| Completion {
+            text: entry.text.clone(),
+            source: entry.source,
+            prefix: words_of(&entry.normal[byte as usize..], typed).to_owned(),
+        };
+        best.into_iter().map(completion).collect()
     }
 }
 

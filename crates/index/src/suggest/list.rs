@@ -2,6 +2,7 @@
 use super::{
     CompletionCandidate, CompletionSource,
     match_kind::{ALL_WORDS_FACTOR, ERROR_FACTOR, MatchKind, has_all_words, may_have_error, word_starts},
+    phrases::PHRASE_ITEMS_MIN,
 };
 use ahash::AHashMap;
 use lodestone_core::text;
@@ -67,14 +68,17 @@ impl Entry {
         (!normal.is_empty()).then_some(Self { text, normal, category, weight, source, items })
     }
 
-    /// Returns false if no item has the text any more.
+    /// Returns false if no item has the text any more, or too few have the phrase.
     pub(super) fn is_suggested(&self) -> bool {
-        self.items.get() > 0
+        let items_min = if self.source == CompletionSource::Phrase { PHRASE_ITEMS_MIN } else { 1 };
+        self.items.get() >= items_min
     }
 
     /// Returns the score without personalization for a prefix that matches at `byte`.
     pub(super) fn strength_at(&self, byte: u32) -> f32 {
-        strength(self.weight, self.source) * if byte == 0 { 1.0 } else { 0.7 }
+        // A phrase is as popular as it is frequent, also in items that were written since.
+        let weight = if self.source == CompletionSource::Phrase { self.items.get() as f32 } else { self.weight };
+        strength(weight, self.source) * if byte == 0 { 1.0 } else { 0.7 }
     }
 }
 
@@ -315,12 +319,14 @@ pub(super) fn finite(number: f32) -> f32 {
     if number.is_finite() { number.max(0.0) } else { 0.0 }
 }
 
-/// Returns the score of a text without personalization. Queries and categories have a higher factor, because they are
-/// shorter and more general than titles.
+/// Returns the score of a text without personalization. Queries, categories and brands have a higher factor, because
+/// they are shorter and more general than titles. Phrases have a lower one, because hundreds of items may have them and a
+/// few users are better evidence.
 fn strength(weight: f32, source: CompletionSource) -> f32 {
     let factor = match source {
         CompletionSource::Query => 1.3,
-        CompletionSource::Category => 1.2,
+        CompletionSource::Category | CompletionSource::Brand => 1.2,
+        CompletionSource::Phrase => 0.7,
         CompletionSource::Title => 1.0,
     };
     (0.1 + weight.ln_1p()) * factor

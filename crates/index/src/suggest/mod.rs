@@ -2,13 +2,19 @@
 mod hits;
 mod list;
 mod match_kind;
+mod phrases;
 
 use ahash::AHashMap;
 use hits::{CategoryFactors, Hits, category_factor};
 use list::{Entry, List, normal};
 use match_kind::MatchKind;
 use parking_lot::{Mutex, RwLock};
-use std::sync::Arc;
+use phrases::PHRASE_ITEMS_MIN;
+pub use phrases::phrases;
+use std::{
+    hash::{DefaultHasher, Hash, Hasher},
+    sync::Arc,
+};
 
 /// Maximum queries of a list; beyond it the half with the lower weights is dropped.
 const QUERIES_MAX: usize = 20_000;
@@ -39,6 +45,9 @@ pub enum CompletionSource {
     Query,
     Title,
     Category,
+    Brand,
+    /// A phrase of titles; see [`phrases`]. It is a completion if at least three items have it.
+    Phrase,
 }
 
 /// A text that may be suggested.
@@ -52,14 +61,58 @@ pub struct CompletionCandidate {
     pub source: CompletionSource,
 }
 
-/// Texts of one generation (titles, categories, brands) and live texts: queries of users and items written since.
+/// Texts of one generation (titles, their phrases, categories, brands) and live texts: queries of users and items written
+/// since.
 ///
 /// Additions and searches may run concurrently. A search waits at most for the insertion of one text.
 pub struct Suggester {
     built: List,
     live: RwLock<Live>,
-    /// One addition at a time.
-    adding: Mutex<()>,
+    /// One addition at a time. Counts the items with phrases of too few items.
+    adding: Mutex<RarePhrases>,
+}
+
+/// By hash of its normal form: the number of items with a phrase, below [`PHRASE_ITEMS_MIN`]. Most phrases of a catalogue
+/// are in one title, so their texts are not kept.
+#[derive(Default)]
+struct RarePhrases {
+    counts: AHashMap<u64, u32>,
+}
+
+impl RarePhrases {
+    fn hash(entry: &Entry) -> u64 {
+        let mut hasher = DefaultHasher::new();
+        entry.normal.hash(&mut hasher);
+        hasher.finish()
+    }
+
+    /// Counts an item of a phrase. Returns the entry, with its items, once they are enough, and other entries at once.
+    fn add(&mut self, entry: Entry) -> Option<Entry> {
+        if entry.source != CompletionSource::Phrase {
+            return Some(entry);
+        }
+        let count = self.counts.entry(Self::hash(&entry)).or_default();
+        *count += 1;
+        if *count == PHRASE_ITEMS_MIN {
+            entry.items.add(PHRASE_ITEMS_MIN - 1);
+        }
+        (*count >= PHRASE_ITEMS_MIN).then_some(entry)
+    }
+
+    /// Forgets the phrases of enough items, whose entries count from now on.
+    fn forget_frequent(&mut self) {
+        self.counts.retain(|_, count| *count < PHRASE_ITEMS_MIN);
+    }
+
+    fn remove(&mut self, entry: &Entry) {
+        let hash = Self::hash(entry);
+        if let Some(count) = self.counts.get_mut(&hash) {
+            *count -= 1;
+            if *count == 0 {
+                self.counts.remove(&hash);
+            }
+        }
+    }
 }
 
 /// Live texts in the manner of a log-structured merge tree: each list is at least twice as long as the next, so that
@@ -77,8 +130,11 @@ impl Suggester {
     /// Builds the index of texts in any order, each of one item. Merges texts with the same normal form and source: the
     /// sum of their weights, the spelling and category of the first.
     pub fn build(candidates: impl IntoIterator<Item = CompletionCandidate>) -> Self {
-        let built = List::build(candidates.into_iter().filter_map(Entry::of));
-        Self { built, live: RwLock::default(), adding: Mutex::default() }
+        let mut rare = RarePhrases::default();
+        let entries = candidates.into_iter().filter_map(Entry::of).filter_map(|entry| rare.add(entry));
+        let built = List::build(entries);
+        rare.forget_frequent();
+        Self { built, live: RwLock::default(), adding: Mutex::new(rare) }
     }
 
     /// Adds a query, or its weight if it is known. The caller decides which queries may be shown to other users.
@@ -90,13 +146,17 @@ impl Suggester {
     /// Adds a query, or a text of an item. If a query is known, adds its weight; another known text has one more item.
     pub fn add(&self, candidate: CompletionCandidate) {
         let Some(entry) = Entry::of(candidate) else { return };
-        let _guard = self.adding.lock();
+        let mut rare = self.adding.lock();
         // A title does not become more popular when its item is written again.
         if entry.source != CompletionSource::Query
             && let Some(known) = self.find(&self.live.read(), &entry)
         {
             known.items.add(1);
             return;
+        }
+        let Some(entry) = rare.add(entry) else { return };
+        if entry.source == CompletionSource::Phrase {
+            rare.counts.remove(&RarePhrases::hash(&entry));
         }
         let fresh = self.live.write().add(entry);
         if fresh >= FRESH_MAX {
@@ -110,9 +170,11 @@ impl Suggester {
     /// there are too many, and was added again, has only the items since.
     pub fn remove(&self, candidate: CompletionCandidate) {
         let Some(entry) = Entry::of(candidate) else { return };
-        let _guard = self.adding.lock();
-        if let Some(known) = self.find(&self.live.read(), &entry) {
-            known.items.remove_one();
+        let mut rare = self.adding.lock();
+        match self.find(&self.live.read(), &entry) {
+            Some(known) => known.items.remove_one(),
+            None if entry.source == CompletionSource::Phrase => rare.remove(&entry),
+            None => {}
         }
     }
 
@@ -195,7 +257,7 @@ impl Live {
         while let Some(list) = lists.pop_if(|list| list.entries.len() < 2 * last.len()) {
             last = list.entries.iter().cloned().chain(last).collect();
         }
-        last.retain(Entry::is_suggested);
+        last.retain(|entry| entry.items.get() > 0);
         lists.push(Arc::new(List::build(within_limits(last).into_iter())));
         lists
     }
@@ -338,6 +400,39 @@ mod tests {
         shop.add_query("retro lamp", 1.0);
         shop.remove(candidate("Retro Lamp", "Lamps", 1.0, Title));
         assert_eq!(shop.complete("retro l", 9, &|_| 0.0)[0].source, CompletionSource::Query);
+    }
+
+    #[test]
+    fn a_phrase_is_suggested_before_titles_if_enough_items_have_it() {
+        use CompletionSource::{Phrase, Title};
+        let of_title = |title: &str| -> Vec<CompletionCandidate> {
+            let phrases = phrases(title).into_iter().map(|text| candidate(&text, "", 1.0, Phrase));
+            phrases.chain([candidate(title, "", 1.0, Title)]).collect()
+        };
+        let titles =
+            ["Linen Shirt Green", "Linen Shirt Red", "Oak Linen Shirt", "Linen Cushion Navy", "Linen Cushion Grey"];
+        let shop = Suggester::build(titles.into_iter().flat_map(of_title));
+        assert_eq!(texts(&shop, "lin")[..2], ["linen", "linen shirt"]);
+        assert_eq!(shop.complete("lin", 9, &|_| 0.0)[1].source, Phrase);
+        assert!(!texts(&shop, "linen c").contains(&"linen cushion".to_owned()));
+        // An item that is written and removed counts like those of the bundle.
+        of_title("Linen Cushion Blue").into_iter().for_each(|text| shop.add(text));
+        assert_eq!(texts(&shop, "linen c")[0], "linen cushion");
+        of_title("Linen Cushion Navy").into_iter().for_each(|text| shop.remove(text));
+        assert!(!texts(&shop, "linen c").contains(&"linen cushion".to_owned()));
+        of_title("Linen Cushion Pink").into_iter().for_each(|text| shop.add(text));
+        assert_eq!(texts(&shop, "linen c")[0], "linen cushion");
+        of_title("Linen Cushion Blue").into_iter().for_each(|text| shop.remove(text));
+        assert!(!texts(&shop, "linen c").contains(&"linen cushion".to_owned()));
+    }
+
+    #[test]
+    fn a_phrase_that_users_search_for_is_a_query() {
+        let phrase = || candidate("red mug", "", 1.0, CompletionSource::Phrase);
+        let shop = Suggester::build((0..100).map(|_| phrase()));
+        shop.add_query("Red Mug", 5.0);
+        let [found] = &shop.complete("red", 9, &|_| 0.0)[..] else { panic!() };
+        assert_eq!((found.text.as_str(), found.source), ("Red Mug", CompletionSource::Query));
     }
 
     #[test]
