@@ -164,3 +164,46 @@ async fn facets_that_select_several_values_count_without_their_own_condition() {
     assert_eq!(fields, [0, 1, 2, 3].map(|n| format!("facet_specs[{n}].value_query")));
     server.end().await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_facet_that_selects_several_values_counts_though_nothing_matches_its_condition() {
+    let shop = Shop::new();
+    let server = GrpcServer::start(shop.open(HealthBounds::default())).await;
+    let mut items: Vec<proto::Item> = (0..9)
+        .map(|number| Shelf { brand: usize::from(number < 3), color: number % 3, price: number as i64 }.item(number))
+        .collect();
+    for (number, item) in items.iter_mut().enumerate() {
+        item.title = format!("{} shelf {number}", if number < 3 { "zebrano" } else { "walnut" });
+        item.rating = Some(if number < 6 { 4.5 } else { 2.0 });
+    }
+    let request = proto::UpsertItemsRequest { items, update_time: None };
+    CatalogServiceClient::new(server.channel.clone()).upsert_items(request).await.unwrap();
+    let search = async |query: &str, filter: &str, specs: Vec<proto::FacetSpec>| {
+        let request = proto::SearchRequest {
+            viewer: Some(proto::Viewer { user_id: "u".to_owned(), ..Default::default() }),
+            query: query.to_owned(),
+            filter: filter.to_owned(),
+            facet_specs: specs,
+            ..Default::default()
+        };
+        RankingServiceClient::new(server.channel.clone()).search(request).await.unwrap().into_inner()
+    };
+    // Shelves 3 to 8 are of walnut and Acme, the others of zebrano and Blue Mountain.
+    let specs = || vec![facet("brand", true), facet("attributes.color", true), facet("price", true)];
+    let acme = BTreeMap::from([("Acme".to_owned(), 6)]);
+    let found = search("walnut", "brand = \"Blue Mountain\"", specs()).await;
+    assert_eq!(counts(&found.facets[0]), acme);
+    let found = search("walnut", "brand = \"Acme\" AND attributes.color = \"red\" AND price < 5", specs()).await;
+    assert_eq!((found.total_size, counts(&found.facets[0])), (1, BTreeMap::from([("Acme".to_owned(), 1)])));
+    assert_eq!(counts(&found.facets[1]).values().sum::<i64>(), 2, "the shelves 3 and 4");
+    assert_eq!(counts(&found.facets[2]), BTreeMap::from([("below".to_owned(), 1), ("5".to_owned(), 1)]));
+    // Without its condition, the facet counts the items with all words, though the filter leaves those with some.
+    let found = search("walnut shelf", "brand = \"Blue Mountain\"", specs()).await;
+    assert_eq!((found.total_size, counts(&found.facets[0])), (3, acme));
+
+    let rating = proto::FacetSpec { bounds: vec![4.0], ..facet("rating", false) };
+    let found = search("shelf", "brand = \"Acme\"", vec![rating, facet("stock_quantity", false)]).await;
+    assert_eq!(counts(&found.facets[0]), BTreeMap::from([("below".to_owned(), 3), ("4".to_owned(), 3)]));
+    assert!(found.facets[1].values.is_empty());
+    server.end().await;
+}

@@ -79,6 +79,8 @@ pub struct RequestContext<'a> {
     pub matches: Option<SearchMatches>,
     /// The position of the last candidate in the order of fields, if the candidates are the first items of this order.
     pub field_position: Option<Position>,
+    /// Those without the filter's conditions on the fields of facets that count without them. None: no facet does.
+    pub wide_matches: Option<SearchMatches>,
     pub degradations: Vec<Degradation>,
     pub stage_times: StageTimes,
     pub(crate) stage_begun: Instant,
@@ -161,6 +163,7 @@ impl<'a> RequestContext<'a> {
             field_position: None,
             degradations: Vec::new(),
             stage_times: Vec::with_capacity(8),
+            wide_matches: None,
             stage_begun,
         };
         context.end_stage("state");

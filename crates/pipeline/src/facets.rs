@@ -64,6 +64,9 @@ pub fn facet_field(name: &str) -> Option<Field> {
                 | Field::Brand
                 | Field::Tags
                 | Field::Price
+                | Field::Discount
+                | Field::Rating
+                | Field::StockQuantity
                 | Field::InStock
                 | Field::Availability
                 | Field::Attribute(_)
@@ -74,12 +77,17 @@ pub fn facet_field(name: &str) -> Option<Field> {
 
 /// Returns whether values of a facet may be numbers, which are counted by ranges.
 pub fn has_ranges(field: &Field) -> bool {
-    matches!(field, Field::Price | Field::Attribute(_))
+    is_number(field) || matches!(field, Field::Attribute(_))
+}
+
+/// Returns whether all values of a facet are numbers.
+fn is_number(field: &Field) -> bool {
+    matches!(field, Field::Price | Field::Discount | Field::Rating | Field::StockQuantity)
 }
 
 /// Returns whether values of a facet may be texts that differ between shops.
 pub fn has_texts(field: &Field) -> bool {
-    !matches!(field, Field::Price | Field::InStock | Field::Availability)
+    !is_number(field) && !matches!(field, Field::InStock | Field::Availability)
 }
 
 /// A counted facet.
@@ -145,7 +153,10 @@ pub fn count(catalog: &Catalog, spec: &FacetSpec, among: &[u64], one_per_group: 
             }
             false => spec.bounds.clone(),
         };
-        values.extend(range_values(&counts.numbers, &counts.group_numbers, &bounds));
+        // A single range without ends would have nothing to select.
+        if !bounds.is_empty() {
+            values.extend(range_values(&counts.numbers, &counts.group_numbers, &bounds));
+        }
     }
     Facet { field: spec.field.clone(), values }
 }
@@ -317,6 +328,16 @@ mod tests {
         assert_eq!(counted(&catalog, &spec("brand")), expected(&[("Acme", 4), ("Beta", 2), ("Zeta", 2)]));
         let two = FacetSpec { value_count: 2, ..spec("brand") };
         assert_eq!(counted(&catalog, &two), expected(&[("Acme", 4), ("Beta", 2)]));
+    }
+
+    #[test]
+    fn numbers_are_counted_in_ranges_unless_they_are_equal() {
+        let rated = |rating: f64| Item { rating: Some(rating), ..item() };
+        let catalog = catalog([rated(4.5), rated(4.0), rated(2.0), item()]);
+        let from_four = FacetSpec { bounds: vec![4.0], ..spec("rating") };
+        assert_eq!(counted(&catalog, &from_four), expected(&[("None..Some(4.0)", 1), ("Some(4.0)..None", 2)]));
+        let equal = self::catalog([rated(4.0), rated(4.0)]);
+        assert!(counted(&equal, &spec("rating")).is_empty());
     }
 
     #[test]

@@ -670,7 +670,22 @@ fn empty_reason(context: &RequestContext, request: &SearchRequest) -> EmptyReaso
 }
 
 /// The items that have the words of a query. Without any, `by` is [`MatchedBy::Meaning`].
-fn word_matches(context: &mut RequestContext, sent_query: &str) -> SearchMatches {
+///
+/// Multi-select facets count matches of a wider filter too. Those of the request's filter are the ones among them that
+/// it leaves, as long as it leaves any: the first scope in which one of them matches is that of all.
+fn word_matches(context: &mut RequestContext, request: &SearchRequest) -> SearchMatches {
+    let loosest = loosest_filter(&request.facets, request.filter.as_ref());
+    context.wide_matches = loosest.map(|filter| {
+        let eligible = eligible_rows(context, filter.as_ref());
+        matches_among(context, &request.query, &eligible)
+    });
+    let among_wide = context.wide_matches.as_ref().and_then(|wide| wide.among(&context.eligible));
+    let matches = among_wide.unwrap_or_else(|| matches_among(context, &request.query, &context.eligible));
+    context.end_stage("match");
+    matches
+}
+
+fn matches_among(context: &RequestContext, sent_query: &str, eligible: &EligibleRows) -> SearchMatches {
     let query = context.query_text(context.query().unwrap_or(sent_query));
     let matching = context.generation.lexical.matching(query, &|row| context.eligible.contains(row));
     let matching = matching
@@ -696,20 +711,15 @@ fn count_facets(context: &mut RequestContext, request: &RankingRequest) -> Facet
         Some(matches) => Cow::Owned(row_bits(catalog, &matches.rows)),
         None => Cow::Borrowed(context.eligible.bits()),
     };
-    // The filter without the conditions on the field, for each facet that counts without them.
-    let is_wider =
-        |spec: &&FacetSpec| spec.multi_select && filter.is_some_and(|filter| filter.has_condition_on(&spec.field));
-    let wider = |spec: &FacetSpec| filter.filter(|_| is_wider(&spec)).map(|filter| filter.without(&spec.field));
-    let loosest = specs
-        .iter()
-        .filter(is_wider)
-        .fold(filter.cloned(), |filter, spec| filter.and_then(|filter| filter.without(&spec.field)));
-    let all = (loosest.as_ref() != filter).then(|| matches_of(context, request, loosest.as_ref())).flatten();
     let one_per_group = context.one_per_group;
     let count = |spec: &FacetSpec, rows: &[u64]| facets::count(catalog, spec, rows, one_per_group);
-    let facet = |spec: &FacetSpec| match (&all, wider(spec)) {
-        (Some(all), Some(Some(filter))) => count(spec, &catalog.matching(&filter, all)),
-        (Some(all), Some(None)) => count(spec, all),
+    // What the loosest filter leaves, which has the rows of every facet that counts without conditions.
+    let all = loosest_filter(specs, filter).map(|loosest| match (&context.matches, &context.wide_matches) {
+        (None, _) => eligible_rows(context, loosest.as_ref()).bits().to_vec(),
+        (Some(_), wide) => row_bits(catalog, wide.as_ref().map_or(&[][..], |wide| &wide.rows[..])),
+    });
+    let facet = |spec: &FacetSpec| match (&all, filter.filter(|filter| counts_wider(spec, filter))) {
+        (Some(all), Some(filter)) => count(spec, &rows_with(context, request, all, filter.without(&spec.field))),
         _ => count(spec, &counted),
     };
     let item_count = products::count(catalog, &counted, one_per_group) as u64;
@@ -722,22 +732,48 @@ fn count_facets(context: &mut RequestContext, request: &RankingRequest) -> Facet
         let refused = |attribute: &str| rules.refuses_facets_of(attribute);
         let chosen = facets::choose(catalog, &counted, specs, refused, dynamic_count, parent, one_per_group);
         facets.extend(chosen.iter().map(|spec| count(spec, &counted)));
+/// Returns whether a facet counts without the filter's conditions on its field.
+fn counts_wider(spec: &FacetSpec, filter: &Filter) -> bool {
+    spec.multi_select && filter.has_condition_on(&spec.field)
+}
+
+/// Returns the filter without its conditions on the fields of all facets that count without them. None: no facet does.
+fn loosest_filter(specs: &[FacetSpec], filter: Option<&Filter>) -> Option<Option<Filter>> {
+    let filter = filter?;
+    let mut wider = specs.iter().filter(|spec| counts_wider(spec, filter)).peekable();
+    wider.peek()?;
+    Some(wider.fold(Some(filter.clone()), |filter, spec| filter.and_then(|filter| filter.without(&spec.field))))
+}
+
     }
     let facets = Facets { facets, item_count };
     context.end_stage("facets");
     facets
 }
 
-/// Returns the rows that a request would count with another filter; none if they are what the vectors found, which
-/// depends on the filter.
-fn matches_of(context: &RequestContext, request: &RankingRequest, filter: Option<&Filter>) -> Option<Vec<u64>> {
-    let eligible = eligible_rows(context, filter);
-    let Some(matches) = &context.matches else { return Some(eligible.bits().to_vec()) };
-    let MatchedBy::Words(scope) = matches.by else { return None };
-    let query = context.query_text(context.query().or(request.query())?);
-    let rows = context.generation.lexical.matching_in(query, scope, &|row| eligible.contains(row));
-    let rows = rows.inspect_err(|error| tracing::warn!(%error, "the lexical source failed")).ok()?;
-    Some(row_bits(context.catalog, &rows))
+/// Returns the rows that a request would count with another filter. `all`: those with a wider filter, by words.
+fn rows_with(context: &RequestContext, request: &RankingRequest, all: &[u64], filter: Option<Filter>) -> Vec<u64> {
+    let catalog = context.catalog;
+    let rows = match &filter {
+        Some(filter) => catalog.matching(filter, all),
+        None => all.to_vec(),
+    };
+    let (Some(_), Some(query)) = (&context.matches, request.query()) else { return rows };
+    if rows.iter().any(|word| *word != 0) {
+        return rows;
+    }
+    // The rows with this filter match the query by fewer words, or by meaning.
+    let eligible = eligible_rows(context, filter.as_ref());
+    let matches = matches_among(context, query, &eligible);
+    if matches.by != MatchedBy::Meaning {
+        return row_bits(catalog, &matches.rows);
+    }
+    let input = RetrievalInput { eligible: &eligible, boosted: None, ..context.retrieval_input() };
+    let found = retrieve::for_query(&input).map(|found| found.list).unwrap_or_default();
+    let mut seen = SeenGroups::default();
+    let mut is_new = |row: &Row| !context.one_per_group || catalog.group_of(*row).is_none_or(|group| seen.add(group));
+    let rows = found.into_iter().map(|candidate| candidate.row).filter(|row| is_new(row));
+    row_bits(catalog, &rows.take(context.limits.fused).collect::<Vec<Row>>())
 }
 
 fn row_bits(catalog: &Catalog, rows: &[Row]) -> Vec<u64> {
@@ -762,7 +798,7 @@ fn search(context: &mut RequestContext, request: &SearchRequest) {
         }
         return context.end_retrieval();
     }
-    let mut matches = word_matches(context, &request.query);
+    let mut matches = word_matches(context, request);
     if let (MatchedBy::Words(scope), false) = (matches.by, order.is_empty()) {
         if scope == MatchScope::SomeWords {
             context.degrade(DegradationCode::QueryRelaxed, "");

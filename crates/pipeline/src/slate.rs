@@ -11,7 +11,7 @@ use crate::{
         Placed, PolicyInput, Ranking, ScoreParts, Team,
     },
     request::*,
-    retrieve,
+    retrieve::{self, EligibleRows},
     serving::{Plan, ServingConfig},
     source::{CandidateSource, ScoredRows},
     tail::Tail,
@@ -82,6 +82,15 @@ pub enum MatchedBy {
 impl SearchMatches {
     pub fn contains(&self, row: Row) -> bool {
         self.rows.binary_search(&row).is_ok()
+    }
+
+    /// Returns those of the matches that are eligible, which are the matches of fewer rows. None: there are none, so that
+    /// other rows may match by fewer words.
+    pub fn among(&self, eligible: &EligibleRows) -> Option<Self> {
+        let kept = |rows: &[Row]| rows.iter().copied().filter(|row| eligible.contains(*row)).collect::<Vec<Row>>();
+        let rows = kept(&self.rows);
+        let is_same = !rows.is_empty() || self.by == MatchedBy::Meaning;
+        is_same.then(|| Self { rows, exact: kept(&self.exact), by: self.by })
     }
 
     /// How a candidate matches the query.
