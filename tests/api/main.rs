@@ -9,7 +9,7 @@ mod checkpoints;
 mod completions;
 mod context;
 mod crash;
-
+mod discovery;
 mod facets;
 mod filter_messages;
 mod fuzz;

@@ -62,6 +62,8 @@ pub struct RequestContext<'a> {
     pub eligible: EligibleRows<'a>,
     /// The eligible rows among which the sources search. None: all.
     pub retrievable: Option<EligibleRows<'a>>,
+    /// Those of the rows among which the sources search that boosts raise. None: no boost raises any.
+    pub boosted: Option<EligibleRows<'a>>,
     /// The rows that the request excludes.
     pub excluded: AHashSet<Row>,
     /// The rows of items that only the request has; no index has them.
@@ -157,6 +159,7 @@ impl<'a> RequestContext<'a> {
             one_per_group: options.one_per_group && catalog.has_groups(),
             sold_out: options.sold_out.unwrap_or_default(),
             retrievable: None,
+            boosted: None,
             ranker: RankerUse::Scores,
             candidates: Candidates::default(),
             matches: None,
@@ -208,6 +211,7 @@ impl<'a> RequestContext<'a> {
             }),
             anchors: self.anchors.as_ref().map_or(&[], |anchors| &anchors.items),
             eligible: self.retrievable.as_ref().unwrap_or(&self.eligible),
+            boosted: self.boosted.as_ref(),
             now: self.now,
             limits: self.limits,
             one_per_group: self.one_per_group,

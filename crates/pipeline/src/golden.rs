@@ -141,6 +141,7 @@ fn answer(
         query: query.map(|text| Query { text, vector: query_vector.as_deref(), synonyms: &[] }),
         anchors: anchors.as_ref().map_or(&[], |anchors| &anchors.items),
         eligible: &eligible,
+        boosted: None,
         now,
         limits: RetrievalLimits { per_source: CANDIDATES, fused: CANDIDATES, query_cosine_min: None },
         one_per_group: false,

@@ -37,9 +37,9 @@ pub(crate) enum AnyVariant<'a> {
     ByFields(&'a OrderBy),
 }
 
-/// Keeps one candidate of each group, and the first `count` candidates: the one that matches the query best, of these
-/// one in stock, of these the one with the greatest boost, of these the first.
-pub(crate) fn keep_one_per_group(candidates: &mut Candidates, count: usize, preference: &VariantPreference) {
+/// Keeps one candidate of each group: the one that matches the query best, of these one in stock, of these the one with
+/// the greatest boost, of these the first.
+pub(crate) fn keep_one_per_group(candidates: &mut Candidates, preference: &VariantPreference) {
     let catalog = preference.catalog;
     let tiers = query_tiers(candidates);
     let pinned_groups: AHashSet<Group> = preference.pinned.iter().filter_map(|row| catalog.group_of(*row)).collect();
@@ -70,7 +70,6 @@ pub(crate) fn keep_one_per_group(candidates: &mut Candidates, count: usize, pref
             }
         }
     });
-    candidates.list.truncate(count);
 }
 
 impl VariantPreference<'_> {

@@ -26,6 +26,9 @@ const ROWS_PER_PRODUCT: usize = 4;
 /// The same for a search that finds few products among so many rows.
 const WIDENED_ROWS_PER_PRODUCT: usize = 64;
 
+/// Items that boosts raise and that are candidates in addition to those of the other limits.
+pub const BOOSTED_CANDIDATES_MAX: usize = 500;
+
 /// The rows that a response may contain, as one bit per row.
 pub struct EligibleRows<'a> {
     bits: Cow<'a, [u64]>,
@@ -84,6 +87,20 @@ impl<'a> EligibleRows<'a> {
         Self { bits: Cow::Owned(catalog.matching(filter, &self.bits)) }
     }
 
+    /// Returns those of the rows whose items match at least one of the filters.
+    pub fn matching_any<'f>(
+        &self,
+        catalog: &Catalog,
+        filters: impl Iterator<Item = &'f Filter>,
+    ) -> EligibleRows<'static> {
+        let mut bits = vec![0; self.bits.len()];
+        for filter in filters {
+            let matching = catalog.matching(filter, &self.bits);
+            bits.iter_mut().zip(matching).for_each(|(all, matching)| *all |= matching);
+        }
+        EligibleRows { bits: Cow::Owned(bits) }
+    }
+
     /// One bit for each row.
     pub fn bits(&self) -> &[u64] {
         &self.bits
@@ -140,10 +157,13 @@ pub struct RetrievalInput<'a> {
     /// Items from which a list of similar items or of items bought together starts.
     pub anchors: &'a [RecentItem],
     pub eligible: &'a EligibleRows<'a>,
+    /// Those of the eligible rows that boosts raise. They are searched too, because a boost cannot raise what is no
+    /// candidate. None: the request has no such boost.
+    pub boosted: Option<&'a EligibleRows<'a>>,
     pub now: UnixMillis,
     pub limits: RetrievalLimits,
-    /// Whether a group has one result, in a catalogue that has groups. The candidates still have several variants,
-    /// and may be more than the limit; see [`crate::products::keep_one_per_group`].
+    /// Whether a group has one result, in a catalogue that has groups. The candidates still have several variants; see
+    /// [`crate::products::keep_one_per_group`]. In this case and with boosts, they may be more than the limit.
     pub one_per_group: bool,
 }
 
@@ -183,7 +203,7 @@ impl RetrievalInput<'_> {
 
     /// Number of candidates after fusion.
     fn fused_count(&self) -> usize {
-        if self.one_per_group { usize::MAX } else { self.limits.fused }
+        if self.one_per_group || self.boosted.is_some() { usize::MAX } else { self.limits.fused }
     }
 
     /// Returns a function that is true for a row without a group, and for the first row of each group that no list has.
@@ -285,7 +305,24 @@ pub fn for_user(input: &RetrievalInput) -> Candidates {
     let missing = input.missing_count(&fusion);
     fusion.add(CandidateSource::Popular, popular(input, missing.max(input.limits.per_source / 2)));
     fill_from_catalogue(input, &mut fusion);
+    append_boosted(input, &mut fusion);
     input.fused(fusion)
+}
+
+/// Appends items that boosts raise and no list has: those near the user's vector, then popular ones, then the latest.
+fn append_boosted(input: &RetrievalInput, fusion: &mut Fusion) {
+    let Some(boosted) = input.boosted else { return };
+    let input = RetrievalInput { eligible: boosted, boosted: None, ..*input };
+    let end = fusion.found_count() + input.row_count(BOOSTED_CANDIDATES_MAX);
+    let missing = |fusion: &Fusion| end - fusion.found_count();
+    if let Some(vector) = &input.user.vector {
+        let found = search_vectors(&input, fusion, vector, Space::User);
+        fusion.append(CandidateSource::UserVector, found.into_iter(), missing(fusion));
+    }
+    let found = popular(&input, BOOSTED_CANDIDATES_MAX);
+    fusion.append(CandidateSource::Popular, found.into_iter(), missing(fusion));
+    let latest = input.eligible.latest_rows().map(|row| (row, 0.0));
+    fusion.append(CandidateSource::Catalogue, latest, missing(fusion));
 }
 
 /// Items that sell more than usual, then popular ones.
@@ -334,8 +371,12 @@ pub fn for_query(input: &RetrievalInput) -> Result<Candidates, LexicalError> {
     let query = QueryText { text, synonyms };
     let eligible = |row| input.eligible.contains(row);
     let search = |count: usize| input.generation.lexical.search_all_then_any(query, count, &eligible);
-    let matches = input.widened(input.limits.per_source, search, |matches| &matches.rows)?;
+    let mut matches = input.widened(input.limits.per_source, search, |matches| &matches.rows)?;
     let is_identifier = matches.is_identifier();
+    if let Some(boosted) = input.boosted.filter(|_| !is_identifier) {
+        let (count, is_boosted) = (input.row_count(BOOSTED_CANDIDATES_MAX), |row| boosted.contains(row));
+        matches.merge(input.generation.lexical.search_all_then_any(query, count, &is_boosted)?);
+    }
     let mut fusion = input.fusion();
     if let Some(vector) = vector.filter(|_| !is_identifier) {
         let cosine_min = input.limits.query_cosine_min.unwrap_or(input.generation.manifest.relevance.cosine_min);
@@ -364,7 +405,8 @@ pub fn remove_irrelevant(found: &mut ScoredRows, lexical: &ScoredRows, cosine_mi
 pub fn has_match(input: &RetrievalInput) -> bool {
     let eligible = EligibleRows::alive(input.catalog);
     let limits = RetrievalLimits { per_source: 1, fused: 1, ..input.limits };
-    for_query(&RetrievalInput { eligible: &eligible, limits, ..*input }).is_ok_and(|found| !found.list.is_empty())
+    for_query(&RetrievalInput { eligible: &eligible, boosted: None, limits, ..*input })
+        .is_ok_and(|found| !found.list.is_empty())
 }
 
 /// Items similar to the anchors in both spaces, and those that users chose after them.

@@ -464,6 +464,7 @@ fn retrieve_candidates(context: &mut RequestContext, request: &RankingRequest) {
     context.eligible = eligible_rows(context, request.filter());
     // Those that are sold out follow all others, so that they are not among the candidates.
     context.retrievable = (context.sold_out == SoldOut::Last).then(|| context.eligible.in_stock(context.catalog));
+    context.boosted = boosted_rows(context, request);
     if let RankingRequest::Recommend(request) = request {
         start_from_anchors(context, request);
     }
@@ -473,11 +474,45 @@ fn retrieve_candidates(context: &mut RequestContext, request: &RankingRequest) {
         RankingRequest::Recommend(request) => recommend(&input, context, request.kind),
         RankingRequest::Rank(request) => named_candidates(context, request),
     };
-    keep_one_per_group(context, request.options());
+    select_candidates(context, request.options());
     context.end_retrieval();
 }
 
-/// Keeps one candidate of each group, if the request asks for that and the catalogue has groups.
+/// Returns the rows that boosts of the request and of its rules raise, of a request whose candidates are a part of the
+/// items that it may show, in an order that boosts may change. None: there are none.
+fn boosted_rows(context: &RequestContext, request: &RankingRequest) -> Option<EligibleRows<'static>> {
+    let is_boosted = match request {
+        RankingRequest::Search(_) => !request.is_by_field(),
+        RankingRequest::Recommend(request) => {
+            matches!(request.kind, RecommendKind::ForYou | RecommendKind::OnSale)
+        }
+        RankingRequest::Rank(_) => false,
+    };
+    let raising = request.options().boosts.iter().filter(|boost| is_boosted && boost.factor > 1.0);
+    let mut filters = raising.map(|boost| &boost.filter).peekable();
+    filters.peek()?;
+    let retrievable = context.retrievable.as_ref().unwrap_or(&context.eligible);
+    let boosted = retrievable.matching_any(context.catalog, filters);
+    (boosted.count() > 0).then_some(boosted)
+}
+
+/// Keeps one candidate of each group, if the request asks for that and the catalogue has groups. Then keeps as many
+/// candidates as the serving configuration ranks, and of the others those that boosts raise.
+fn select_candidates(context: &mut RequestContext, options: &Options) {
+    keep_one_per_group(context, options);
+    let (limit, boosted) = (context.limits.fused, context.boosted.as_ref());
+    if !context.one_per_group && boosted.is_none() {
+        return;
+    }
+    let (mut at, mut boosted_count) = (0, 0);
+    context.candidates.list.retain(|candidate| {
+        at += 1;
+        let is_boosted = at > limit && boosted.is_some_and(|rows| rows.contains(candidate.row));
+        boosted_count += usize::from(is_boosted);
+        at <= limit || is_boosted && boosted_count <= retrieve::BOOSTED_CANDIDATES_MAX
+    });
+}
+
 fn keep_one_per_group(context: &mut RequestContext, options: &Options) {
     if !context.one_per_group {
         return;
@@ -495,7 +530,7 @@ fn keep_one_per_group(context: &mut RequestContext, options: &Options) {
         boosts: &options.boosts,
         any_variant,
     };
-    products::keep_one_per_group(&mut context.candidates, context.limits.fused, &preference);
+    products::keep_one_per_group(&mut context.candidates, &preference);
 }
 
 /// Removes the candidates whose group has a pinned variant, except the pinned ones.
@@ -787,7 +822,7 @@ fn search(context: &mut RequestContext, request: &SearchRequest) {
         match order.is_empty() {
             true => {
                 context.candidates = retrieve::for_user(&context.retrieval_input());
-                keep_one_per_group(context, &request.options);
+                select_candidates(context, &request.options);
             }
             false => {
                 let (rows, count) = (context.eligible.rows(), context.limits.fused);
@@ -809,7 +844,7 @@ fn search(context: &mut RequestContext, request: &SearchRequest) {
         remove_pinned_groups(context, &request.options);
     } else {
         retrieve_for_query(context, matches.by);
-        keep_one_per_group(context, &request.options);
+        select_candidates(context, &request.options);
         match matches.by {
             MatchedBy::Meaning => {
                 matches.rows = context.candidates.list.iter().map(|candidate| candidate.row).collect();
@@ -1016,7 +1051,7 @@ pub fn suggest(generation: &Generation, models: &mut Models, planned: &PlannedSu
     let count = found.len();
     context.candidates = retrieve::ordered_rows(&catalog, CandidateSource::Lexical, found, count);
     context.limits.fused = SUGGEST_CANDIDATES;
-    keep_one_per_group(&mut context, options);
+    select_candidates(&mut context, options);
     context.end_stage("retrieve");
     let contexts = std::slice::from_mut(&mut context);
     context::encode_users(contexts, models);

@@ -154,7 +154,9 @@ pub fn policy_rules(
         let weight = |head: &Head| config.head_weights.get(&head.name).copied().unwrap_or(head.weight);
         let weights: Vec<f32> = if uses_model(config) { models.heads.iter().map(weight).collect() } else { Vec::new() };
         let base = BaseScores { heads: &ranked.heads, weights: &weights, fused: &fused, tiers: &tiers };
-        let count = if policy.keeps_all { candidates.len() } else { config.candidates.min(candidates.len()) };
+        // Those that boosts raise are candidates beyond the number of the configuration.
+        let keeps_all = policy.keeps_all || context.boosted.is_some();
+        let count = if keeps_all { candidates.len() } else { config.candidates.min(candidates.len()) };
         let mix = config.objectives.as_ref().filter(|_| uses_model(config));
         let objectives = mix.and_then(|mix| {
             let slots = policy.page_size;

@@ -116,6 +116,26 @@ impl Matches {
     pub fn is_identifier(&self) -> bool {
         self.exact > 0 && self.exact == self.rows.len()
     }
+
+    /// Adds the matches of the same query among fewer rows, which may be further ones. Rows with some words are added only
+    /// if no row has every word.
+    pub fn merge(&mut self, others: Self) {
+        let known: AHashSet<Row> = self.rows.iter().map(|(row, _)| *row).collect();
+        let is_new = |(row, _): &(Row, f32)| !known.contains(row);
+        if self.complete > 0 {
+            let partial = self.rows.split_off(self.complete);
+            self.rows.extend(others.rows[..others.complete].iter().filter(|row| is_new(row)));
+            self.rows[self.exact..].sort_unstable_by(best_first);
+            self.complete = self.rows.len();
+            self.rows.extend(partial);
+            return;
+        }
+        let with_coverage = |of: Self| of.rows.into_iter().zip(of.coverage);
+        let further = with_coverage(others).filter(|(row, _)| is_new(row));
+        let mut all: Vec<((Row, f32), f32)> = with_coverage(std::mem::take(self)).chain(further).collect();
+        all.sort_unstable_by(|a, b| best_first(&a.0, &b.0));
+        (self.rows, self.coverage) = all.into_iter().unzip();
+    }
 }
 
 #[derive(Clone, Copy)]
@@ -886,6 +906,28 @@ mod tests {
         }
         let fresh = index_of(&before);
         assert_eq!((first.row_count(), fresh.row_count()), (30, 30));
+    #[test]
+    fn the_matches_of_some_rows_join_the_first_matches_in_order() {
+        let titles: Vec<String> = (0..30)
+            .map(|n| format!("laptop {} {}", ["sleeve", "notebook"][usize::from(n % 3 == 0)], "x ".repeat(n)))
+            .collect();
+        let lexical = index(&titles.iter().map(String::as_str).collect::<Vec<_>>());
+        for query in ["laptop", "laptop bicycle"] {
+            let search =
+                |count: usize, keep: &dyn Fn(Row) -> bool| lexical.search_all_then_any(query, count, keep).unwrap();
+            let (all, is_notebook) = (search(30, &|_| true), |row: Row| row.0 % 3 == 0);
+            let mut merged = search(4, &|_| true);
+            let first: AHashSet<Row> = merged.rows.iter().map(|(row, _)| *row).collect();
+            merged.merge(search(30, &is_notebook));
+            let expected = all.rows.iter().enumerate().filter(|(_, (row, _))| first.contains(row) || is_notebook(*row));
+            let (at, rows): (Vec<usize>, Vec<(Row, f32)>) = expected.unzip();
+            assert_eq!(merged.rows, rows, "{query}");
+            assert_eq!(merged.complete, if all.complete > 0 { rows.len() } else { 0 });
+            let coverage = at.iter().filter_map(|at| all.coverage.get(*at).copied()).collect::<Vec<f32>>();
+            assert_eq!(merged.coverage, coverage);
+        }
+    }
+
         for query in ["red mug", "tea", "chocolate blue mug"] {
             assert_eq!(scores(&first, query), scores(&fresh, query), "{query}");
         }
