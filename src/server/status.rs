@@ -444,10 +444,11 @@ pub(crate) fn catalog_not_found(name: &str) -> Status {
 }
 
 pub(crate) fn item_not_found(id: &str) -> Status {
+    let message = format!("the catalogue has no item `{id}`");
     let mut details = ErrorDetails::new();
-    details.set_resource_info("lodestone.v1.Item", id, "", "the catalogue has no such item");
+    details.set_resource_info("lodestone.v1.Item", id, "", &message);
     let field = Some("item_id".to_owned());
-    status_about(Reason::ItemNotFound, "the catalogue has no such item", details, [(FIELD, field)])
+    status_about(Reason::ItemNotFound, message, details, [(FIELD, field)])
 }
 
 /// Returns the status of an unknown entry.

@@ -79,10 +79,10 @@ pub struct RequestContext<'a> {
     pub candidates: Candidates,
     /// The matches of a search with a query.
     pub matches: Option<SearchMatches>,
-    /// The position of the last candidate in the order of fields, if the candidates are the first items of this order.
-    pub field_position: Option<Position>,
     /// Those without the filter's conditions on the fields of facets that count without them. None: no facet does.
     pub wide_matches: Option<SearchMatches>,
+    /// The position of the last candidate in the order of fields, if the candidates are the first items of this order.
+    pub field_position: Option<Position>,
     pub degradations: Vec<Degradation>,
     pub stage_times: StageTimes,
     pub(crate) stage_begun: Instant,
@@ -163,10 +163,10 @@ impl<'a> RequestContext<'a> {
             ranker: RankerUse::Scores,
             candidates: Candidates::default(),
             matches: None,
+            wide_matches: None,
             field_position: None,
             degradations: Vec::new(),
             stage_times: Vec::with_capacity(8),
-            wide_matches: None,
             stage_begun,
         };
         context.end_stage("state");

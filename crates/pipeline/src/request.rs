@@ -533,16 +533,18 @@ pub enum DegradationCode {
     StaleState = 4,
     QueryRelaxed = 5,
     AnchorsUnknown = 6,
+    AnchorsMissing = 7,
 }
 
 impl DegradationCode {
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 7] = [
         Self::EncoderSkipped,
         Self::SourceFailed,
         Self::RankerSkipped,
         Self::StaleState,
         Self::QueryRelaxed,
         Self::AnchorsUnknown,
+        Self::AnchorsMissing,
     ];
 
     /// The name in the proto without its prefix.
@@ -554,6 +556,7 @@ impl DegradationCode {
             Self::StaleState => "STALE_STATE",
             Self::QueryRelaxed => "QUERY_RELAXED",
             Self::AnchorsUnknown => "ANCHORS_UNKNOWN",
+            Self::AnchorsMissing => "ANCHORS_MISSING",
         }
     }
 }

@@ -596,6 +596,8 @@ fn respond(
         RankingRequest::Recommend(request) => reason_of_list(&context, request),
         RankingRequest::Rank(_) => Some(Reason { code: ReasonCode::Candidate, evidence: Vec::new() }),
     };
+    slate.lists_new_arrivals =
+        matches!(request, RankingRequest::Recommend(request) if request.kind == RecommendKind::NewArrivals);
     let mut total_size = slate.entries.len();
     if let RankingRequest::Search(request) = request {
         total_size = match &context.matches {
@@ -722,16 +724,28 @@ fn word_matches(context: &mut RequestContext, request: &SearchRequest) -> Search
 
 fn matches_among(context: &RequestContext, sent_query: &str, eligible: &EligibleRows) -> SearchMatches {
     let query = context.query_text(context.query().unwrap_or(sent_query));
-    let matching = context.generation.lexical.matching(query, &|row| context.eligible.contains(row));
+    let matching = context.generation.lexical.matching(query, &|row| eligible.contains(row));
     let matching = matching
         .inspect_err(|error| tracing::warn!(%error, "the lexical source failed"))
         .ok()
         .filter(|matching| !matching.rows.is_empty());
-    context.end_stage("match");
     match matching {
         Some(MatchingRows { rows, exact, scope }) => SearchMatches { rows, exact, by: MatchedBy::Words(scope) },
         None => SearchMatches { rows: Vec::new(), exact: Vec::new(), by: MatchedBy::Meaning },
     }
+}
+
+/// Returns whether a facet counts without the filter's conditions on its field.
+fn counts_wider(spec: &FacetSpec, filter: &Filter) -> bool {
+    spec.multi_select && filter.has_condition_on(&spec.field)
+}
+
+/// Returns the filter without its conditions on the fields of all facets that count without them. None: no facet does.
+fn loosest_filter(specs: &[FacetSpec], filter: Option<&Filter>) -> Option<Option<Filter>> {
+    let filter = filter?;
+    let mut wider = specs.iter().filter(|spec| counts_wider(spec, filter)).peekable();
+    wider.peek()?;
+    Some(wider.fold(Some(filter.clone()), |filter, spec| filter.and_then(|filter| filter.without(&spec.field))))
 }
 
 /// Counts the facets that the request asks for: of a search over its matches, otherwise over all eligible items.
@@ -767,19 +781,6 @@ fn count_facets(context: &mut RequestContext, request: &RankingRequest) -> Facet
         let refused = |attribute: &str| rules.refuses_facets_of(attribute);
         let chosen = facets::choose(catalog, &counted, specs, refused, dynamic_count, parent, one_per_group);
         facets.extend(chosen.iter().map(|spec| count(spec, &counted)));
-/// Returns whether a facet counts without the filter's conditions on its field.
-fn counts_wider(spec: &FacetSpec, filter: &Filter) -> bool {
-    spec.multi_select && filter.has_condition_on(&spec.field)
-}
-
-/// Returns the filter without its conditions on the fields of all facets that count without them. None: no facet does.
-fn loosest_filter(specs: &[FacetSpec], filter: Option<&Filter>) -> Option<Option<Filter>> {
-    let filter = filter?;
-    let mut wider = specs.iter().filter(|spec| counts_wider(spec, filter)).peekable();
-    wider.peek()?;
-    Some(wider.fold(Some(filter.clone()), |filter, spec| filter.and_then(|filter| filter.without(&spec.field))))
-}
-
     }
     let facets = Facets { facets, item_count };
     context.end_stage("facets");
@@ -976,6 +977,9 @@ fn start_from_anchors(context: &mut RequestContext, request: &RecommendRequest) 
             context.degrade(DegradationCode::AnchorsUnknown, "");
         }
         anchors = context.user.recent.clone();
+        if request.anchors.is_empty() && anchors.is_empty() {
+            context.degrade(DegradationCode::AnchorsMissing, "");
+        }
     }
     context.anchors = Some(Anchors::new(list, anchors, context.catalog));
 }

@@ -80,7 +80,7 @@ pub(super) fn has_equal_texts(a: &Item, b: &Item, searchable: &[String]) -> bool
         && identifiers(a) == identifiers(b)
 }
 
-/// Returns the normalized identifiers of an item: its id, and attributes such as its SKU.
+/// Returns the normalized identifiers of an item: its id, that of its group, and attributes such as its SKU.
 fn identifiers(item: &Item) -> Vec<String> {
     let is_identifier = |name: &str| IDENTIFIERS.iter().any(|known| name.eq_ignore_ascii_case(known));
     let attributes =
@@ -91,7 +91,8 @@ fn identifiers(item: &Item) -> Vec<String> {
             AttributeValue::Number(number) => vec![number.to_string()],
             AttributeValue::Flag(_) | AttributeValue::Time(_) | AttributeValue::GeoPoint(_) => Vec::new(),
         });
-    let mut identifiers: Vec<String> = std::iter::once(text::normalize(item.id.as_str())).chain(attributes).collect();
+    let ids = [item.id.as_str(), item.group_id.as_str()].map(text::normalize);
+    let mut identifiers: Vec<String> = ids.into_iter().chain(attributes).collect();
     identifiers.retain(|text| !text.is_empty());
     identifiers.sort_unstable();
     identifiers.dedup();

@@ -651,6 +651,30 @@ mod tests {
     }
 
     #[test]
+    fn titles_in_the_spelling_of_the_query_come_first() {
+        let lexical = index(&["Verbatim DVD+R 16x", "Verbatim DVD-R 16x", "Verbatim CD-R 52x", "Other DVD+R box"]);
+        assert_eq!(rows(&lexical, "dvd-r", MatchMode::All)[0], 1);
+    }
+
+    #[test]
+    fn the_id_of_a_group_finds_its_variants_and_that_of_a_variant_comes_first() {
+        let variant = |id: &str, group: &str| Item {
+            group_id: group.to_owned(),
+            ..Item::titled(ItemId::parse(id).unwrap(), "Linen shirt")
+        };
+        let lexical = index_of(&[
+            variant("ST001-red", "ST001"),
+            variant("ST001-blue", "ST001"),
+            variant("x", "st7"),
+            variant("st7", "st7"),
+        ]);
+        let mut found = rows(&lexical, "st001", MatchMode::All);
+        found.sort_unstable();
+        assert_eq!(found, [0, 1]);
+        assert_eq!(rows(&lexical, "st7", MatchMode::All), [3, 2]);
+    }
+
+    #[test]
     fn an_identifier_matches_alone_unless_it_is_a_word_of_other_items() {
         let lexical = index(&["Red lamp", "Spare part for SKU-0", "Blue lamp"]);
         let all = |query: &str| lexical.search_all_then_any(query, 10, &|_| true).unwrap();
@@ -882,6 +906,28 @@ mod tests {
         );
     }
 
+    #[test]
+    fn the_matches_of_some_rows_join_the_first_matches_in_order() {
+        let titles: Vec<String> = (0..30)
+            .map(|n| format!("laptop {} {}", ["sleeve", "notebook"][usize::from(n % 3 == 0)], "x ".repeat(n)))
+            .collect();
+        let lexical = index(&titles.iter().map(String::as_str).collect::<Vec<_>>());
+        for query in ["laptop", "laptop bicycle"] {
+            let search =
+                |count: usize, keep: &dyn Fn(Row) -> bool| lexical.search_all_then_any(query, count, keep).unwrap();
+            let (all, is_notebook) = (search(30, &|_| true), |row: Row| row.0 % 3 == 0);
+            let mut merged = search(4, &|_| true);
+            let first: AHashSet<Row> = merged.rows.iter().map(|(row, _)| *row).collect();
+            merged.merge(search(30, &is_notebook));
+            let expected = all.rows.iter().enumerate().filter(|(_, (row, _))| first.contains(row) || is_notebook(*row));
+            let (at, rows): (Vec<usize>, Vec<(Row, f32)>) = expected.unzip();
+            assert_eq!(merged.rows, rows, "{query}");
+            assert_eq!(merged.complete, if all.complete > 0 { rows.len() } else { 0 });
+            let coverage = at.iter().filter_map(|at| all.coverage.get(*at).copied()).collect::<Vec<f32>>();
+            assert_eq!(merged.coverage, coverage);
+        }
+    }
+
     /// Returns the scores of a query by row.
     fn scores(lexical: &Lexical, query: &str) -> Vec<(Row, f32)> {
         let mut hits = lexical.search(query, MatchMode::Any, 100, &|_| true).unwrap();
@@ -906,28 +952,6 @@ mod tests {
         }
         let fresh = index_of(&before);
         assert_eq!((first.row_count(), fresh.row_count()), (30, 30));
-    #[test]
-    fn the_matches_of_some_rows_join_the_first_matches_in_order() {
-        let titles: Vec<String> = (0..30)
-            .map(|n| format!("laptop {} {}", ["sleeve", "notebook"][usize::from(n % 3 == 0)], "x ".repeat(n)))
-            .collect();
-        let lexical = index(&titles.iter().map(String::as_str).collect::<Vec<_>>());
-        for query in ["laptop", "laptop bicycle"] {
-            let search =
-                |count: usize, keep: &dyn Fn(Row) -> bool| lexical.search_all_then_any(query, count, keep).unwrap();
-            let (all, is_notebook) = (search(30, &|_| true), |row: Row| row.0 % 3 == 0);
-            let mut merged = search(4, &|_| true);
-            let first: AHashSet<Row> = merged.rows.iter().map(|(row, _)| *row).collect();
-            merged.merge(search(30, &is_notebook));
-            let expected = all.rows.iter().enumerate().filter(|(_, (row, _))| first.contains(row) || is_notebook(*row));
-            let (at, rows): (Vec<usize>, Vec<(Row, f32)>) = expected.unzip();
-            assert_eq!(merged.rows, rows, "{query}");
-            assert_eq!(merged.complete, if all.complete > 0 { rows.len() } else { 0 });
-            let coverage = at.iter().filter_map(|at| all.coverage.get(*at).copied()).collect::<Vec<f32>>();
-            assert_eq!(merged.coverage, coverage);
-        }
-    }
-
         for query in ["red mug", "tea", "chocolate blue mug"] {
             assert_eq!(scores(&first, query), scores(&fresh, query), "{query}");
         }

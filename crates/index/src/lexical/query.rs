@@ -22,8 +22,9 @@ const EXPANSIONS_MAX: usize = 32;
 pub(super) struct ParsedQuery {
     pub normal: String,
     pub groups: Vec<Group>,
-    /// Bigrams of CJK characters, which contribute to the score but are optional.
-    bigrams: Vec<String>,
+    /// Terms that contribute to the score but are optional: bigrams of CJK characters and joined words, so that a title
+    /// in the spelling of the query (`dvd-r`) precedes one with the same words (`dvd+r`).
+    optional: Vec<String>,
 }
 
 impl Lexical {
@@ -69,13 +70,13 @@ impl Lexical {
                 groups.push(group);
             }
         }
-        let mut bigrams: Vec<String> = Vec::new();
-        for token in tokens.iter().filter(|token| token.kind == TokenKind::Bigram) {
-            if !bigrams.contains(&token.text) {
-                bigrams.push(token.text.clone());
+        let mut optional: Vec<String> = Vec::new();
+        for token in tokens.iter().filter(|token| matches!(token.kind, TokenKind::Bigram | TokenKind::Joined)) {
+            if !optional.contains(&token.text) {
+                optional.push(token.text.clone());
             }
         }
-        ParsedQuery { normal, groups, bigrams }
+        ParsedQuery { normal, groups, optional }
     }
 
     pub(super) fn query(&self, parsed: &ParsedQuery, matching: MatchMode) -> Box<dyn Query> {
@@ -102,8 +103,8 @@ impl Lexical {
             };
             (if group.is_optional { Occur::Should } else { occur }, query)
         });
-        let bigrams = parsed.bigrams.iter().map(|bigram| (Occur::Should, self.word(bigram)));
-        groups.chain(bigrams).collect()
+        let optional = parsed.optional.iter().map(|term| (Occur::Should, self.word(term)));
+        groups.chain(optional).collect()
     }
 
     /// Matches all (`Must`) or some (`Should`) of the words of an alternative.
