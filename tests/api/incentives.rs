@@ -386,7 +386,8 @@ fn pilot(events: &mut Vec<Event>, now: UnixMillis) -> Vec<(IncentiveDecision, bo
     let mut random = StdRng::seed_from_u64(6);
     let mut decisions = Vec::new();
     for number in 0..9000 {
-        let user = random.random_range(0..USERS);
+        // A user each, so that no decision is within the horizon of another one.
+        let user = USERS + number;
         let at = now.0 - (random.random_range(40.0..100.0) * UnixMillis::DAY as f64) as i64;
         let (incentive, propensity, extra) = match random.random_range(0..10) {
             0..4 => ("", 0.4, 0.0),
@@ -439,7 +440,7 @@ fn publish(shop: &Shop, name: &str, model: LoyaltyModel) {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_targeted_campaign_gives_what_gains_and_says_how_many_observations_are_missing_without_a_model() {
     let shop = Shop::new();
-    publish(&shop, "few", trained(200));
+    publish(&shop, "few", trained(20));
     let server = start(&shop).await;
     let targeted = proto::IncentiveCampaign {
         allocation: IncentiveAllocation::Targeted.into(),
