@@ -321,8 +321,8 @@ fn facets(violations: &mut Violations, sent: &[proto::FacetSpec]) -> Vec<FacetSp
             violations.size(path("value_count"), sent.value_count, FACET_VALUES_DEFAULT, FACET_VALUES_MAX);
         let Some(field) = facet_field(&sent.field) else {
             let name = shortened(&sent.field);
-            let known = "use category, category_path, brand, tags, price, discount, rating, stock_quantity, in_stock, availability or \
-                         attributes.NAME (1 to 64 of A-Z, a-z, 0-9, _)";
+            let known = "use category, category_path, brand, tags, price, discount, rating, stock_quantity, in_stock, \
+                         availability or attributes.NAME (1 to 64 of A-Z, a-z, 0-9, _)";
             violations.add(path("field"), format!("`{name}` is not a facet field; {known}"));
             continue;
         };
