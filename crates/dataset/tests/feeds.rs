@@ -260,7 +260,7 @@ fn attributes_whose_names_are_lost_or_equal_are_counted() {
     let shown = report.to_string();
     assert_contains(
         &shown,
-        &["2 attributes of 1 items dropped, attribute name used twice", "line 2, column `a_x-y`: `x-y`", "x_y"],
+        &["2 attributes of 2 items dropped, attribute name used twice", "line 2, column `a_x-y`: `x-y`", "x_y"],
     );
     assert_contains(
         &shown,
@@ -328,7 +328,7 @@ fn declared_kinds_of_attributes_are_read_and_other_values_are_dropped() {
     assert_contains(
         &shown,
         &[
-            "2 attributes of 2 items dropped, attribute of another kind",
+            "2 attributes of 1 items dropped, attribute of another kind",
             "line 4, column `branch`: `91, 0` is not a geo_point",
         ],
     );
