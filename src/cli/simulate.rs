@@ -752,6 +752,7 @@ fn item_message(item: &Item) -> proto::Item {
         title: item.title.clone(),
         categories: item.categories.clone(),
         price_micros: item.price.map(|price| price.micros()),
+        currency_code: item.currency.clone(),
         create_time: item.created_at.map(timestamp),
         ..Default::default()
     }

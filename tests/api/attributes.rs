@@ -212,8 +212,8 @@ async fn a_declared_kind_is_enforced_and_its_texts_are_searched_after_restarts_a
     let mut catalog = CatalogServiceClient::new(channel.clone());
     let results = catalog.update_items(proto::UpdateItemsRequest { updates }).await.unwrap().into_inner().results;
     let statuses: Vec<_> = results.iter().map(proto::ItemResult::status).collect();
-    use proto::ItemStatus::{Rejected, Updated};
-    assert_eq!(statuses, [Rejected, Rejected, Updated]);
+    use proto::ItemStatus::{Rejected, Unchanged};
+    assert_eq!(statuses, [Rejected, Rejected, Unchanged]);
     assert_eq!(results[0].violations[0].field, "updates[0].item.attributes[weight]");
     let part = proto::import_items_request::Part::Items(proto::ImportedItems { items: vec![heavy.clone()] });
     let feed = futures_util::stream::iter([proto::ImportItemsRequest { part: Some(part) }]);

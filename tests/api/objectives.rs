@@ -52,7 +52,7 @@ async fn write_prices(server: &GrpcServer, currency: impl Fn(usize) -> &'static 
             title: format!("thing number {number}"),
             price_micros: Some(price),
             currency_code: currency(number).to_owned(),
-            cost_micros: cost.filter(|_| number % 2 == 0).map(|share| (price as f64 * share) as i64),
+            cost_micros: cost.filter(|_| number.is_multiple_of(2)).map(|share| (price as f64 * share) as i64),
             ..Default::default()
         }
     };

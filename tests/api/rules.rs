@@ -540,7 +540,7 @@ async fn an_invalid_rule_is_refused_with_field_value_and_limit() {
     let omitted: usize = (status.get_error_details().error_info().unwrap().metadata.get("omitted_violations"))
         .map_or(0, |count| count.parse().unwrap());
     let expected = [
-        ("rule.rule_id", "`no spaces` is not an id"),
+        ("rule.rule_id", "`no spaces` is not a name of 1 to 64 characters"),
         ("rule.title", "has 201 characters; the limit is 200"),
         ("rule.priority", "is 1001; it must be within -1000 and 1000"),
         ("rule.condition.queries[0].exact", "is empty; it must have 1 to 200 characters"),

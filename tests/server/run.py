@@ -554,11 +554,14 @@ def event_ingestion(work):
     stored = answers[-1]["consistencyToken"]
     counts = [int(answers[-1]["counts"].get(f"{name}Count", 0)) for name in ("event", "accepted", "duplicate", "rejected")]
     check(counts == [2000, 1998, 1, 1] and int(answers[-1]["consistencyToken"][:16], 16) == 1998, f"the events of a stream are counted: {counts}")
-    listed = [(int(entry["index"]), entry["result"]["status"]) for answer in answers for entry in answer.get("results", [])]
+    # Accepted events are listed too, because the catalogue does not have their item.
+    listed = [(int(entry.get("index", 0)), entry["result"]["status"]) for answer in answers for entry in answer.get("results", [])
+              if entry["result"]["status"] != "EVENT_STATUS_ACCEPTED"]
     check(listed == [(507, "EVENT_STATUS_DUPLICATE"), (1009, "EVENT_STATUS_REJECTED")], f"duplicates and rejected events are listed by index: {listed}")
     answer, _ = server.call(WRITE, {"events": [{**view("forged"), "attribution_token": "forged"}]})
     check(answer["results"][0]["status"] == "EVENT_STATUS_ACCEPTED"
-          and answer["results"][0]["warnings"][0]["field"] == "events[0].attribution_token", "a forged token is accepted with a warning")
+          and "events[0].attribution_token" in [warning["field"] for warning in answer["results"][0]["warnings"]],
+          "a forged token is accepted with a warning")
     ahead = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time.time() + 3600))
     answer, _ = server.call(WRITE, {"events": [{**view("ahead"), "occurred_time": ahead}]})
     reason = answer["results"][0]["violations"][0]["description"]

@@ -757,7 +757,7 @@ fn prices_of_events_have_the_currency_of_their_items_and_others_are_counted() {
     let at = "2025-01-01T10:00:00Z";
     let events = shop.write(
         "events.csv",
-        &format!(
+        format!(
             "item,at,user,order,price,currency,type\na,{at},u,1,5,,purchase\nb,{at},u,2,6,,purchase\nb,{at},u,3,6,USD,purchase\n\
              c,{at},u,4,7,,purchase\nd,{at},u,5,8,,purchase\nd,{at},u,,8,,view\na,{at},u,6,,,purchase\n"
         ),

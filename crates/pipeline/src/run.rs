@@ -745,7 +745,7 @@ fn loosest_filter(specs: &[FacetSpec], filter: Option<&Filter>) -> Option<Option
     let filter = filter?;
     let mut wider = specs.iter().filter(|spec| counts_wider(spec, filter)).peekable();
     wider.peek()?;
-    Some(wider.fold(Some(filter.clone()), |filter, spec| filter.and_then(|filter| filter.without(&spec.field))))
+    Some(wider.try_fold(filter.clone(), |filter, spec| filter.without(&spec.field)))
 }
 
 /// Counts the facets that the request asks for: of a search over its matches, otherwise over all eligible items.

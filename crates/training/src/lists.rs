@@ -681,7 +681,7 @@ mod tests {
         let again = sorted(again);
         assert_eq!(labels(&again, "a", 1.0, 100.0), Some([1.0, 1.0, 1.0, 1.0, 0.0]), "one of two came back");
         assert_eq!(labels(&events, "b", 1.0, 100.0), None, "2.5 days are more than one");
-        assert_eq!(labels(&events, "b", 3.0, 100.0), Some([1.0, 0.0, 0.0, 1.0, 0.0]));
+        assert_eq!(labels(&events, "b", 3.0, 100.0), Some([1.0, 0.0, 0.0, 0.0, 0.0]), "a refund is no visit");
         assert_eq!(labels(&events, "b", 3.5, 3.4), None, "events at or after the end are ignored");
     }
 

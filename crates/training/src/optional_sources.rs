@@ -85,7 +85,7 @@ mod tests {
     }
 
     #[test]
-    fn without_a_chosen_item_all_are_left_out() {
-        assert_eq!(without_effect(&[]), OptionalSource::ALL);
+    fn without_a_chosen_item_all_stay() {
+        assert_eq!(without_effect(&[]), []);
     }
 }

@@ -42,7 +42,7 @@ pub(crate) fn random_rule_change(number: usize, random: &mut StdRng) -> Change {
         9..11 => RuleChange::PutAttribute(AttributeDeclaration {
             name: id,
             kind: 1 + number as i32 % 3,
-            facetable: number % 2 == 0,
+            facetable: number.is_multiple_of(2),
             ..AttributeDeclaration::default()
         }),
         11 => RuleChange::DeleteAttribute(id),

@@ -915,7 +915,7 @@ mod tests {
         for query in ["laptop", "laptop bicycle"] {
             let search =
                 |count: usize, keep: &dyn Fn(Row) -> bool| lexical.search_all_then_any(query, count, keep).unwrap();
-            let (all, is_notebook) = (search(30, &|_| true), |row: Row| row.0 % 3 == 0);
+            let (all, is_notebook) = (search(30, &|_| true), |row: Row| row.0.is_multiple_of(3));
             let mut merged = search(4, &|_| true);
             let first: AHashSet<Row> = merged.rows.iter().map(|(row, _)| *row).collect();
             merged.merge(search(30, &is_notebook));

@@ -67,16 +67,16 @@ impl<'s> Hits<'s> {
         for (_, byte, entry) in all {
             match seen.get(entry.normal.as_str()) {
                 // A text that users search for is a query, wherever else it comes from.
-                Some(&at) => {
-                    if entry.source == CompletionSource::Query && best[at].1.source == CompletionSource::Phrase {
-                        best[at].1 = entry;
-                    }
+                Some(&at)
+                    if entry.source == CompletionSource::Query && best[at].1.source == CompletionSource::Phrase =>
+                {
+                    best[at].1 = entry;
                 }
                 None if best.len() < count => {
                     seen.insert(&entry.normal, best.len());
                     best.push((byte, entry));
                 }
-                None => {}
+                Some(_) | None => {}
             }
         }
         let completion = |(byte, entry): (u32, &Entry)| Completion {

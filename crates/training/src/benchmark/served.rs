@@ -69,6 +69,9 @@ pub(super) fn lists(
     };
     let (items, events) = (protocol.items.clone(), protocol.events.clone());
     let (bundle, report) = train_in_memory(items, events, runtime, &options, progress)?;
+    if let Some(reason) = report.missing_user_encoder {
+        return Err(TrainError::TooLittle(reason));
+    }
     let open = |_| Models::open(runtime, &bundle, Device::Cpu);
     let mut models = (0..rayon::current_num_threads()).map(open).collect::<Result<Vec<Models>, _>>()?;
     let generation = Generation::standalone(without_models(&bundle), 1)?;

@@ -2,7 +2,7 @@
 use super::{
     SimulationConfig,
     draws::{Draws, Purpose},
-    shop::{KINDS, STYLES, Shop, id_of},
+    shop::{CURRENCY, KINDS, STYLES, Shop, id_of},
     shopper::{Intent, Reaction, Shopper},
 };
 use lodestone_core::{
@@ -171,7 +171,7 @@ pub fn dataset_events(visits: &[Visit], shop: &Shop, start: UnixMillis) -> Vec<D
                 item: product.and_then(|product| ItemId::parse(&id_of(product)).ok()),
                 quantity: Some(Quantity::ONE),
                 price: product.map(|product| shop.products[product].price),
-                currency: String::new(),
+                currency: CURRENCY.to_owned(),
                 order: if action.kind == EventKind::Purchase {
                     format!("h{visit_number}-{index}")
                 } else {

@@ -103,11 +103,15 @@ impl Shop {
         Item {
             categories: vec![format!("Home > {}", KINDS[*kind])],
             price: Some(*price),
+            currency: CURRENCY.to_owned(),
             created_at: first_offered,
             ..Item::titled(id, title)
         }
     }
 }
+
+/// The currency of all prices.
+pub(super) const CURRENCY: &str = "GBP";
 
 /// Returns the item id of a product.
 pub fn id_of(product: usize) -> String {
