@@ -32,7 +32,7 @@ def main():
         check(found == titles, f"{name}: the page has the expected sections", found ^ titles)
     page = pages["desktop"]
     check(f"{report['users']} signed-in users" in page["text"], "the page has the number of users")
-    rows = re.findall(r"^((?:%s|no events)\s[\d\s]+)$" % "|".join(SEGMENTS), page["text"], re.MULTILINE)
+    rows = re.findall(r"^((?:%s|no events)\t[\d\t]+)$" % "|".join(SEGMENTS), page["text"], re.MULTILINE)
     cells = {row.split("\t")[0].strip(): [int(cell) for cell in row.split("\t")[1:]] for row in rows}
     check(set(cells) == {*SEGMENTS, "no events"}, "the changes have a row for each segment", cells)
     check(all(sum(row[:-1]) == row[-1] for row in cells.values()), "each row of the changes has its sum")
