@@ -22,7 +22,7 @@ FUZZ_SECONDS ?= 1
 SIMULATION := target/simulation-short/simulation
 SIMULATION_FLAGS := --seeds 1 --shoppers 80 --products 96 --days 3 --history-days 20
 OBJECTIVES := target/simulation-short/objectives
-OBJECTIVE_FLAGS := --objective-weights 0,1 --objectives revenue
+OBJECTIVE_FLAGS := --objective-weights 1 --objectives revenue
 export BENCH_SECONDS ?= 0.3
 export BENCH_CONNECTIONS ?= 1,8
 export BENCH_EVENTS ?= 20000
@@ -39,7 +39,7 @@ FUZZ_SECONDS ?= 60
 SIMULATION := docs/simulation
 OBJECTIVES := docs/objectives
 # LOYALTY needs the head `return_visit`, whose labels take two weeks.
-OBJECTIVE_FLAGS := --history-days 90 --objective-weights 0,0.25,0.5,1
+OBJECTIVE_FLAGS := --history-days 90 --objective-weights 0.25,0.5,1
 endif
 
 # The server loads ONNX Runtime from here. Set it to use another copy.

@@ -76,6 +76,14 @@ fn segment(text: &str) -> Result<Segment, String> {
     })
 }
 
+pub(super) fn parquet_file(text: &str) -> Result<PathBuf, String> {
+    let path = new_file(text)?;
+    match path.extension().is_some_and(|of| of == "parquet") {
+        true => Ok(path),
+        false => Err("has another extension than .parquet, which is the format".to_owned()),
+    }
+}
+
 fn table_file(text: &str) -> Result<PathBuf, String> {
     let path = new_file(text)?;
     match is_csv(&path) || path.extension().is_some_and(|of| of == "parquet") {

@@ -1,20 +1,22 @@
 //! `lodestone items push-inventory`
 use super::{
+    client::ServerArgs,
     exit::Exit,
     import::{ItemsTimeArgs, MappingArgs, bytes_bar},
     output::OutputArgs,
     progress::style,
 };
-use crate::server::proto::{
-    self, Inventory, ItemStatus, OfferKey, SetInventoryRequest, catalog_service_client::CatalogServiceClient,
+use crate::server::{
+    proto::{self, Inventory, ItemStatus, OfferKey, SetInventoryRequest, catalog_service_client::CatalogServiceClient},
+    timestamp,
 };
-use anyhow::{Context, anyhow};
+use anyhow::anyhow;
 use indicatif::ProgressBar;
 use lodestone_core::units::{PriceMicros, UnixMillis};
 use lodestone_dataset::import::{InventoryReport, LocalInventory, read_inventory};
 use prost_types::Timestamp;
-use std::{fmt, path::PathBuf, time::Duration};
-use tonic::transport::Endpoint;
+use std::{fmt, path::PathBuf};
+use tonic::Code;
 
 /// Entries of one request.
 const REQUEST_ENTRIES: usize = 500;
@@ -39,9 +41,8 @@ pub(crate) struct PushInventoryArgs {
     inventory: PathBuf,
     #[command(flatten)]
     time: ItemsTimeArgs,
-    /// Address of the server.
-    #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:50051")]
-    address: String,
+    #[command(flatten)]
+    server: ServerArgs,
     /// Validates the feed, and writes nothing.
     #[arg(long)]
     dry_run: bool,
@@ -113,7 +114,7 @@ pub(crate) fn push_inventory(args: &PushInventoryArgs) -> anyhow::Result<Exit> {
     let mut report = Report { feed, dry_run: args.dry_run, entry_count: entries.len(), ..Report::default() };
     if !args.dry_run {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        runtime.block_on(send(&args.address, entries, &mut report))?;
+        runtime.block_on(send(&args.server, entries, &mut report))?;
     }
     args.output.write(&report)?;
     Ok(Exit::answer(report.rejected_count == 0))
@@ -151,26 +152,19 @@ fn entries(row: &LocalInventory, time: Timestamp) -> Vec<Inventory> {
     }
 }
 
-fn timestamp(at: UnixMillis) -> Timestamp {
-    Timestamp { seconds: at.0.div_euclid(1000), nanos: (at.0.rem_euclid(1000) * 1_000_000) as i32 }
-}
-
-async fn send(address: &str, entries: Vec<Inventory>, report: &mut Report) -> anyhow::Result<()> {
-    let endpoint = Endpoint::from_shared(format!("http://{address}")).context("--address")?.tcp_nodelay(true);
-    let connected = endpoint.connect_timeout(Duration::from_secs(5)).connect().await;
-    let channel = connected.with_context(|| format!("no server answers at {address} (--address)"))?;
-    let mut client = CatalogServiceClient::new(channel);
+async fn send(server: &ServerArgs, entries: Vec<Inventory>, report: &mut Report) -> anyhow::Result<()> {
+    let mut client = CatalogServiceClient::new(server.connect().await?);
     let (total, mut done) = (entries.len(), 0);
     let bar = ProgressBar::new(total as u64).with_style(style("{pos}/{len}"));
     bar.set_message("write stock and prices");
     for part in entries.chunks(REQUEST_ENTRIES) {
         let written = client.set_inventory(SetInventoryRequest { inventories: part.to_vec() }).await;
-        let written = written.map_err(|status| {
-            anyhow!(
-                "SetInventory failed after {done} of {total} entries, {:?}: {}; the same command writes the others",
-                status.code(),
+        let written = written.map_err(|status| match status.code() {
+            Code::NotFound => anyhow!("{} (--catalog)", status.message()),
+            code => anyhow!(
+                "SetInventory failed after {done} of {total} entries, {code:?}: {}; the same command writes the others",
                 status.message()
-            )
+            ),
         })?;
         written.into_inner().results.iter().for_each(|result| report.add(result));
         done += part.len();

@@ -167,10 +167,7 @@ fn options(args: &PushArgs, time: Option<UnixMillis>, absent: FieldSet) -> Impor
     let share = if args.allow_shrink { 1.0 } else { SHRINK_MAX };
     ImportOptions {
         mode: if args.delete_missing { ImportMode::Full } else { ImportMode::Unspecified }.into(),
-        update_time: time.map(|at| prost_types::Timestamp {
-            seconds: at.0.div_euclid(1000),
-            nanos: (at.0.rem_euclid(1000) * 1_000_000) as i32,
-        }),
+        update_time: time.map(crate::server::timestamp),
         deleted_share_max: args.delete_missing.then_some(share),
         validate_only: args.dry_run,
         update_mask: (!absent.is_empty())

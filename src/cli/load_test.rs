@@ -284,13 +284,16 @@ struct Calls {
 impl Calls {
     fn of(args: &LoadTestArgs) -> anyhow::Result<Self> {
         let items = dataset::read_items(&args.data.join("items.parquet"))?;
-        let events = match dataset::has_history(&args.data) {
-            true => dataset::read_history(&args.data)?,
-            false => Vec::new(),
-        };
+        let events = dataset::read_history_if_any(&args.data)?;
+        let viewers = viewers(&events);
+        ensure!(
+            args.rpc != RpcArg::GetLoyalty || viewers.iter().all(|viewer| !viewer.user_id.is_empty()),
+            "{} has no events of signed-in users, whom --rpc get-loyalty asks about",
+            args.data.display()
+        );
         Ok(Self {
             rpc: args.rpc,
-            viewers: viewers(&events),
+            viewers,
             queries: items.iter().map(|item| first_words(&item.title)).collect(),
             items: items.iter().map(|item| item.id.to_string()).collect(),
             page_size: args.page_size,

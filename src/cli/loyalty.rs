@@ -1,6 +1,6 @@
 //! `lodestone loyalty`
 use super::{
-    campaign::{CampaignArgs, campaign},
+    campaign::{CampaignArgs, campaign, parquet_file},
     exit::Exit,
     output::{FormatArgs, write_file},
     paths::{existing_directory, new_file},
@@ -10,7 +10,7 @@ use anyhow::{anyhow, ensure};
 use indicatif::ProgressBar;
 use lodestone_core::{ids::UserId, units::UnixMillis};
 use lodestone_dataset::{Cells, format_day, into_events, read_history, write_table};
-use lodestone_events::{Event, EventKind};
+use lodestone_events::{Event, EventKind, is_holdout};
 use lodestone_experiments::plots::{self, Bar, BarGroup, Line, PAGE_STYLE, Scales, escape, section, wide};
 use lodestone_loyalty::{
     AllocationLimits, CHANGE_DAYS, Candidate, HorizonModel, HorizonScore, LoyaltyModel, LoyaltyScore, Segment,
@@ -66,7 +66,7 @@ pub(crate) struct ScoreArgs {
     #[command(flatten)]
     input: InputArgs,
     /// The file of the scores.
-    #[arg(long, value_name = "FILE", value_parser = new_file)]
+    #[arg(long, value_name = "FILE", value_parser = parquet_file)]
     out: PathBuf,
     #[command(flatten)]
     format: FormatArgs,
@@ -92,13 +92,14 @@ pub(crate) struct ReportArgs {
 
 /// Assigns incentives of a campaign to users under a budget and writes them as Parquet, a row per incentive.
 ///
-/// Needs a bundle with an uplift model of the campaign. Only users whose expected gain is above 0 at the lower end of its
-/// interval receive one; the sum of the expected gains is as large as the budget and the limits allow. Prints the budget
+/// Needs a bundle with an uplift model of the campaign. Only users outside the hold-out whose expected gain has a lower bound
+/// (90 %, one-sided) above 0 receive one; the sum of the expected gains is as large as the budget and the limits allow. Prints the budget
 /// price for the campaign's `budget_price`. See docs/incentives.md.
 #[derive(clap::Args)]
 #[command(after_help = "\
 Example:
-  lodestone loyalty assign --data data --bundle bundle --campaign winter --budget 2000 --out assignment.parquet")]
+  lodestone loyalty assign --data data --bundle bundle --campaign winter --holdout-share 0.1 \
+      --budget 2000 --out assignment.parquet")]
 pub(crate) struct AssignArgs {
     #[command(flatten)]
     input: InputArgs,
@@ -108,11 +109,14 @@ pub(crate) struct AssignArgs {
     /// Greatest sum of expected costs, in the currency's unit.
     #[arg(long, value_name = "AMOUNT")]
     budget: f64,
+    /// Share of the users in the campaign's hold-out, who receive nothing: `holdout_share` of the campaign, 0 to 1.
+    #[arg(long, value_name = "0..1")]
+    holdout_share: f64,
     /// Greatest number of users who receive an incentive, such as shipping=100. May be repeated.
     #[arg(long, value_name = "ID=N", value_parser = incentive_limit)]
     limit: Vec<(String, usize)>,
     /// The file of the assignment.
-    #[arg(long, value_name = "FILE", value_parser = new_file)]
+    #[arg(long, value_name = "FILE", value_parser = parquet_file)]
     out: PathBuf,
     #[command(flatten)]
     format: FormatArgs,
@@ -166,9 +170,11 @@ impl Base {
         let day = events.last().map_or(0, |event| day_of(event.at));
         let mut summaries: BTreeMap<UserId, UserSummary> = BTreeMap::new();
         let bar = ProgressBar::new(events.len() as u64).with_style(style("{pos}/{len}")).with_message("events");
-        for event in events.iter().filter(|event| event.user.is_signed_in()) {
+        for event in &events {
             bar.inc(1);
-            summaries.entry(event.user.clone()).or_default().add(event);
+            if event.user.is_signed_in() {
+                summaries.entry(event.user.clone()).or_default().add(event);
+            }
         }
         bar.finish_and_clear();
         ensure!(!summaries.is_empty(), "{} has no events of signed-in users", input.data.display());
@@ -301,11 +307,21 @@ fn assign(args: &AssignArgs) -> anyhow::Result<Exit> {
     const MICROS: f64 = 1e6;
     let budget = args.budget;
     ensure!(budget.is_finite() && budget >= 0.0, "--budget is {budget}; it must be 0 or more");
+    let share = args.holdout_share;
+    ensure!((0.0..=1.0).contains(&share), "--holdout-share is {share}; it must be within 0 and 1");
     let base = Base::read(&args.input)?;
     let known = base.model.campaign_uplift(&args.campaign);
     let known = known.ok_or_else(|| {
         let campaigns: Vec<&str> = base.model.uplift.iter().map(|of| of.campaign_id.as_str()).collect();
-        anyhow!("--campaign is {}; bundle {} has decisions of: {}", args.campaign, base.bundle, campaigns.join(", "))
+        match campaigns.is_empty() {
+            true => {
+                anyhow!("bundle {} has no decisions; run a pilot, export its events, and train on them", base.bundle)
+            }
+            false => {
+                let known = campaigns.join(", ");
+                anyhow!("--campaign is {}; bundle {} has decisions of: {known}", args.campaign, base.bundle)
+            }
+        }
     })?;
     let model =
         known.model.as_ref().ok_or_else(|| anyhow!("no uplift model of {}: {}", args.campaign, known.reason))?;
@@ -317,7 +333,8 @@ fn assign(args: &AssignArgs) -> anyhow::Result<Exit> {
         limits[index] = Some(*count);
     }
     let (mut candidates, mut effects) = (Vec::new(), Vec::new());
-    for (user, of) in base.users.iter().enumerate() {
+    let is_eligible = |of: &ScoredUser| !is_holdout(&args.campaign, share, &of.user);
+    for (user, of) in base.users.iter().enumerate().filter(|(_, of)| is_eligible(of)) {
         let scored = base.model.incentive_effects(&args.campaign, &of.summary, base.day).unwrap_or_default();
         for (incentive, (_, effect)) in scored.into_iter().enumerate() {
             if effect.gain_lower_micros > 0.0 {

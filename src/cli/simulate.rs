@@ -737,7 +737,7 @@ fn event_message(action: &UserAction, number: usize, shown: &ShownList<'_>, shop
         event_id: id,
         r#type: action.kind as i32,
         viewer: viewer(shopper, day),
-        occurred_time: Some(timestamp(action.at)),
+        occurred_time: Some(crate::server::timestamp(action.at)),
         lines: lines.collect(),
         attribution_token: token.to_owned(),
         query: action.query.clone(),
@@ -753,11 +753,7 @@ fn item_message(item: &Item) -> proto::Item {
         categories: item.categories.clone(),
         price_micros: item.price.map(|price| price.micros()),
         currency_code: item.currency.clone(),
-        create_time: item.created_at.map(timestamp),
+        create_time: item.created_at.map(crate::server::timestamp),
         ..Default::default()
     }
-}
-
-fn timestamp(at: UnixMillis) -> prost_types::Timestamp {
-    prost_types::Timestamp { seconds: at.0.div_euclid(1000), nanos: (at.0.rem_euclid(1000) * 1_000_000) as i32 }
 }

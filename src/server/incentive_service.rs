@@ -14,12 +14,9 @@ use lodestone_core::{
 };
 use lodestone_engine::{DecideRequest, EntryKind, IncentiveAnswer, PutMode};
 use lodestone_events::{DecisionEffect, DecisionEstimate, IncentiveDecision};
+use lodestone_rules::limits;
 use std::collections::BTreeMap;
 use tonic::{Request, Response, Status};
-
-/// Customer groups of a request, and the bytes of each.
-const GROUPS_MAX: usize = 100;
-const GROUP_BYTES_MAX: usize = 64;
 
 impl Services {
     /// Writes the campaign of a request.
@@ -44,10 +41,10 @@ fn decide_request(sent: proto::DecideIncentiveRequest) -> Result<DecideRequest, 
     violations.keep("decision_id", EventId::parse(&sent.decision_id));
     let user = violations.keep("user_id", UserId::signed_in(&sent.user_id));
     let currency = convert::currency(&mut violations, "currency_code", &sent.currency_code);
-    violations.count("customer_groups", sent.customer_groups.len(), GROUPS_MAX);
-    for (index, group) in sent.customer_groups.iter().take(GROUPS_MAX).enumerate() {
-        if group.is_empty() || group.len() > GROUP_BYTES_MAX {
-            let description = format!("has {} bytes; it must have 1 to {GROUP_BYTES_MAX}", group.len());
+    violations.count("customer_groups", sent.customer_groups.len(), limits::CONDITIONS);
+    for (index, group) in sent.customer_groups.iter().take(limits::CONDITIONS).enumerate() {
+        if group.is_empty() || group.len() > limits::AUDIENCE_BYTES {
+            let description = format!("has {} bytes; it must have 1 to {}", group.len(), limits::AUDIENCE_BYTES);
             violations.add(format_args!("customer_groups[{index}]"), description);
         }
     }

@@ -33,7 +33,7 @@ pub mod proto {
 
 use catalogs::CatalogRouter;
 pub use catalogs::{CATALOG_METADATA, Catalogs, DEFAULT_CATALOG};
-pub(crate) use convert::item_to_proto;
+pub(crate) use convert::{item_to_proto, timestamp};
 use lodestone_engine::Engine;
 use lodestone_events::LogError;
 use parking_lot::Mutex;

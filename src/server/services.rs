@@ -74,6 +74,24 @@ impl Services {
 }
 
 impl Services {
+    /// Answers a request or, with `validate_only`, only checks it against the catalogue and the configurations.
+    async fn answered(
+        &self,
+        request: RankingRequest,
+        validate_only: bool,
+        deadline: Instant,
+    ) -> Result<Answer, EngineError> {
+        if validate_only {
+            self.engine.check(request, deadline).await?;
+            return Ok(Answer::default());
+        }
+        match request {
+            RankingRequest::Search(request) => self.engine.search(request, deadline).await,
+            RankingRequest::Recommend(request) => self.engine.recommend(request, deadline).await,
+            RankingRequest::Rank(request) => self.engine.rank(request, deadline).await,
+        }
+    }
+
     /// Returns a notice if the request has items that the catalogue has.
     fn known_items(&self, candidates: &[RankCandidate]) -> Option<Violation> {
         let with_item = candidates.iter().filter(|candidate| candidate.item.is_some());
@@ -157,13 +175,7 @@ impl RankingService for Services {
             let options = &parsed.options;
             self.check_log(&mut violations, "options.consistency_token", options.log_position, options.log);
             let (deadline, validate_only) = (context.deadline, context.validate_only);
-            let pending = async {
-                match validate_only {
-                    true => self.engine.check(RankingRequest::Search(parsed), deadline).await,
-                    false => return self.engine.search(parsed, deadline).await,
-                }
-                .map(|()| Answer::default())
-            };
+            let pending = self.answered(RankingRequest::Search(parsed), validate_only, deadline);
             let (answer, envelope) = answer(violations, context, forms, pending).await?;
             Ok(Response::new(convert::search_response(answer, envelope)))
         };
@@ -183,13 +195,7 @@ impl RankingService for Services {
             let options = &parsed.options;
             self.check_log(&mut violations, "options.consistency_token", options.log_position, options.log);
             let (deadline, validate_only) = (context.deadline, context.validate_only);
-            let pending = async {
-                match validate_only {
-                    true => self.engine.check(RankingRequest::Recommend(parsed), deadline).await,
-                    false => return self.engine.recommend(parsed, deadline).await,
-                }
-                .map(|()| Answer::default())
-            };
+            let pending = self.answered(RankingRequest::Recommend(parsed), validate_only, deadline);
             let (answer, envelope) = answer(violations, context, forms, pending).await?;
             Ok(Response::new(convert::recommend_response(answer, envelope)))
         };
@@ -211,13 +217,7 @@ impl RankingService for Services {
             let options = &parsed.options;
             self.check_log(&mut violations, "options.consistency_token", options.log_position, options.log);
             let (deadline, validate_only) = (context.deadline, context.validate_only);
-            let pending = async {
-                match validate_only {
-                    true => self.engine.check(RankingRequest::Rank(parsed), deadline).await,
-                    false => return self.engine.rank(parsed, deadline).await,
-                }
-                .map(|()| Answer::default())
-            };
+            let pending = self.answered(RankingRequest::Rank(parsed), validate_only, deadline);
             let (answer, envelope) = answer(violations, context, forms, pending).await?;
             Ok(Response::new(convert::rank_response(answer, envelope)))
         };

@@ -20,9 +20,7 @@ impl Services {
         let problems = sent.map(|sent| self.engine.config_problems(&convert::stored_serving_config(sent)));
         convert::add_problems(&mut violations, "serving_config", problems.unwrap_or_default());
         checked(violations)?;
-        let compiled = compiled.ok_or_else(|| status::invalid(Vec::new()))?;
-        self.engine.check_objectives(&compiled.config).map_err(status::of)?;
-        Ok(compiled)
+        compiled.ok_or_else(|| status::invalid(Vec::new()))
     }
 
     /// Writes the configuration of a request.
@@ -132,6 +130,7 @@ impl ServingConfigService for Services {
             let count = previewed_count(&mut violations, answer_count);
             checked(violations)?;
             let config = self.checked_serving_config(serving_config.as_ref())?;
+            self.engine.check_objectives(&config.config).map_err(status::of)?;
             let preview = self.engine.preview_serving_config(&config, count, convert::ranking_request, deadline);
             Ok(Response::new(preview_to_proto(preview.await.map_err(status::of)?)))
         };

@@ -13,7 +13,7 @@ use lodestone_core::{
 };
 use lodestone_dataset as dataset;
 use lodestone_events::{
-    Applied, Attribution, Change, EventKind, EventLog, LogError, Quarantined, Writer,
+    Applied, Attribution, Change, Event, EventKind, EventLog, LogError, Quarantined, Writer,
     checkpoint::CheckpointWriter,
     log::{self, CompactMode, Retention},
 };
@@ -247,6 +247,22 @@ fn compaction_keeps_the_state_of_every_item() {
         assert_eq!(left, compacted.kept);
         assert!(left > 0);
     }
+}
+
+/// A redemption counts for the budget of its campaign for good.
+#[test]
+fn compaction_keeps_redemptions_of_decided_incentives() {
+    let directory = tempfile::tempdir().unwrap();
+    let redeemed = |id: &str, coupon: &str| {
+        let event = event(id, EventKind::IncentiveRedeemed, "p0", "i0", START);
+        Change::Event(Event { coupon: coupon.to_owned(), ..event })
+    };
+    write(directory.path(), &[vec![redeemed("e1", "d-1"), redeemed("e2", "")]]);
+    let mut retention = Retention::default();
+    retention.add("incentive_redeemed=30d").unwrap();
+    let later = UnixMillis(UnixMillis::now().0 + 400 * UnixMillis::DAY);
+    let done = log::compact(directory.path(), &retention, later, CompactMode::Apply).unwrap();
+    assert_eq!((done.kept, done.events[&EventKind::IncentiveRedeemed]), (1, 1));
 }
 
 /// Many writes of one item whose values do not fit into one record are kept as they are.

@@ -130,16 +130,16 @@ impl Catalog {
         counts
     }
 
-    /// Returns the attributes of rows in a bit set, that of the most rows first, at most `count`. Of many rows, about
-    /// [`ATTRIBUTE_ROWS`] at equal distances decide.
-    pub fn frequent_attributes(&self, among: &[u64], count: usize) -> Vec<&str> {
+    /// Returns the attributes of rows in a bit set that are wanted, that of the most rows first, at most `count`. Of many
+    /// rows, about [`ATTRIBUTE_ROWS`] at equal distances decide.
+    pub fn frequent_attributes(&self, among: &[u64], count: usize, is_wanted: impl Fn(&str) -> bool) -> Vec<&str> {
         let distance = bits::count(among, among.len() * 64).div_ceil(ATTRIBUTE_ROWS).max(1);
         let mut counts: AHashMap<&str, usize> = AHashMap::new();
         for row in bits::ones(among, 0).step_by(distance) {
             let attributes = self.own(Row(row as u32)).item.attributes.keys();
             attributes.for_each(|name| *counts.entry(name).or_default() += 1);
         }
-        let mut names: Vec<(&str, usize)> = counts.into_iter().collect();
+        let mut names: Vec<(&str, usize)> = counts.into_iter().filter(|(name, _)| is_wanted(name)).collect();
         names.sort_unstable_by_key(|(name, rows)| (Reverse(*rows), *name));
         names.into_iter().take(count).map(|(name, _)| name).collect()
     }

@@ -194,16 +194,16 @@ pub(crate) struct Sale {
 }
 
 impl Sale {
-    /// Returns the sale price if it applies at a time.
-    fn price_at(&self, at: UnixMillis) -> Option<PriceMicros> {
+    /// Returns the sale price if it applies at a time. One that is not below the regular price reduces nothing.
+    fn price_at(&self, at: UnixMillis, regular: Option<PriceMicros>) -> Option<PriceMicros> {
         let has_begun = self.start.is_none_or(|start| start <= at);
         let is_over = self.end.is_some_and(|end| end <= at);
-        self.price.filter(|_| has_begun && !is_over)
+        self.price.filter(|sale| has_begun && !is_over && regular.is_none_or(|regular| *sale < regular))
     }
 
     /// Returns what a user pays at a time who otherwise pays `regular`.
     pub(crate) fn pricing_at(&self, at: UnixMillis, regular: Pricing) -> Pricing {
-        match self.price_at(at) {
+        match self.price_at(at, regular.price) {
             Some(sale) => Pricing { price: Some(sale), original_price: regular.price },
             None => regular,
         }
@@ -357,7 +357,7 @@ impl Item {
 
     /// Returns the sale price if it applies at a time.
     fn sale_at(&self, at: UnixMillis) -> Option<PriceMicros> {
-        self.sale().price_at(at)
+        self.sale().price_at(at, self.price)
     }
 
     /// Returns what a user pays at a time. Everything that reads a price takes it from here.
@@ -485,6 +485,21 @@ mod tests {
         for availability in Availability::ALL {
             assert_eq!(Availability::parse(availability.name()), Some(availability));
         }
+    }
+
+    #[test]
+    fn a_sale_price_that_is_not_below_the_price_does_not_apply() {
+        let units = |units: i64| PriceMicros::new(units * 1_000_000);
+        let item = |sale: i64| Item {
+            price: units(8),
+            sale_price: units(sale),
+            ..Item::titled(ItemId::parse("lamp").unwrap(), "Lamp")
+        };
+        let paid = |sale: i64| item(sale).price_at(UnixMillis(0));
+        assert_eq!(paid(9), Pricing { price: units(8), original_price: None });
+        assert_eq!(paid(8), Pricing { price: units(8), original_price: None });
+        assert_eq!(paid(7), Pricing { price: units(7), original_price: units(8) });
+        assert_eq!(Arc::new(item(9)).shown_at(UnixMillis(0)).sale_price, None);
     }
 
     #[test]

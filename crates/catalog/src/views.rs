@@ -100,14 +100,16 @@ struct Views {
 
 struct CachedView {
     view: Arc<View>,
-    /// Only of the snapshot that was read last, so that idle views do not keep the rows of earlier ones.
-    catalog: Option<(Version, Arc<Catalog>)>,
+    /// Only of the snapshot that was read last, so that idle views do not keep the rows of earlier ones. Without a catalogue
+    /// if no offer applies: the viewer sees the snapshot itself.
+    catalog: Option<(Version, Option<Arc<Catalog>>)>,
     last_tick: u64,
 }
 
 impl ViewCache {
-    /// Returns the catalogue of a viewer if it is of this version, otherwise the view of an earlier version.
-    fn get(&self, viewer: &OfferKey, version: Version) -> Result<Arc<Catalog>, Option<Arc<View>>> {
+    /// Returns the catalogue of a viewer if it is of this version, none if no offer applies; otherwise the view of an
+    /// earlier version.
+    fn get(&self, viewer: &OfferKey, version: Version) -> Result<Option<Arc<Catalog>>, Option<Arc<View>>> {
         let mut views = self.0.lock();
         views.tick += 1;
         let tick = views.tick;
@@ -130,7 +132,7 @@ impl ViewCache {
         for other in by_viewer.values_mut() {
             other.catalog = other.catalog.take().filter(|(of, _)| *of == version);
         }
-        let cached = CachedView { view, catalog: catalog.map(|catalog| (version, catalog)), last_tick: *tick };
+        let cached = CachedView { view, catalog: Some((version, catalog)), last_tick: *tick };
         by_viewer.insert(viewer.clone(), cached);
         views.shrink(viewer);
     }
@@ -162,7 +164,7 @@ impl Catalog {
             return self.clone();
         }
         let known = match self.views.get(viewer, self.version) {
-            Ok(catalog) => return catalog,
+            Ok(catalog) => return catalog.unwrap_or_else(|| self.clone()),
             Err(known) => known,
         };
         let block = |index: usize| {
@@ -207,14 +209,14 @@ impl Catalog {
         codes.into_iter().map(str::to_uppercase).collect()
     }
 
-    /// Returns the mean share of the price that remains above the cost, over all items with both; none without such an
-    /// item.
+    /// Returns the mean share of the price that remains above the cost, over all items with both, and at least 0; none
+    /// without such an item. Below 0 it would turn the order of all items without a cost round.
     pub fn mean_margin_share(&self) -> Option<f64> {
         let (mut sum, mut count) = (0.0, 0);
         for (block, among) in self.alive().chunks(BLOCK_ROWS / 64).enumerate() {
             self.columns(block).add_margin_shares(among, &mut sum, &mut count);
         }
-        (count > 0).then(|| sum / count as f64)
+        (count > 0).then(|| (sum / count as f64).max(0.0))
     }
 }
 

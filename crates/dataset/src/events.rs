@@ -166,12 +166,17 @@ pub fn read_history(data: &Path) -> Result<Vec<DatasetEvent>, DatasetError> {
     Ok(events)
 }
 
-/// Returns whether a data directory has imported or exported events.
-pub fn has_history(data: &Path) -> bool {
-    data.join("events.parquet").exists() || data.join("events").is_dir()
+/// Reads all events of a data directory, as [`read_history`] does; none if it has neither imported nor exported ones.
+pub fn read_history_if_any(data: &Path) -> Result<Vec<DatasetEvent>, DatasetError> {
+    let mut events = Vec::new();
+    for path in history_files(data)?.into_iter().filter(|path| path.exists()) {
+        events.extend(read_events(&path)?);
+    }
+    Ok(events)
 }
 
-fn history_files(data: &Path) -> Result<Vec<PathBuf>, DatasetError> {
+/// Returns the files of events of a data directory, also of the imported ones if there are no others.
+pub fn history_files(data: &Path) -> Result<Vec<PathBuf>, DatasetError> {
     let (imported, exported) = (data.join("events.parquet"), data.join("events"));
     let mut days = Vec::new();
     if exported.is_dir() {

@@ -17,8 +17,8 @@ pub use columns::{Cells, write_csv, write_table};
 pub use decisions::{DecisionFileError, DecisionRow, Decisions, read_decisions};
 pub use decompress::decompress;
 pub use events::{
-    AnswerTokens, DatasetEvent, has_history, into_events, join_orders, read_answer_tokens, read_events, read_history,
-    write_attributed_events, write_events,
+    AnswerTokens, DatasetEvent, history_files, into_events, join_orders, read_answer_tokens, read_events, read_history,
+    read_history_if_any, write_attributed_events, write_events,
 };
 pub use export::{ExportError, Exported, export};
 pub use incentive_decisions::LoggedDecisions;

@@ -2,12 +2,13 @@
 use crate::{
     engine::Engine,
     error::{EngineError, RuleError},
-    rules::{PutMode, Target},
+    loyalty::model_of,
+    rules::{PutMode, Target, invalid},
 };
 use lodestone_core::{ids::UserId, units::UnixMillis};
-use lodestone_events::{Change, DecisionEffect, DecisionEstimate, IncentiveDecision, stable_hash};
+use lodestone_events::{Change, DecisionEffect, DecisionEstimate, IncentiveDecision, is_holdout};
 use lodestone_loyalty::{
-    Estimate, IncentiveEffect, LoyaltyModel, Segment, TrainedLoyalty, UserSummary, day_of, required_observations,
+    Estimate, IncentiveEffect, LoyaltyModel, TrainedLoyalty, UserSummary, day_of, required_observations,
 };
 use lodestone_rules::{CompiledCampaign, EntryKind, Incentive, IncentiveCampaign, RuleChange, RuleSnapshot};
 use lodestone_state::{CampaignUse, DECISIONS_MAX};
@@ -82,6 +83,13 @@ impl Engine {
             let known = rules.campaigns.get(&campaign.campaign_id).map(|known| &known.campaign);
             let (kind, count) = (EntryKind::IncentiveCampaign, rules.campaigns.len());
             Target { kind, id: &campaign.campaign_id, count }.check(known.map(|known| known.etag.as_str()), &mode)?;
+            if let Some(known) = known.filter(|known| known.currency_code != campaign.currency_code) {
+                let description = format!(
+                    "is {}; it must stay {}, in which decisions count for the budget. Create another campaign",
+                    campaign.currency_code, known.currency_code
+                );
+                return Err(invalid(kind, "currency_code", description));
+            }
             let create_time = known.map_or(Some(now), |known| known.create_time);
             let etag = String::new();
             Ok(RuleChange::PutCampaign(IncentiveCampaign { create_time, update_time: Some(now), etag, ..campaign }))
@@ -138,7 +146,7 @@ impl Engine {
         let (now, of) = (UnixMillis::now(), &campaign.campaign);
         if !request.currency.is_empty() && request.currency != of.currency_code {
             let (sent, own) = (&request.currency, &of.currency_code);
-            let text = format!("the user purchases in {sent}, and the campaign's budget and costs are in {own}");
+            let text = format!("the request is in {sent}, and the campaign's budget and costs are in {own}");
             return Ok(not_decided(IncentiveReason::OtherCurrency, text));
         }
         if !campaign.is_active(now) {
@@ -156,15 +164,9 @@ impl Engine {
         let routes = self.generations.routes();
         let loaded = routes.of(&request.user);
         let day = day_of(now);
-        let model = || match &*loaded.generation.loyalty {
-            TrainedLoyalty::Model(model) => Ok(model),
-            TrainedLoyalty::Missing { reason } => {
-                Err(EngineError::LoyaltyMissing { generation: loaded.name().to_owned(), reason: reason.clone() })
-            }
-        };
         if !of.excluded_segments.is_empty() {
-            let segment = model()?.score(Some(&summary), day).rule.segment;
-            if of.excluded_segments.contains(&segment_number(segment)) {
+            let segment = model_of(loaded)?.score(Some(&summary), day).rule.segment;
+            if of.excluded_segments.contains(&segment.number()) {
                 let text = format!("the campaign excludes the user's segment, {}", segment.name());
                 return Ok(not_decided(IncentiveReason::Excluded, text));
             }
@@ -188,15 +190,15 @@ impl Engine {
         let left = of.budget_micros.saturating_sub(used.used_micros);
         let has_room = |incentive: &&Incentive| {
             let count = used.counts.get(&incentive.incentive_id).copied().unwrap_or(0);
-            let has_users = incentive.user_count_max == 0 || count < incentive.user_count_max as u64;
-            of.budget_micros > 0 && incentive.cost_micros.unwrap_or(0) <= left && has_users
+            let is_left = incentive.user_count_max == 0 || count < incentive.user_count_max as u64;
+            of.budget_micros > 0 && incentive.cost_micros.unwrap_or(0) <= left && is_left
         };
         let available: Vec<&Incentive> = of.incentives.iter().filter(has_room).collect();
         if available.is_empty() {
             let cheapest = of.incentives.iter().filter_map(|incentive| incentive.cost_micros).min().unwrap_or(0);
             let text = format!(
-                "{:.2} of the budget of {:.2} {} are left, and the cheapest incentive costs {:.2}; or the users of each \
-                 incentive have reached their limit",
+                "{:.2} of the budget of {:.2} {} are left, and the cheapest incentive costs {:.2}; or each \
+                 incentive has reached `user_count_max` decisions",
                 left.max(0) as f64 / MICROS,
                 of.budget_micros as f64 / MICROS,
                 of.currency_code,
@@ -204,7 +206,8 @@ impl Engine {
             );
             return Ok(not_decided(IncentiveReason::Budget, text));
         }
-        let draft = Draft { campaign, request, now, is_holdout: is_holdout(campaign, &request.user) };
+        let draft =
+            Draft { campaign, request, now, is_holdout: is_holdout(campaign.id(), of.holdout_share, &request.user) };
         Ok(match campaign.is_pilot() {
             true => draft.randomised(&available, draw()),
             false => match &*loaded.generation.loyalty {
@@ -224,27 +227,8 @@ impl Engine {
 
 /// Returns a random number from 0 to 1, without 1.
 fn draw() -> f64 {
-    // The last 62 bits of a version 7 UUID are random.
-    const BITS: u32 = 62;
-    let random = Uuid::now_v7().as_u128() as u64 & ((1 << BITS) - 1);
-    random as f64 / (1_u64 << BITS) as f64
-}
-
-/// Returns whether a user never receives an incentive of a campaign.
-fn is_holdout(campaign: &CompiledCampaign, user: &UserId) -> bool {
-    let hash = stable_hash(format!("{}\n{}", campaign.id(), user.as_str()).as_bytes());
-    (hash >> 11) as f64 / (1_u64 << 53) as f64 <= campaign.campaign.holdout_share
-}
-
-fn segment_number(segment: Segment) -> i32 {
-    match segment {
-        Segment::New => 1,
-        Segment::Growing => 2,
-        Segment::Loyal => 3,
-        Segment::AtRisk => 4,
-        Segment::Lapsing => 5,
-        Segment::Lost => 6,
-    }
+    // The last 32 bits of a version 7 UUID are random; a counter precedes them, which hardly changes within a millisecond.
+    f64::from(Uuid::now_v7().as_u128() as u32) / 4_294_967_296.0
 }
 
 fn effects<'a>(
@@ -386,4 +370,19 @@ impl Draft<'_> {
 
 fn estimate(of: Estimate, unit: f64) -> DecisionEstimate {
     DecisionEstimate { value: of.value / unit, low: of.low / unit, high: of.high / unit }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn draws_of_one_moment_are_independent() {
+        let draws: Vec<f64> = (0..4000).map(|_| draw()).collect();
+        let below = draws.iter().filter(|draw| **draw < 0.5).count();
+        assert!((1800..2200).contains(&below), "{below} of 4000 are below a half");
+        // Of two independent numbers from 0 to 1, the distance is below 0.01 with a probability of 0.02.
+        let near = draws.windows(2).filter(|pair| (pair[0] - pair[1]).abs() < 0.01).count();
+        assert!(near < 160, "{near} of 3999 follow a near one");
+    }
 }

@@ -179,6 +179,7 @@ pub fn open(options: OpenOptions) -> Result<Engine, OpenError> {
         metrics: metrics.clone(),
         clock: UnixMillis::now,
     });
+    warn_of_currencies(&generations, options.config.currency.as_deref());
     let rules = generations.state.rules();
     Ok(Engine {
         generations,
@@ -200,6 +201,24 @@ pub fn open(options: OpenOptions) -> Result<Engine, OpenError> {
         preview: Arc::default(),
         at_risk: Arc::default(),
     })
+}
+
+/// Warns if requests that compare prices would be refused, or find none.
+fn warn_of_currencies(generations: &Generations, chosen: Option<&str>) {
+    let catalog = generations.current().generation.catalog.load_full();
+    let known = catalog.price_currencies(catalog.alive());
+    match chosen {
+        None if known.len() > 1 => tracing::warn!(
+            currencies = known.join(", "),
+            "items have prices in several currencies: requests that compare prices must choose one, or --currency"
+        ),
+        Some(code) if !known.is_empty() && !known.iter().any(|of| of == code) => tracing::warn!(
+            currency = code,
+            currencies = known.join(", "),
+            "no item has a price in the currency of --currency"
+        ),
+        _ => {}
+    }
 }
 
 fn io_error(path: &Path) -> impl FnOnce(io::Error) -> OpenError {

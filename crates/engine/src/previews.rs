@@ -165,9 +165,7 @@ impl Engine {
         });
         preview.await.map_err(|error| EngineError::Internal(error.to_string()))?
     }
-}
 
-impl Engine {
     /// Applies a serving configuration to the latest `count` logged answers. One preview runs at a time.
     pub async fn preview_serving_config(
         &self,
@@ -203,13 +201,13 @@ fn configured_answer(
     request_of: RequestOfRecord,
     now: UnixMillis,
 ) -> Result<ConfiguredAnswer, String> {
-    let request = request_of(record).ok_or("a Rank, or a request that cannot be read")?;
+    let request = request_of(record).ok_or("a Rank or a Suggest, or a request that cannot be read")?;
     let Viewer { user, offers, .. } = request.viewer();
     let mut facts = ObjectiveFacts::default();
     if let Some(mix) = &config.objectives {
         let summary = generation.state.users.summary(user);
         let risk = |model: &LoyaltyModel| model.return_risk(summary.as_ref(), day_of(now), RETURN_DAYS) as f32;
-        facts.return_risk = generation.loyalty.model().map(risk);
+        facts.return_risk = generation.loyalty.model().filter(|_| mix.has(Objective::Loyalty)).map(risk);
         if mix.needs_prices() {
             let (view, keys) = (catalog.view(offers), &generation.state.keys);
             let row = |id: &String| view.row_of(keys, &ItemId::parse(id).ok()?);
@@ -435,10 +433,7 @@ impl PreviewInput {
             {
                 of_user.push(event);
             }
-            match check_deadline(self.deadline) {
-                Ok(()) => ControlFlow::Continue(()),
-                Err(_) => ControlFlow::Break(()),
-            }
+            until(self.deadline)
         })
         .map_err(EngineError::Log)?;
         check_deadline(self.deadline)?;
@@ -457,6 +452,11 @@ fn check_deadline(deadline: Instant) -> Result<(), EngineError> {
     if Instant::now() > deadline { Err(EngineError::DeadlineExceeded) } else { Ok(()) }
 }
 
+/// Ends a reading at the deadline.
+fn until(deadline: Instant) -> ControlFlow<()> {
+    if Instant::now() > deadline { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+}
+
 /// Reads the latest answers, oldest first, from the latest file on.
 fn read_latest<T>(
     directory: &Path,
@@ -472,12 +472,9 @@ fn read_latest<T>(
             break;
         }
         let mut of_file = Vec::new();
-        answers::read_last(path, room, |record| match check_deadline(deadline) {
-            Ok(()) => {
-                of_file.push(read(&record));
-                ControlFlow::Continue(())
-            }
-            Err(_) => ControlFlow::Break(()),
+        answers::read_last(path, room, |record| {
+            of_file.push(read(&record));
+            until(deadline)
         })
         .map_err(EngineError::Answers)?;
         check_deadline(deadline)?;

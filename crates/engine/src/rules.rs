@@ -182,7 +182,7 @@ impl Engine {
 }
 
 /// Returns the error of a field that does not fit the other entries.
-fn invalid(kind: EntryKind, field: &str, description: String) -> RuleError {
+pub(crate) fn invalid(kind: EntryKind, field: &str, description: String) -> RuleError {
     RuleError::Invalid { kind, problems: vec![RuleProblem { field: field.to_owned(), description }] }
 }
 

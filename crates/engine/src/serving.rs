@@ -5,7 +5,6 @@ use crate::{
     loyalty::model_of,
     rules::{PutMode, Target},
 };
-use lodestone_core::units::UnixMillis;
 use lodestone_pipeline::serving::{DEFAULT, Serving, ServingSnapshot};
 use lodestone_rules::{
     CompiledRule, CompiledServingConfig, EntryKind, Objective, RankingObjectives, RuleChange, RuleProblem,
@@ -73,6 +72,7 @@ impl Engine {
         config: ServingConfig,
         mode: PutMode,
     ) -> Result<(Arc<CompiledServingConfig>, u64), EngineError> {
+        self.check_objectives(&config)?;
         let id = config.serving_config_id.clone();
         let change = |rules: &RuleSnapshot, now: Timestamp| {
             let id = &id;
@@ -124,10 +124,10 @@ impl Engine {
                 problems.push(RuleProblem { field: format!("head_weights.{head}"), description });
             }
         }
-        let currencies = || {
-            let catalog = routes.current.generation.catalog_at(UnixMillis::now());
-            catalog.price_currencies(catalog.alive())
-        };
+        let compares_prices =
+            config.objectives.iter().flat_map(RankingObjectives::weighted).any(|(_, of)| of.is_of_prices());
+        let catalog = routes.current.generation.catalog.load();
+        let currencies = if compares_prices { catalog.price_currencies(catalog.alive()) } else { Vec::new() };
         for (index, objective) in config.objectives.iter().flat_map(RankingObjectives::weighted) {
             let field = format!("objectives.weights[{index}].objective");
             for head in objective.heads() {
@@ -137,11 +137,11 @@ impl Engine {
                     problems.push(RuleProblem { field: field.clone(), description });
                 }
             }
-            if let Some([_, _, ..]) = objective.is_of_prices().then(&currencies).as_deref() {
+            if objective.is_of_prices() && currencies.len() > 1 {
                 let description = format!(
                     "compares prices, and those of the items are in {}; give the items prices in one currency, and \
                      prices in others as offers",
-                    currencies().join(" and ")
+                    currencies.join(" and ")
                 );
                 problems.push(RuleProblem { field, description });
             }
@@ -152,14 +152,12 @@ impl Engine {
     /// Refuses objectives for which a bundle in memory or the catalogue lacks the data.
     pub fn check_objectives(&self, config: &ServingConfig) -> Result<(), EngineError> {
         let routes = self.generations.routes();
+        // Not the kept share: the costs may have been written just now.
+        let has_costs = || routes.current.generation.catalog.load().mean_margin_share().is_some();
         for (_, objective) in config.objectives.iter().flat_map(RankingObjectives::weighted) {
             match objective {
                 Objective::Loyalty => routes.loaded().try_for_each(|loaded| model_of(loaded).map(drop))?,
-                Objective::Margin
-                    if routes.current.generation.catalog_at(UnixMillis::now()).mean_margin_share().is_none() =>
-                {
-                    return Err(EngineError::CostsMissing);
-                }
+                Objective::Margin if !has_costs() => return Err(EngineError::CostsMissing),
                 _ => {}
             }
         }

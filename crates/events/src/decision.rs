@@ -1,4 +1,5 @@
 //! Decisions about incentives.
+use crate::stable_hash;
 use lodestone_core::{ids::UserId, units::UnixMillis};
 use prost::Message;
 
@@ -47,13 +48,15 @@ pub struct IncentiveDecision {
     pub effect: Option<DecisionEffect>,
 }
 
-/// What an incentive was estimated to change, each as value, low and high, in the currency's unit.
+/// What an incentive was estimated to change.
 #[derive(Clone, Copy, PartialEq, Message)]
 pub struct DecisionEffect {
     #[prost(message, required, tag = "1")]
     pub purchase_probability: DecisionEstimate,
+    /// In the currency's unit.
     #[prost(message, required, tag = "2")]
     pub gain: DecisionEstimate,
+    /// Of a redemption times its probability, in the currency's unit.
     #[prost(double, tag = "3")]
     pub expected_cost: f64,
 }
@@ -83,4 +86,10 @@ impl IncentiveDecision {
     pub fn is_given(&self) -> bool {
         !self.incentive_id.is_empty()
     }
+}
+
+/// Returns whether a user never receives an incentive of a campaign. `share`: that of the campaign's hold-out, 0 to 1.
+pub fn is_holdout(campaign_id: &str, share: f64, user: &UserId) -> bool {
+    let hash = stable_hash(format!("{campaign_id}\n{}", user.as_str()).as_bytes());
+    (hash >> 11) as f64 / (1_u64 << 53) as f64 <= share
 }

@@ -690,7 +690,8 @@ fn availability_number(availability: Availability) -> u32 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use lodestone_rules::{Pin, RuleAction, RuleActionKind, SynonymTerms};
+    use crate::{DecisionEffect, DecisionEstimate};
+    use lodestone_rules::{Benefit, Incentive, Pin, RuleAction, RuleActionKind, SynonymTerms};
     use proptest::prelude::*;
 
     fn event() -> impl Strategy<Value = Event> {
@@ -823,6 +824,27 @@ mod tests {
     }
 
     #[test]
+    fn decoding_an_encoded_decision_returns_it() {
+        let estimate = DecisionEstimate { value: 0.5, low: -1.0, high: 2.0 };
+        let decision = IncentiveDecision {
+            decision_id: "d-1".into(),
+            user: "u:ann".into(),
+            campaign_id: "winter".into(),
+            incentive_id: "ten".into(),
+            at_ms: -7,
+            reason: 2,
+            propensity: 1.0,
+            expires_ms: 9,
+            effect: Some(DecisionEffect { purchase_probability: estimate, gain: estimate, expected_cost: 0.0 }),
+            ..IncentiveDecision::default()
+        };
+        let change = Change::Decision(decision.clone());
+        assert_eq!(Change::decode(1, &change.encode()).unwrap(), change);
+        let foreign = Change::Decision(IncentiveDecision { user: "ann".into(), ..decision });
+        assert!(Change::decode(1, &foreign.encode()).is_err(), "a user without a prefix");
+    }
+
+    #[test]
     fn decoding_encoded_changes_of_rules_returns_them() {
         let pin = RuleActionKind::Pin(Pin { item_id: "hat".into(), rank: 1 });
         let actions = vec![RuleAction { action: Some(pin) }];
@@ -847,6 +869,19 @@ mod tests {
                 ..AttributeDeclaration::default()
             }),
             RuleChange::DeleteAttribute("size".into()),
+            RuleChange::PutCampaign(IncentiveCampaign {
+                campaign_id: "winter".into(),
+                currency_code: "GBP".into(),
+                budget_micros: 5,
+                incentives: vec![Incentive {
+                    incentive_id: "ten".into(),
+                    benefit: Some(Benefit::PercentOff(10.0)),
+                    cost_micros: Some(0),
+                    ..Incentive::default()
+                }],
+                ..IncentiveCampaign::default()
+            }),
+            RuleChange::DeleteCampaign("winter".into()),
         ] {
             let change = Change::Rule(change);
             assert_eq!(Change::decode(1, &change.encode()).unwrap(), change);

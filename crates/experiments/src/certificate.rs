@@ -19,14 +19,13 @@ use lodestone_core::{
     statistics::{Moments, SequentialInterval, sequential_interval},
     units::UnixMillis,
 };
+use lodestone_events::EventKind;
 use serde::Serialize;
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt,
 };
 
-/// Kinds of events that happen without a visit.
-const NO_VISITS: [&str; 3] = ["refund", "incentive_shown", "incentive_redeemed"];
 /// The metrics in the order of a certificate.
 const METRICS: [(&str, &str); 4] = [
     ("clicks", "clicks per user"),
@@ -55,6 +54,8 @@ pub enum CertificateError {
     Interleaved { experiment: String },
     #[error("the experiment has the arms {known}; choose one of those that are not the control by --arm")]
     SeveralArms { known: String },
+    #[error("--shares names no share of arm `{arm}`; name those of the control and of the compared arm")]
+    NoShare { arm: String },
     #[error("arm `{arm}` is the control; a certificate is about another one")]
     IsControl { arm: String },
     #[error("the purchases of the counted users are in several currencies: {counts}; choose one by --currency")]
@@ -170,6 +171,12 @@ pub fn certify(
     let shares = shares(&arms, &options.analysis)?;
     let control = control(&arms, &options.analysis)?;
     let arm = compared_arm(&arms, control, options)?;
+    // Without its share, an arm would be left out of the check of the split.
+    for name in [control, arm].map(|index| arms[index]) {
+        if !options.analysis.shares.is_empty() && !options.analysis.shares.iter().any(|(of, _)| of == name) {
+            return Err(CertificateError::NoShare { arm: name.to_owned() });
+        }
+    }
     let (mut users, several_arms) = users(&own, &arms);
     let mut counts = arm_counts(&own, &arms, &shares, &users);
     let by_arm: Vec<u64> = counts.iter().map(|arm| arm.users).collect();
@@ -207,7 +214,7 @@ pub fn certify(
             _ => {}
         }
         let day = after.div_euclid(UnixMillis::DAY);
-        if day > 0 && !NO_VISITS.contains(&outcome.kind.as_str()) {
+        if day > 0 && EventKind::from_name(&outcome.kind).is_none_or(EventKind::is_visit) {
             user.days.insert(day);
         }
     }

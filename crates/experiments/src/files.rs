@@ -221,6 +221,7 @@ pub fn read_outcomes(path: &Path) -> Result<Vec<Outcome>, ExperimentFileError> {
         Source::Lines => for_each_line(path, |line: OutcomeLine| {
             let OutcomeLine { user, time_ms, kind, value, currency, item, answer } = line;
             require(&[("user", &user), ("type", &kind)])?;
+            let currency = currency.to_uppercase();
             outcomes.push(Outcome { user, at: UnixMillis(time_ms), kind, value, currency, item, answer });
             Ok(())
         })?,

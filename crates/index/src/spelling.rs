@@ -118,9 +118,8 @@ impl Vocabulary {
         }
         let errors_max = if chars.len() >= TWO_ERRORS_CHARS_MIN { 2 } else { 1 };
         let frequency_min = if chars.len() <= SHORT_CHARS_MAX { FREQUENT_MIN } else { 1 };
-        self.closest(word, errors_max, |other, errors| {
-            other.frequency >= frequency_min && is_likely_error(&chars, &other.text, errors)
-        })
+        let is_frequent = |other: &Word| other.frequency >= frequency_min;
+        self.closest(word, errors_max, is_frequent, |other, errors| is_likely_error(&chars, &other.text, errors))
     }
 
     /// Returns a frequent word that is one error away from a word of few items, which may be a misspelling in the
@@ -130,10 +129,10 @@ impl Vocabulary {
             return None;
         }
         let frequency = self.frequency(word);
-        let is_frequent = |other: &Word, _: usize| {
+        let is_frequent = |other: &Word| {
             other.frequency >= NEIGHBOUR_RATIO_MIN * frequency && other.text.chars().next() == word.chars().next()
         };
-        self.closest(word, 1, is_frequent)
+        self.closest(word, 1, is_frequent, |_, _| true)
     }
 
     /// Returns whether a word has few items, and so may be a misspelling in the catalogue.
@@ -146,9 +145,15 @@ impl Vocabulary {
         self.by_text.get(word).map_or(0, |at| self.words[*at as usize].frequency)
     }
 
-    /// Returns the word with the best score among those within `errors_max` errors that `accept` accepts, which is
-    /// called with the number of errors. O(vocabulary), but comparing two numbers rejects most words.
-    fn closest(&self, word: &str, errors_max: usize, accept: impl Fn(&Word, usize) -> bool) -> Option<&str> {
+    /// Returns the word with the best score among those that are candidates, have at most `errors_max` errors, and are
+    /// likely with their number of errors. O(vocabulary), but comparing two numbers rejects most words.
+    fn closest(
+        &self,
+        word: &str,
+        errors_max: usize,
+        is_candidate: impl Fn(&Word) -> bool,
+        is_likely: impl Fn(&Word, usize) -> bool,
+    ) -> Option<&str> {
         if !is_plain(word) {
             return None;
         }
@@ -162,10 +167,11 @@ impl Vocabulary {
             let far = |a: u32, b: u32| (a & !b).count_ones() as usize > errors_max;
             let is_far =
                 count.abs_diff(chars.len()) > errors_max || far(letters, other.letters) || far(other.letters, letters);
-            if is_far || count < TARGET_CHARS_MIN {
+            if is_far || count < TARGET_CHARS_MIN || !is_candidate(other) {
                 continue;
             }
-            let Some(errors) = errors_within(&chars, &other.text, errors_max).filter(|errors| accept(other, *errors))
+            let Some(errors) =
+                errors_within(&chars, &other.text, errors_max).filter(|errors| is_likely(other, *errors))
             else {
                 continue;
             };

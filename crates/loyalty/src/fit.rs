@@ -84,7 +84,7 @@ fn hash(text: &str) -> u64 {
 }
 
 /// The events of each signed-in user before `until`, by user id.
-fn by_user(events: &[Event], until: UnixMillis) -> Vec<(&str, UserEvents<'_>)> {
+pub(crate) fn by_user(events: &[Event], until: UnixMillis) -> Vec<(&str, UserEvents<'_>)> {
     let mut users: BTreeMap<&str, UserEvents> = BTreeMap::new();
     for event in events.iter().filter(|event| event.at < until && event.user.is_signed_in()) {
         users.entry(event.user.as_str()).or_default().push(event);

@@ -1,6 +1,7 @@
 //! Compares policies of incentives on logged decisions: one half of the users teaches them, the other half judges them.
 use crate::{
     allocation::{Allocation, AllocationLimits, Candidate, allocate},
+    metrics::descending,
     model::Estimate,
     regression::{Family, dot, fit},
     uplift::{
@@ -66,16 +67,10 @@ struct Order {
 }
 
 impl Order {
-    fn best_first(&self) -> Vec<usize> {
-        let mut order: Vec<usize> = (0..self.priority.len()).collect();
-        order.sort_by(|left, right| self.priority[*right].total_cmp(&self.priority[*left]).then(left.cmp(right)));
-        order
-    }
-
     /// Returns the arms if the budget is spent in the order of the priority.
     fn spend(&self, effects: &[Vec<IncentiveEffect>], budget: f64) -> Vec<usize> {
         let (mut arms, mut spent) = (vec![NO_INCENTIVE; self.arms.len()], 0.0);
-        for row in self.best_first() {
+        for row in descending(&self.priority).into_iter().map(|row| row as usize) {
             let cost = effects[row][self.arms[row] - 1].cost_micros;
             if spent + cost > budget {
                 break;
@@ -207,10 +202,7 @@ mod tests {
             resamples: 100,
             seed: 1,
         };
-        let gain = |user: u32, arm: usize| {
-            let gains = &simulated.gains[user as usize * 4..][..4];
-            gains[arm] - gains[0]
-        };
+        let gain = |user: u32, arm: usize| simulated.gain(user as usize, arm);
         let found = compare_incentive_policies(&simulated.log, &options, Some(&gain)).unwrap();
         let names: Vec<&str> = found.policies.iter().map(|of| of.policy).collect();
         assert_eq!(names, ["random", "everyone", "rfm", "response", "uplift"]);

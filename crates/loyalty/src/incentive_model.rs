@@ -1,5 +1,6 @@
 //! The uplift of a shop's campaigns, fitted to the decisions of the log and scored for a user of now.
 use crate::{
+    fit::by_user,
     inputs::{SHARED, shared},
     model::{LoyaltyModel, user_value},
     summary::{UserSummary, day_of},
@@ -55,10 +56,7 @@ pub fn fit_campaign_uplift<'a>(
     if campaigns.is_empty() {
         return Vec::new();
     }
-    let mut users: BTreeMap<&str, Vec<&Event>> = BTreeMap::new();
-    for event in events.iter().filter(|event| event.at < until && event.user.is_signed_in()) {
-        users.entry(event.user.as_str()).or_default().push(event);
-    }
+    let users: BTreeMap<&str, Vec<&Event>> = by_user(events, until).into_iter().collect();
     campaigns.into_iter().map(|(id, decisions)| fit_campaign(model, &users, id, decisions)).collect()
 }
 

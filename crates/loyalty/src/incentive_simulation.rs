@@ -1,5 +1,6 @@
 //! Simulated decisions about incentives with known effects, for tests and `lodestone benchmark incentive`.
 use crate::{
+    model::sigmoid,
     simulate::normal,
     uplift::{IncentiveLog, Observation},
 };
@@ -22,14 +23,10 @@ pub struct SimulatedIncentives {
 }
 
 impl SimulatedIncentives {
-    /// Returns the true mean change of the gain by a policy, compared with no incentive for anyone. `rows`: the rows that
-    /// it decides, with its arms.
-    pub fn policy_gain(&self, rows: impl Iterator<Item = (usize, usize)>) -> f64 {
-        let arms = self.log.arm_count();
-        let (sum, count) = rows.fold((0.0, 0), |(sum, count), (row, arm)| {
-            (sum + self.gains[row * arms + arm] - self.gains[row * arms], count + 1)
-        });
-        sum / f64::from(count.max(1))
+    /// Returns the true change of the gain of a row by an arm, compared with no incentive, in millionths.
+    pub fn gain(&self, row: usize, arm: usize) -> f64 {
+        let of_row = row * self.log.arm_count();
+        self.gains[of_row + arm] - self.gains[of_row]
     }
 }
 
@@ -46,7 +43,6 @@ pub fn simulate_incentives(count: usize, margin: f64, seed: u64) -> SimulatedInc
         let value = (4.0 + 0.4 * normal(&mut rng)).exp();
         let visits = (1.6 + 0.5 * loyalty + 0.6 * normal(&mut rng) - recency / 60.0).exp().floor();
         let coupons = rng.random::<f64>();
-        let sigmoid = |logit: f64| 1.0 / (1.0 + (-logit).exp());
         let none = sigmoid(-3.0 + 0.9 * (1.0 + frequency).ln() + 0.3 * visits.min(8.0) - 0.012 * recency);
         // Who comes anyway cannot be moved much, and who no longer visits does not see an incentive.
         let movable = (1.0 - none) * visits / (visits + 1.0);

@@ -84,8 +84,8 @@ impl Outcomes {
     }
 }
 
-/// Returns the indices of `numbers`, the largest first.
-fn descending(numbers: &[f64]) -> Vec<u32> {
+/// Returns the indices of `numbers`, the largest first, and of equal ones the first.
+pub(crate) fn descending(numbers: &[f64]) -> Vec<u32> {
     let mut order: Vec<u32> = (0..numbers.len() as u32).collect();
     order.sort_by(|left, right| numbers[*right as usize].total_cmp(&numbers[*left as usize]));
     order

@@ -17,7 +17,7 @@ pub const CHANGE_DAYS: u16 = 30;
 /// Weight of the shop's mean value in a user's, in purchase days.
 const VALUE_PRIOR_DAYS: f64 = 0.5;
 /// Number of standard errors on each side of a probability's interval (95 %).
-const STANDARD_ERRORS: f64 = 1.96;
+pub(crate) const STANDARD_ERRORS: f64 = 1.96;
 /// Standardised inputs are clipped here, so that an unusual user cannot move a score without limit.
 const INPUT_MAX: f64 = 5.0;
 

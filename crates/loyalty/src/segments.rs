@@ -20,6 +20,11 @@ pub enum Segment {
 }
 
 impl Segment {
+    /// Returns the number of `lodestone.v1.LoyaltySegment`.
+    pub fn number(self) -> i32 {
+        self as i32 + 1
+    }
+
     pub const ALL: [Self; 6] = [Self::New, Self::Growing, Self::Loyal, Self::AtRisk, Self::Lapsing, Self::Lost];
 
     /// Returns the name in files, such as `at_risk`.

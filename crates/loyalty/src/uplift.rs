@@ -4,7 +4,8 @@
 //! machine learning", The Econometrics Journal 21:1) and regressed on the user's inputs (the DR-learner, Kennedy 2020,
 //! arXiv 2004.14497). Propensities are those that were logged, so a score is unbiased whatever the regressions say.
 use crate::{
-    model::Estimate,
+    metrics::descending,
+    model::{Estimate, STANDARD_ERRORS, sigmoid},
     regression::{Family, dot, fit, robust_covariance},
 };
 use rand::{Rng, SeedableRng, rngs::StdRng};
@@ -25,8 +26,6 @@ const INPUT_MAX: f64 = 5.0;
 /// Two-sided level and power of the test that the number of observations is planned for.
 const LEVEL: f64 = 0.05;
 const POWER: f64 = 0.8;
-/// Number of standard errors on each side of a 95 % interval.
-const STANDARD_ERRORS: f64 = 1.96;
 /// Points of an uplift curve after the first.
 const CURVE_POINTS: usize = 100;
 
@@ -268,10 +267,6 @@ struct Outcomes {
     cost: Vec<f64>,
 }
 
-fn sigmoid(logit: f64) -> f64 {
-    1.0 / (1.0 + (-logit).exp())
-}
-
 /// Fits the outcomes of each arm to the rows for which `is_used` is true.
 fn fit_outcomes(log: &IncentiveLog, inputs: &[f64], is_used: impl Fn(u32) -> bool) -> Vec<Outcomes> {
     let columns = log.input_count + 1;
@@ -395,11 +390,7 @@ impl DoublyRobustScores {
     /// `arms` first: the mean change of the gain per row of all rows by the share of rows that receive theirs. The
     /// intervals are those of a bootstrap over users.
     pub fn uplift_curve(&self, priority: &[f64], arms: &[usize], resamples: usize, seed: u64) -> UpliftCurve {
-        let mut order: Vec<u32> = (0..self.rows() as u32).collect();
-        // Ties by number, so that the result does not depend on the sort.
-        order.sort_by(|left, right| {
-            priority[*right as usize].total_cmp(&priority[*left as usize]).then_with(|| left.cmp(right))
-        });
+        let order = descending(priority);
         let effects = self.of_rows(|row| self.gain_effect(row, arms[row]));
         let clusters = clusters(&self.users);
         let mut cluster_of = vec![0_u32; self.rows()];

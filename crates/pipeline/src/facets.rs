@@ -176,8 +176,8 @@ pub fn choose(
     let distance = bits::count(among, among.len() * 64).div_ceil(CHOICE_SAMPLE).max(1);
     let sample = bits::of(bits::ones(among, 0).step_by(distance), among.len() * 64);
     let item_count = products::count(catalog, &sample, one_per_group);
-    let names = catalog.frequent_attributes(&sample, CHOICE_ATTRIBUTES).into_iter().filter(|name| !refused(name));
-    let attributes = names.map(|name| Field::Attribute(name.to_owned()));
+    let names = catalog.frequent_attributes(&sample, CHOICE_ATTRIBUTES, |name| !refused(name));
+    let attributes = names.into_iter().map(|name| Field::Attribute(name.to_owned()));
     let fields = [Field::CategoryPath, Field::Brand, Field::Price].into_iter().chain(attributes);
     // Prices in several currencies are no ranges.
     let has_one_currency = catalog.price_currencies(&sample).len() < 2;

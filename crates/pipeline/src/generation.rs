@@ -207,14 +207,15 @@ impl Generation {
         &self.manifest.name
     }
 
-    /// Returns the mean margin share of the catalogue, at most a minute old; see [`Catalog::mean_margin_share`].
-    pub fn mean_margin_share(&self, catalog: &Catalog, now: UnixMillis) -> Option<f64> {
-        let mut known = self.margin_share.lock();
-        match *known {
+    /// Returns the mean margin share of the catalogue, at most a minute old; see [`Catalog::mean_margin_share`]. The prices
+    /// are the items' own, whatever a viewer sees. Requests do not wait for one that computes it.
+    pub fn mean_margin_share(&self, now: UnixMillis) -> Option<f64> {
+        let known = *self.margin_share.lock();
+        match known {
             Some((at, share)) if (0..MARGIN_SHARE_AGE_MS).contains(&(now.0 - at.0)) => share,
             _ => {
-                let share = catalog.mean_margin_share();
-                *known = Some((now, share));
+                let share = self.catalog.load().mean_margin_share();
+                *self.margin_share.lock() = Some((now, share));
                 share
             }
         }

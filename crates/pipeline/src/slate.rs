@@ -328,7 +328,7 @@ pub fn prices_and_margins(
         return (prices, Vec::new());
     }
     let lacks_cost = items.iter().any(|item| item.cost.is_none());
-    let share = if lacks_cost { generation.mean_margin_share(catalog, now) } else { None };
+    let share = if lacks_cost { generation.mean_margin_share(now) } else { None };
     let share = share.map_or(f32::NAN, |share| share as f32);
     let margin = |(item, price): (&&Item, &f32)| match item.margin_at(now) {
         Some(margin) if !price.is_nan() => margin as f32,

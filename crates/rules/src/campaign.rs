@@ -5,6 +5,8 @@ use crate::{
 };
 use lodestone_core::{ids::ItemId, units::UnixMillis};
 
+/// Means no incentive in files of decisions.
+const NO_INCENTIVE: &str = "none";
 /// The minimum effect of a campaign without one.
 const MINIMUM_EFFECT: f64 = 0.02;
 /// The last number of `lodestone.v1.LoyaltySegment`.
@@ -120,6 +122,10 @@ impl CompiledCampaign {
 fn incentive(problems: &mut Problems, index: usize, incentive: &Incentive) {
     let at = |field: &str| format!("incentives[{index}].{field}");
     problems.id(&at("incentive_id"), &incentive.incentive_id);
+    if incentive.incentive_id == NO_INCENTIVE {
+        problems
+            .add(at("incentive_id"), format!("is `{NO_INCENTIVE}`, which means no incentive in files of decisions"));
+    }
     match &incentive.benefit {
         None => problems.add(at("benefit"), "is missing; set one of its fields"),
         Some(Benefit::PercentOff(percent)) => {

@@ -1,7 +1,7 @@
 //! Periodic checkpoints of the state folded from the log; startup replays only the tail.
 //!
-//! A checkpoint belongs to one log position. The small parts (searches, deduplication ids, written items, rules, decisions about incentives) are
-//! copied while no write is folded. There are too many users for that: they are written one by one during writes, each
+//! A checkpoint belongs to one log position. The small parts (searches, deduplication ids, written items, rules, and of
+//! decisions about incentives a pointer each) are copied while no write is folded. There are too many users for that: they are written one by one during writes, each
 //! with the position of its own last event, and the replay skips the events that a history includes. The popularity
 //! follows the users with a position of its own, because a refund changes it by the user's history at that moment. Item
 //! keys are stored by their order and assigned again on startup, so a checkpoint remains valid after a change of the

@@ -199,9 +199,9 @@ pub fn train(
     progress: &mut dyn FnMut(Progress),
 ) -> Result<TrainReport, TrainError> {
     let path = checkpoint::path_for(out);
-    let mut files = vec![data.join("items.parquet"), data.join("events.parquet")];
+    let mut files = vec![data.join("items.parquet")];
     // A new shop has no events.
-    files.retain(|path| path.exists() || path.ends_with("items.parquet"));
+    files.extend(dataset::history_files(data)?.into_iter().filter(|path| path.exists()));
     if let Some(directory) = &options.warm_start {
         // The manifest contains the checksums of all other files.
         files.push(directory.join("manifest.json"));
@@ -264,10 +264,7 @@ struct Shop {
 impl Shop {
     fn read(data: &Path, options: &TrainOptions) -> Result<Self, TrainError> {
         let items = dataset::read_items(&data.join("items.parquet"))?;
-        let rows = match dataset::has_history(data) {
-            true => dataset::read_history(data)?,
-            false => Vec::new(),
-        };
+        let rows = dataset::read_history_if_any(data)?;
         // With the event ids before orders are joined, to which the tokens belong.
         let sent_events = options.answers.as_ref().map(|_| dataset::into_events(rows.clone())).unwrap_or_default();
         let shop = Self::new(items, rows, options)?;

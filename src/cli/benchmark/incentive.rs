@@ -104,11 +104,7 @@ pub(crate) fn incentive(args: &IncentiveArgs) -> anyhow::Result<Exit> {
             if let Some(path) = &args.save {
                 save(path, &simulated)?;
             }
-            let arms = simulated.log.arm_count();
-            let gain = |user: u32, arm: usize| {
-                let gains = &simulated.gains[user as usize * arms..][..arms];
-                gains[arm] - gains[0]
-            };
+            let gain = |user: u32, arm: usize| simulated.gain(user as usize, arm);
             (compare_incentive_policies(&simulated.log, &options(&SIMULATED_INPUTS), Some(&gain)), String::new())
         }
     };

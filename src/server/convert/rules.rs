@@ -156,7 +156,7 @@ pub(crate) fn ranking_request(record: &AnswerRecord) -> Option<RankingRequest> {
     let request = match logged_request(record)? {
         LoggedRequest::Search(sent) => RankingRequest::Search(search(&mut violations, sent, now)),
         LoggedRequest::Recommend(sent) => RankingRequest::Recommend(recommend(&mut violations, sent, now)),
-        // No rules apply to it.
+        // They have no order that a rule or a configuration changes.
         LoggedRequest::Rank(_) | LoggedRequest::Suggest(_) => return None,
     };
     violations.is_empty().then_some(request)

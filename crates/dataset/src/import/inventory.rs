@@ -113,7 +113,8 @@ impl InventoryReader<'_> {
         };
         let item = id(Reason::NoItem, Field::Id, &columns.id)?;
         let place_id = id(Reason::NoPlace, Field::Place, &columns.place)?.as_str().to_owned();
-        if self.seen.contains(&(item.clone(), place_id.clone())) {
+        let key = (item, place_id);
+        if self.seen.contains(&key) {
             return Err(Reason::SamePlace.into());
         }
         let stock_quantity = self.stock(row)?;
@@ -129,11 +130,12 @@ impl InventoryReader<'_> {
             ));
         }
         let sale = sale_price.map(|_| self.sale_period(row)).transpose()?;
-        let currency = self.currency(row, [of_price, of_sale])?;
+        let currency = self.currency(row, [of_price, of_sale], price.is_some())?;
         if stock_quantity.is_none() && price.is_none() {
             return Err(Reason::NoValue.into());
         }
-        self.seen.insert((item.clone(), place_id.clone()));
+        self.seen.insert(key.clone());
+        let (item, place_id) = key;
         let (sale_start, sale_end) = sale.unzip();
         Ok(LocalInventory { item, place_id, stock_quantity, currency, price, sale_price, sale_start, sale_end })
     }
@@ -183,11 +185,13 @@ impl InventoryReader<'_> {
     }
 
     /// Returns the currency of the prices of a row; empty if it is `constants.currency` or not named.
-    fn currency(&self, row: &Row, of_prices: [Option<String>; 2]) -> Result<String, RowError> {
+    fn currency(&self, row: &Row, of_prices: [Option<String>; 2], is_priced: bool) -> Result<String, RowError> {
         let column = self.columns.currency.text();
         let stated = match text(row, Field::Currency) {
             "" => None,
             code if currency::is_code(code) => Some(code.to_ascii_uppercase()),
+            // Without a price, nothing depends on the currency.
+            _ if !is_priced => None,
             code => {
                 let problem = "not an ISO 4217 code of three letters";
                 return Err(RowError::dropped(Reason::Currency, &column, code, problem));

@@ -55,7 +55,7 @@ pub struct Dropped {
     #[serde(skip_serializing_if = "String::is_empty")]
     pub example_problem: String,
     #[serde(skip)]
-    last_line: u64,
+    last_row: (u64, u64),
 }
 
 /// The reason why a row is not imported.
@@ -210,8 +210,9 @@ fn count(classes: &mut BTreeMap<&'static str, Dropped>, error: RowError, row: &R
         class.example_problem = value.map_or_else(String::new, |value| value.to_string());
     }
     class.count += 1;
-    class.row_count += u64::from(class.last_line != row.line);
-    class.last_line = row.line;
+    let of_row = (row.line, row.index_in_line);
+    class.row_count += u64::from(class.last_row != of_row);
+    class.last_row = of_row;
     Ok(())
 }
 
@@ -297,7 +298,7 @@ impl fmt::Display for ImportReport {
         if self.no_currency_count > 0 {
             writeln!(
                 f,
-                "{:>10} purchase lines have no currency; name their column as events.currency, or set \
+                "{:>10} lines of purchases and refunds have no currency; name their column as events.currency, or set \
                  constants.currency",
                 self.no_currency_count
             )?;

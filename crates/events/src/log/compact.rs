@@ -72,7 +72,8 @@ pub struct Compacted {
     pub events: BTreeMap<EventKind, u64>,
     /// Dropped changes of items whose values later changes replaced.
     pub item_changes: u64,
-    /// Dropped changes of rules, synonyms and serving configurations that later changes replaced.
+    /// Dropped changes of entries (rules, synonyms, serving configurations, declared attributes, campaigns) that later
+    /// changes replaced.
     pub rule_changes: u64,
     pub kept: u64,
     pub bytes_before: u64,
@@ -109,7 +110,9 @@ pub fn compact(
             let stored = UnixMillis(i64::from(frame.at_s) * 1000);
             let fate = match &change {
                 Change::Event(event) => {
-                    let drops = retention.drops(event.kind, event.at, stored, now);
+                    // A redemption of a decision counts for the budget of its campaign for good.
+                    let is_redemption = event.kind == EventKind::IncentiveRedeemed && !event.coupon.is_empty();
+                    let drops = !is_redemption && retention.drops(event.kind, event.at, stored, now);
                     *compacted.events.entry(event.kind).or_default() += u64::from(drops);
                     if drops { &Fate::Dropped } else { &Fate::Kept }
                 }
