@@ -554,3 +554,64 @@ fn repeated_writes_take_no_rows_documents_and_vectors() {
         assert_eq!(generation.vector_index(space).live_count(), 0);
     }
 }
+
+/// An item that is deleted, left out by a merge and written again has the vectors of its row already.
+#[test]
+fn vector_search_finds_an_item_that_is_written_again_after_a_merge_without_it() {
+    let shop = Shop::new();
+    let bundle = Bundle::open(&shop.store_path().join("a")).unwrap();
+    let mut models = Models::open(&runtime(), &bundle, Device::Cpu).unwrap();
+    let item = Arc::new(bundle.items[7].clone());
+    let generation = Generation::standalone(bundle, 10).unwrap();
+    generation.apply(vec![((item.id.clone(), None), None)], 1).unwrap();
+    generation.merge().unwrap();
+    let is_indexed = || [Space::User, Space::Query].map(|space| generation.vector_index(space).contains(Row(7)));
+    assert_eq!(is_indexed(), [false; 2]);
+    let vectors = generation.embed(&mut models, &[&item]).unwrap().pop();
+    generation.apply(vec![((item.id.clone(), Some(item)), vectors)], 2).unwrap();
+    assert_eq!(is_indexed(), [true; 2]);
+}
+
+/// A restart builds new frozen graphs if most items were written by the API, and otherwise inserts the written items.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_restart_leads_to_the_same_answers_with_few_and_with_many_written_items() {
+    let shop = Shop::new();
+    let served = Served::start(&shop).await;
+    let kettles = |range: std::ops::Range<usize>| -> Vec<proto::Item> {
+        let title = |n: usize| format!("{} kettle model {n}", ["red", "blue", "green"][n % 3]);
+        range.map(|n| item(&format!("kettle{n}"), &title(n))).collect()
+    };
+    let answers = async |served: &Served| {
+        let mut answers = Vec::new();
+        for query in ["red kettle", "kettle model 4", "bleu ketle", "lamp", "kettle 57"] {
+            let found = served.found(query).await;
+            answers.push(found.into_iter().collect::<BTreeSet<_>>());
+        }
+        let similar = served.engine.recommend(similar_to("kettle1"), soon()).await.unwrap();
+        answers.push(ids(&similar).into_iter().collect());
+        answers
+    };
+    served.upsert(kettles(0..10)).await.unwrap();
+    let few = answers(&served).await;
+    served.stop().await;
+
+    let served = Served::start(&shop).await;
+    assert_eq!(answers(&served).await, few);
+    assert_eq!((served.metric("live_items"), served.metric("merges")), (10, 0));
+    served.upsert(kettles(10..60)).await.unwrap();
+    served.delete(&["kettle4", "i5"]).await;
+    let many = answers(&served).await;
+    served.stop().await;
+
+    let served = Served::start(&shop).await;
+    assert_eq!((served.metric("live_items"), served.metric("merges")), (0, 1));
+    assert_eq!(answers(&served).await, many);
+    assert!(many.iter().all(|ids| !ids.contains("kettle4")) && many.iter().all(|ids| ids.len() > 1));
+    // Later writes are live again.
+    served.upsert(kettles(4..5)).await.unwrap();
+    served.upsert(vec![item("samovar", "Brass samovar")]).await.unwrap();
+    assert_eq!(served.metric("live_items"), 2);
+    assert!(served.found("kettle model 4").await.contains(&"kettle4".to_owned()));
+    assert_eq!(served.found("samovar").await[0], "samovar");
+    served.stop().await;
+}

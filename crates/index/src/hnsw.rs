@@ -112,9 +112,7 @@ impl LiveGraph {
     /// Sets the vectors of distinct rows on all threads of the current rayon pool. Checks all vectors first; on an
     /// error nothing changes.
     pub fn set_many(&self, rows: &[(Row, &[f32])]) -> Result<(), InvalidVector> {
-        for &(row, vector) in rows {
-            check_vector(vector, self.dimensions).map_err(|problem| InvalidVector { row, problem })?;
-        }
+        check_vectors(rows, self.dimensions)?;
         let mut new = self.new_points(rows);
         let points = &new.points;
         let first = FIRST_ROWS.saturating_sub(self.hnsw.get_nb_point()).min(points.len());
@@ -221,6 +219,13 @@ pub fn exact_search<'v>(
         }
     }
     best.into_sorted()
+}
+
+/// Checks the vectors of rows with [`check_vector`].
+pub(super) fn check_vectors(rows: &[(Row, &[f32])], dimensions: usize) -> Result<(), InvalidVector> {
+    rows.iter().try_for_each(|&(row, vector)| {
+        check_vector(vector, dimensions).map_err(|problem| InvalidVector { row, problem })
+    })
 }
 
 /// Checks that a vector has `dimensions` finite numbers and length 1 within 0.01.

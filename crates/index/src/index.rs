@@ -1,7 +1,7 @@
 //! One vector index from two graphs: a frozen graph of the bundle's vectors and a live graph of later ones.
 use super::{
     frozen::{BuildConfig, FrozenError, FrozenGraph, SearchStrategy},
-    hnsw::{InvalidVector, LiveGraph, LiveGraphConfig, best_first, exact_search},
+    hnsw::{InvalidVector, LiveGraph, LiveGraphConfig, best_first, check_vectors, exact_search},
 };
 use arc_swap::ArcSwap;
 use lodestone_core::{bits, ids::Row};
@@ -18,6 +18,9 @@ const MERGE_ROWS_MIN: usize = 5000;
 /// wasted.
 const MERGE_SHARE: f64 = 0.125;
 
+/// How many times as long an insert into the live graph takes as one into a frozen graph that is built.
+const LIVE_INSERT_COST: usize = 3;
+
 /// Vectors of a frozen and a live graph, searched as one. A row is live if its vector was set after the frozen graph
 /// was built, which then no longer returns it. Searches and writes may run concurrently.
 pub struct VectorIndex {
@@ -28,7 +31,8 @@ pub struct VectorIndex {
 
 struct Parts {
     frozen: Arc<FrozenGraph>,
-    live: LiveGraph,
+    /// None during a load, in which searches scan the live rows.
+    live: Option<LiveGraph>,
     /// One bit for each row, set if the row is live. Words after the last live row are left out.
     live_rows: ArcSwap<Vec<u64>>,
 }
@@ -36,15 +40,21 @@ struct Parts {
 impl Parts {
     fn new(frozen: Arc<FrozenGraph>, capacity: usize) -> Self {
         let config = LiveGraphConfig { capacity, ..LiveGraphConfig::default() };
-        Self { live: LiveGraph::new(frozen.dimensions(), config), frozen, live_rows: ArcSwap::default() }
+        Self { live: Some(LiveGraph::new(frozen.dimensions(), config)), frozen, live_rows: ArcSwap::default() }
     }
 
     fn live_count(&self) -> usize {
-        self.live.row_count().max(self.live.point_count())
+        match &self.live {
+            Some(live) => live.row_count().max(live.point_count()),
+            None => bits::ones(&self.live_rows.load(), 0).count(),
+        }
     }
 
     fn set_many(&self, rows: &[(Row, &[f32])]) -> Result<(), InvalidVector> {
-        self.live.set_many(rows)?;
+        match &self.live {
+            Some(live) => live.set_many(rows)?,
+            None => check_vectors(rows, self.frozen.dimensions())?,
+        }
         let Some(last) = rows.iter().map(|(row, _)| row.index()).max() else { return Ok(()) };
         let mut live_rows = self.live_rows.load().to_vec();
         live_rows.resize(live_rows.len().max(last / 64 + 1), 0);
@@ -64,6 +74,42 @@ impl VectorIndex {
     /// Sets the vectors of distinct rows, which become live. Searches may run meanwhile. On an error nothing changes.
     pub fn set_many(&self, rows: &[(Row, &[f32])]) -> Result<(), InvalidVector> {
         self.parts.load().set_many(rows)
+    }
+
+    /// Begins a load of many rows. Until [`VectorIndex::end_load`] or [`VectorIndex::replace`], rows that are set do not
+    /// enter the live graph, because they may enter a new frozen graph at the end. Searches scan them meanwhile. The
+    /// caller must not set rows concurrently.
+    pub fn begin_load(&self) {
+        let parts = self.parts.load();
+        let (frozen, live_rows) = (parts.frozen.clone(), ArcSwap::new(parts.live_rows.load_full()));
+        self.parts.store(Arc::new(Parts { frozen, live: None, live_rows }));
+    }
+
+    /// Returns whether a load has so many live rows that a new frozen graph of all rows, which [`VectorIndex::replace`]
+    /// installs, takes less time than [`VectorIndex::end_load`].
+    pub fn loads_faster_by_merge(&self) -> bool {
+        let parts = self.parts.load();
+        let live = parts.live_count();
+        live * LIVE_INSERT_COST > parts.frozen.len() + live
+    }
+
+    /// Ends a load by inserting all live rows into the live graph, on the current rayon pool. The caller must not set
+    /// rows concurrently. On an error nothing changes.
+    pub fn end_load<'v>(&self, vector_of: impl Fn(Row) -> &'v [f32]) -> Result<(), InvalidVector> {
+        let parts = self.parts.load();
+        let live_rows = parts.live_rows.load();
+        let rows = bits::ones(&live_rows, 0).map(|row| Row(row as u32));
+        let rows: Vec<(Row, &[f32])> = rows.map(|row| (row, vector_of(row))).collect();
+        let loaded = Parts::new(parts.frozen.clone(), self.capacity);
+        loaded.set_many(&rows)?;
+        self.parts.store(Arc::new(loaded));
+        Ok(())
+    }
+
+    /// Returns whether a search can return the row.
+    pub fn contains(&self, row: Row) -> bool {
+        let parts = self.parts.load();
+        parts.frozen.contains(row) || bits::has(&parts.live_rows.load(), row.index())
     }
 
     /// Returns the number of live rows or, if it is greater, of their distinct vectors, including replaced ones.
@@ -160,8 +206,10 @@ impl Parts {
         // A write may have added a row to the graph that `live_rows` does not have yet; the frozen graph returns it.
         let is_eligible = |row: Row| bits::has(live_rows, row.index()) && bits::has(eligible, row.index());
         let rows = || bits::ones(live_rows, first).map(|row| Row(row as u32)).filter(|row| is_eligible(*row));
-        if rows().nth(EXACT_ROWS_MAX).is_some() {
-            let hits = self.live.search(query, count, width, &is_eligible);
+        if let Some(live) = &self.live
+            && rows().nth(EXACT_ROWS_MAX).is_some()
+        {
+            let hits = live.search(query, count, width, &is_eligible);
             if hits.len() == count {
                 return hits;
             }
@@ -227,8 +275,41 @@ mod tests {
     }
 
     #[test]
+    fn rows_of_a_load_are_found_during_it_and_after_either_end() {
+        let load = || {
+            let mut fixture = Fixture::new(&[0.1, 0.2, 0.3]);
+            fixture.set(3, 0.25);
+            fixture.index.begin_load();
+            fixture.set(0, 0.4);
+            fixture.set(4, 0.15);
+            assert_eq!((fixture.order(), fixture.index.live_count()), (vec![4, 1, 3, 2, 0], 3));
+            assert!(fixture.index.contains(Row(4)) && !fixture.index.contains(Row(5)));
+            fixture
+        };
+        let mut fixture = load();
+        fixture.index.end_load(|row| &fixture.vectors[row.index()]).unwrap();
+        assert_eq!((fixture.order(), fixture.index.live_count()), (vec![4, 1, 3, 2, 0], 3));
+        fixture.set(4, 0.35);
+        assert_eq!(fixture.order(), [1, 3, 2, 4, 0]);
+
+        let mut fixture = load();
+        let rows: Vec<Row> = (0..5).map(Row).collect();
+        let frozen = fixture.index.freeze(&rows, 5, |row| &fixture.vectors[row.index()]).unwrap();
+        fixture.index.replace(frozen, &[]).unwrap();
+        assert_eq!((fixture.order(), fixture.index.live_count()), (vec![4, 1, 3, 2, 0], 0));
+        fixture.set(4, 0.35);
+        assert_eq!((fixture.order(), fixture.index.live_count()), (vec![1, 3, 2, 4, 0], 1));
+    }
+
+    #[test]
     fn an_invalid_vector_changes_nothing() {
-        let mut fixture = Fixture::new(&[0.1, 0.2]);
+        an_invalid_vector_changes_nothing_of(Fixture::new(&[0.1, 0.2]));
+        let loading = Fixture::new(&[0.1, 0.2]);
+        loading.index.begin_load();
+        an_invalid_vector_changes_nothing_of(loading);
+    }
+
+    fn an_invalid_vector_changes_nothing_of(mut fixture: Fixture) {
         let (valid, invalid) = (vector(0.5), [f32::NAN; DIMENSIONS]);
         assert!(fixture.index.set_many(&[(Row(0), &valid), (Row(1), &invalid)]).is_err());
         assert_eq!((fixture.order(), fixture.index.live_count()), (vec![0, 1], 0));

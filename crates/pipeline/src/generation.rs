@@ -398,10 +398,33 @@ impl Generation {
 
     /// Sets the vectors of the rows whose vectors differ between two catalogues to those of `to`.
     fn set_vectors(&self, space: Space, from: &Catalog, to: &Catalog, rows: &[Row]) -> Result<(), GenerationError> {
-        let differs = |row: Row| row.index() >= from.row_count() || space.vector(from, row) != space.vector(to, row);
+        let index = self.vector_index(space);
+        let differs = |row: Row| {
+            row.index() >= from.row_count()
+                // An item that is written again after its deletion, if a merge left it out in between.
+                || !index.contains(row)
+                || space.vector(from, row) != space.vector(to, row)
+        };
         let changed = rows.iter().filter(|row| to.is_alive(**row) && differs(**row));
         let vectors: Vec<(Row, &[f32])> = changed.map(|row| (*row, space.vector(to, *row))).collect();
-        self.vector_index(space).set_many(&vectors).map_err(|bad| invalid_vector(to, bad))
+        index.set_many(&vectors).map_err(|bad| invalid_vector(to, bad))
+    }
+
+    /// Calls [`Generation::catch_up`] for a generation that does not answer yet. The vectors of all changes enter the
+    /// graphs together at the end: if they are a third of all, by a merge, on all threads of the current rayon pool.
+    pub fn load_changes(&self, models: &mut Models) -> Result<usize, GenerationError> {
+        Space::BOTH.into_iter().for_each(|space| self.vector_index(space).begin_load());
+        let count = self.catch_up(models)?;
+        if Space::BOTH.into_iter().any(|space| self.vector_index(space).loads_faster_by_merge()) {
+            self.merge()?;
+            return Ok(count);
+        }
+        let catalog = self.catalog.load_full();
+        for space in Space::BOTH {
+            let ended = self.vector_index(space).end_load(|row| space.vector(&catalog, row));
+            ended.map_err(|bad| invalid_vector(&catalog, bad))?;
+        }
+        Ok(count)
     }
 
     /// Applies the declarations of attributes, and the catalogue changes since this generation's version with its own

@@ -144,7 +144,7 @@ impl Loader {
             if let Some(golden) = golden {
                 golden::self_test(&loaded.generation, &mut loaded.spare_models(), &golden)?;
             }
-            loaded.generation.catch_up(&mut loaded.spare_models())?;
+            loaded.generation.load_changes(&mut loaded.spare_models())?;
             Ok(loaded.generation.lexical.end_writing().map_err(GenerationError::from)?)
         })?;
         Ok(loaded)

@@ -219,11 +219,18 @@ impl FrozenGraph {
         (walked as f64 / rows, (self.values.bytes.len() + self.point_of_row.bytes().len()) as f64 / rows)
     }
 
+    /// Returns whether the row is in the index.
+    pub fn contains(&self, row: Row) -> bool {
+        row.index() < self.row_count() && self.point_of_row.get(row.index()) != NONE
+    }
+
     /// Returns the stored vector of a row, `[dimensions]`, in the index's precision; none for a row that is not in the
     /// index.
     pub fn vector(&self, row: Row) -> Option<Vec<f32>> {
-        let point = (row.index() < self.row_count()).then(|| self.point_of_row.get(row.index()))?;
-        (point != NONE).then(|| self.values.decode(point as usize, &self.codes, &self.quantizer))
+        self.contains(row).then(|| {
+            let point = self.point_of_row.get(row.index()) as usize;
+            self.values.decode(point, &self.codes, &self.quantizer)
+        })
     }
 
     #[inline(always)]
