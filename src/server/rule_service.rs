@@ -97,8 +97,8 @@ impl Services {
         let compiled = self.rule(&mut violations, sent.as_ref());
         checked(violations)?;
         let etag = sent.map(|rule| rule.etag).unwrap_or_default();
-        let notices = compiled.as_ref().map(|compiled| self.unknown_pins(compiled)).unwrap_or_default();
-        let rule = compiled.map(|compiled| compiled.stored()).unwrap_or_default();
+        let rule = compiled.ok_or_else(|| status::invalid(Vec::new()))?;
+        let notices = self.unknown_pins(&rule);
         let (written, log_position) = self.engine.put_rule(rule, mode(etag)).await.map_err(status::of)?;
         let consistency_token = self.consistency_token(log_position);
         Ok(WrittenRule { rule: convert::rule_to_proto(&written), consistency_token, notices })

@@ -22,7 +22,7 @@ impl Services {
         let compiled = convert::synonym_set(&mut violations, sent.as_ref());
         checked(violations)?;
         let etag = sent.map(|set| set.etag).unwrap_or_default();
-        let set = compiled.map(|compiled| compiled.stored()).unwrap_or_default();
+        let set = compiled.ok_or_else(|| status::invalid(Vec::new()))?;
         let (written, log_position) = self.engine.put_synonyms(set, mode(etag)).await.map_err(status::of)?;
         Ok((Some(convert::synonym_set_to_proto(&written)), log_position))
     }

@@ -771,7 +771,10 @@ fn prices_of_events_have_the_currency_of_their_items_and_others_are_counted() {
     assert_eq!((report.item_currency_count, report.no_currency_count), (2, 2));
     assert_contains(
         &report.to_string(),
-        &["2 lines name no currency and have that of their items", "2 lines of purchases and refunds have no currency; name"],
+        &[
+            "2 lines name no currency and have that of their items",
+            "2 lines of purchases and refunds have no currency; name",
+        ],
     );
 }
 

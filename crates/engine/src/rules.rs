@@ -37,19 +37,16 @@ impl Engine {
     }
 
     /// Writes a valid rule, whose times and etag are set here.
-    pub async fn put_rule(&self, rule: Rule, mode: PutMode) -> Result<(Arc<CompiledRule>, u64), EngineError> {
-        let id = rule.rule_id.clone();
+    pub async fn put_rule(&self, rule: CompiledRule, mode: PutMode) -> Result<(Arc<CompiledRule>, u64), EngineError> {
+        let id = rule.id();
         let change = |rules: &RuleSnapshot, now: Timestamp| {
-            let known = rules.rules.get(&rule.rule_id).map(|known| &known.rule);
-            let target = Target { kind: EntryKind::Rule, id: &rule.rule_id, count: rules.rules.len() };
+            let known = rules.rules.get(id).map(|known| &known.rule);
+            let target = Target { kind: EntryKind::Rule, id, count: rules.rules.len() };
             target.check(known.map(|known| known.etag.as_str()), &mode)?;
             let create_time = known.map_or(Some(now), |known| known.create_time);
-            let rule = Rule { create_time, update_time: Some(now), etag: String::new(), ..rule };
-            let named = rule.condition.as_ref().map_or(&[][..], |condition| &condition.serving_configs);
-            serving::checked(EntryKind::Rule, self.named_config_problems(named))?;
-            let compiled = CompiledRule::new(rule.clone());
-            match compiled.map_or(Ok(()), |compiled| rules.check_regexes(&compiled)) {
-                Ok(()) => Ok(RuleChange::PutRule(rule)),
+            serving::checked(EntryKind::Rule, self.named_config_problems(rule.serving_configs()))?;
+            match rules.check_regexes(&rule) {
+                Ok(()) => Ok(RuleChange::PutRule(Rule { create_time, update_time: Some(now), ..rule.stored() })),
                 Err(RegexLimit::Count(count)) => Err(RuleError::TooManyRegexes { count, limit: limits::REGEXES }),
                 Err(RegexLimit::Bytes) => {
                     let description = format!(
@@ -62,7 +59,7 @@ impl Engine {
             }
         };
         let (rules, position) = self.write_rules(change).await?;
-        let written = rules.rules.get(&id).cloned();
+        let written = rules.rules.get(id).cloned();
         let lost = || EngineError::Internal(format!("the rule {id} is not in effect after its write"));
         Ok((written.ok_or_else(lost)?, position))
     }
@@ -70,25 +67,21 @@ impl Engine {
     /// Writes a valid set of synonyms, whose times and etag are set here.
     pub async fn put_synonyms(
         &self,
-        set: SynonymSet,
+        set: CompiledSynonyms,
         mode: PutMode,
     ) -> Result<(Arc<CompiledSynonyms>, u64), EngineError> {
-        let id = set.synonym_set_id.clone();
+        let id = set.id();
         let change = |rules: &RuleSnapshot, now: Timestamp| {
-            let known = rules.synonym_sets.get(&set.synonym_set_id).map(|known| &known.set);
-            let count = rules.synonym_sets.len();
-            let target = Target { kind: EntryKind::SynonymSet, id: &set.synonym_set_id, count };
-            target.check(known.map(|known| known.etag.as_str()), &mode)?;
-            let create_time = known.map_or(Some(now), |known| known.create_time);
-            let replaced = rules.synonym_sets.get(&set.synonym_set_id).map(|known| &known.terms);
-            if let Ok(compiled) = CompiledSynonyms::new(set.clone()) {
-                let checked = rules.synonyms.check_meanings(&compiled.terms, replaced);
-                checked.map_err(|problem| invalid(EntryKind::SynonymSet, "synonyms.terms", problem.to_string()))?;
-            }
-            Ok(RuleChange::PutSynonyms(SynonymSet { create_time, update_time: Some(now), etag: String::new(), ..set }))
+            let known = rules.synonym_sets.get(id);
+            let target = Target { kind: EntryKind::SynonymSet, id, count: rules.synonym_sets.len() };
+            target.check(known.map(|known| known.set.etag.as_str()), &mode)?;
+            let create_time = known.map_or(Some(now), |known| known.set.create_time);
+            let checked = rules.synonyms.check_meanings(&set.terms, known.map(|known| &known.terms));
+            checked.map_err(|problem| invalid(EntryKind::SynonymSet, "synonyms.terms", problem.to_string()))?;
+            Ok(RuleChange::PutSynonyms(SynonymSet { create_time, update_time: Some(now), ..set.stored() }))
         };
         let (rules, position) = self.write_rules(change).await?;
-        let written = rules.synonym_sets.get(&id).cloned();
+        let written = rules.synonym_sets.get(id).cloned();
         let lost = || EngineError::Internal(format!("the synonyms {id} are not in effect after their write"));
         Ok((written.ok_or_else(lost)?, position))
     }
