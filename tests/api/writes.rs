@@ -27,7 +27,7 @@ use lodestone_pipeline::{
     ranking::Device,
 };
 use lodestone_rollout::HealthBounds;
-use std::{collections::BTreeSet, sync::Arc, time::Duration};
+use std::{collections::BTreeSet, fs, sync::Arc, time::Duration};
 use tokio::{net::TcpListener, sync::oneshot, task::JoinHandle};
 use tonic::{Code, Status, transport::Channel};
 use tonic_health::pb::{HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient};
@@ -570,6 +570,53 @@ fn vector_search_finds_an_item_that_is_written_again_after_a_merge_without_it() 
     let vectors = generation.embed(&mut models, &[&item]).unwrap().pop();
     generation.apply(vec![((item.id.clone(), Some(item)), vectors)], 2).unwrap();
     assert_eq!(is_indexed(), [true; 2]);
+}
+
+/// The vectors of written items are saved on shutdown. A restart encodes only texts that are not saved.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_restart_reads_the_saved_vectors_of_written_items() {
+    let shop = Shop::new();
+    let path = shop.data_path().join("item_vectors.cache");
+    let answers = async |served: &Served| {
+        let similar = served.engine.recommend(similar_to("kettle"), soon()).await.unwrap();
+        [served.found("copper kettle").await, served.found("brass samovar").await, ids(&similar)]
+    };
+    let served = Served::start(&shop).await;
+    served.upsert(vec![item("kettle", "Copper kettle"), item("samovar", "Brass samovar")]).await.unwrap();
+    let before = answers(&served).await;
+    assert!(!path.exists());
+    served.engine.checkpoint_on_shutdown();
+    served.stop().await;
+    let saved = fs::read(&path).unwrap();
+
+    // An item whose text would have to be encoded cannot be applied.
+    let text = Item::titled(ItemId::parse("kettle").unwrap(), "Copper kettle").search_text();
+    let fault = faults::arm("encode", &text, Fault::Error);
+    let served = Served::start(&shop).await;
+    assert_eq!(answers(&served).await, before);
+    served.stop().await;
+
+    // A damaged file is not used, and is written again.
+    let mut damaged = saved.clone();
+    damaged[saved.len() / 2] ^= 1;
+    fs::write(&path, &damaged).unwrap();
+    let served = Served::start(&shop).await;
+    assert!(!served.found("copper kettle").await.contains(&"kettle".to_owned()));
+    served.stop().await;
+    assert!(fs::read(&path).unwrap().len() < saved.len());
+    drop(fault);
+    let served = Served::start(&shop).await;
+    assert_eq!(answers(&served).await, before);
+    assert_eq!(fs::read(&path).unwrap(), saved);
+
+    // Deleted items leave the file.
+    for (id, is_left) in [("samovar", true), ("kettle", false)] {
+        served.delete(&[id]).await;
+        served.engine.checkpoint_on_shutdown();
+        assert_eq!(path.exists(), is_left);
+        assert!(fs::read(&path).unwrap_or_default().len() < saved.len());
+    }
+    served.stop().await;
 }
 
 /// A restart builds new frozen graphs if most items were written by the API, and otherwise inserts the written items.

@@ -90,6 +90,8 @@ pub struct Engine {
     pub(crate) log_id: u32,
     /// None if the state depends on the time of the startup, not on the log alone.
     pub(crate) checkpoints: Option<Arc<Checkpoints>>,
+    /// The file of the saved vectors of written items.
+    pub(crate) item_vectors: PathBuf,
     pub(crate) metrics: Metrics,
     /// The directory of the event log.
     pub(crate) log: PathBuf,
@@ -197,12 +199,14 @@ impl Engine {
         Arc::from(self.generations.current().name())
     }
 
-    /// Writes a checkpoint on shutdown, so that the next startup replays little of the log. None after
+    /// Writes a checkpoint on shutdown, so that the next startup replays little of the log, and saves the vectors of written
+    /// items, so that it need not encode them. No checkpoint after
     /// [`Checkpoints::end`](lodestone_state::Checkpoints::end), when the state lacks changes of the log.
     pub fn checkpoint_on_shutdown(&self) {
         if let Some(checkpoints) = &self.checkpoints {
             checkpoints.write_on_shutdown();
         }
+        self.generations.current().save_vectors(&self.item_vectors);
     }
 
     /// Loads, activates and rolls back bundles.

@@ -20,6 +20,7 @@ use lodestone_pipeline::{
     generation::{GenerationError, catch_panic},
     ranking::{Device, Runtime, RuntimeError},
     run::PlannedRequest,
+    saved_vectors::SavedVectors,
     serving::ServingError,
 };
 use lodestone_rollout::{
@@ -45,6 +46,8 @@ use std::{
 const LOG: &str = "log";
 /// The answer log in the data directory; see `docs/answers.md`.
 pub const ANSWERS: &str = "answers";
+/// The saved vectors of written items in the data directory; see `docs/event-log.md`.
+const ITEM_VECTORS: &str = "item_vectors.cache";
 /// The imported history in the data directory; see `docs/events.md`.
 const EVENTS: &str = "events.parquet";
 
@@ -157,7 +160,13 @@ pub fn open(options: OpenOptions) -> Result<Engine, OpenError> {
         slates: options.config.slates,
         loads: AtomicU64::new(0),
     };
-    let first = loader.load_opened(bundle, &LoadThreads::exclusive().map_err(io_error(options.data))?)?;
+    let vectors = options.data.join(ITEM_VECTORS);
+    let saved = SavedVectors::open(&vectors, &bundle);
+    let first = loader.load_opened(bundle, &LoadThreads::exclusive().map_err(io_error(options.data))?, &saved)?;
+    if saved.item_count() != first.generation.written_count() {
+        first.save_vectors(&vectors);
+    }
+    drop(saved);
     let generations = Arc::new(Generations::new(first, start_shadow().map_err(io_error(options.data))?));
     let tokens = TokenKey::open(options.data)?;
     let fold = ServerFold::start(generations.clone(), checkpoints.clone()).map_err(io_error(options.data))?;
@@ -193,6 +202,7 @@ pub fn open(options: OpenOptions) -> Result<Engine, OpenError> {
         log_id: tokens.log_id(),
         tokens,
         checkpoints,
+        item_vectors: vectors,
         metrics,
         log: log_directory,
         rule_writes: Arc::default(),

@@ -5,6 +5,7 @@ use crate::{
     features::{FeatureSchema, KeyedContextCounts},
     popularity::PopularityView,
     ranking::RankingError,
+    saved_vectors::{self, SavedVectors},
 };
 use ahash::{AHashSet, RandomState};
 use arc_swap::ArcSwap;
@@ -25,8 +26,9 @@ use lodestone_rules::searchable_attributes;
 use lodestone_state::LiveState;
 use parking_lot::Mutex;
 use std::{
-    iter,
+    io, iter,
     panic::{AssertUnwindSafe, catch_unwind},
+    path::Path,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -412,9 +414,10 @@ impl Generation {
 
     /// Calls [`Generation::catch_up`] for a generation that does not answer yet. The vectors of all changes enter the
     /// graphs together at the end: if they are a third of all, by a merge, on all threads of the current rayon pool.
-    pub fn load_changes(&self, models: &mut Models) -> Result<usize, GenerationError> {
+    /// Texts with a saved vector are not encoded.
+    pub fn load_changes(&self, models: &mut Models, saved: &SavedVectors) -> Result<usize, GenerationError> {
         Space::BOTH.into_iter().for_each(|space| self.vector_index(space).begin_load());
-        let count = self.catch_up(models)?;
+        let count = self.catch_up_from(models, saved)?;
         if Space::BOTH.into_iter().any(|space| self.vector_index(space).loads_faster_by_merge()) {
             self.merge()?;
             return Ok(count);
@@ -432,6 +435,10 @@ impl Generation {
     /// Leaves out items that cannot be applied, and logs them. Other threads may record changes meanwhile, but must not
     /// write to this generation.
     pub fn catch_up(&self, models: &mut Models) -> Result<usize, GenerationError> {
+        self.catch_up_from(models, &SavedVectors::default())
+    }
+
+    fn catch_up_from(&self, models: &mut Models, saved: &SavedVectors) -> Result<usize, GenerationError> {
         const PART: usize = 1000;
         let (mut count, mut skipped) = (0, 0);
         self.apply_declarations()?;
@@ -442,13 +449,13 @@ impl Generation {
             }
             let changes = self.contents(&changed);
             count += changes.len();
-            if let Err(error) = self.embed_and_apply(models, changes.clone(), version) {
+            if let Err(error) = self.embed_and_apply(models, saved, changes.clone(), version) {
                 if matches!(error, GenerationError::NotRestored { .. }) {
                     return Err(error);
                 }
                 for change in changes {
                     let id = change.0.clone();
-                    let Err(source) = self.embed_and_apply(models, vec![change], version) else { continue };
+                    let Err(source) = self.embed_and_apply(models, saved, vec![change], version) else { continue };
                     skipped += 1;
                     tracing::error!(item = %id, error = %source, "a written item cannot be applied; it is left out");
                     if skipped > SKIPPED_MAX || matches!(source, GenerationError::NotRestored { .. }) {
@@ -473,11 +480,12 @@ impl Generation {
     fn embed_and_apply(
         &self,
         models: &mut Models,
+        saved: &SavedVectors,
         changes: Vec<ChangedItem>,
         version: u64,
     ) -> Result<(), GenerationError> {
         let items: Vec<&Item> = changes.iter().filter_map(|(_, item)| item.as_deref()).collect();
-        let mut vectors = catch_panic(|| Ok(self.embed(models, &items)?))?.into_iter();
+        let mut vectors = catch_panic(|| Ok(self.embed_from(models, saved, &items)?))?.into_iter();
         let embedded = changes.iter().map(|(id, item)| {
             let vectors = item.as_ref().and_then(|_| vectors.next());
             ((id.clone(), item.clone()), vectors)
@@ -487,11 +495,37 @@ impl Generation {
 
     /// Returns the vectors of items: those of equal texts that are known, otherwise encoded with the models.
     pub fn embed(&self, models: &mut Models, items: &[&Item]) -> Result<Vec<ItemVectors>, RankingError> {
+        self.embed_from(models, &SavedVectors::default(), items)
+    }
+
+    fn embed_from(
+        &self,
+        models: &mut Models,
+        saved: &SavedVectors,
+        items: &[&Item],
+    ) -> Result<Vec<ItemVectors>, RankingError> {
         let known: Vec<Option<ItemVectors>> = items.iter().map(|item| self.known_vectors(item)).collect();
         let unknown: Vec<&Item> =
             iter::zip(items, &known).filter(|(_, known)| known.is_none()).map(|(item, _)| *item).collect();
-        let mut encoded = embed_items(&self.text_projection, models, &unknown)?.into_iter();
+        let mut encoded = embed_items(&self.text_projection, models, saved, &unknown)?.into_iter();
         Ok(known.into_iter().filter_map(|known| known.or_else(|| encoded.next())).collect())
+    }
+
+    /// Returns the number of items whose vectors the bundle does not have.
+    pub fn written_count(&self) -> usize {
+        let catalog = self.catalog.load();
+        bits::ones(catalog.alive(), 0).filter(|row| is_written(&catalog, Row(*row as u32))).count()
+    }
+
+    /// Saves the vectors of the items that the bundle does not have for [`Generation::load_changes`]. Returns their
+    /// number. `models` are those of this generation.
+    pub fn save_vectors(&self, models: &Models, path: &Path) -> io::Result<usize> {
+        let catalog = self.catalog.load_full();
+        let rows = bits::ones(catalog.alive(), 0).map(|row| Row(row as u32));
+        let vectors = rows
+            .filter(|row| is_written(&catalog, *row))
+            .map(|row| (models.query.text_of(&catalog.get(row).item), Space::Query.vector(&catalog, row)));
+        saved_vectors::write(path, &self.manifest, self.text_projection.query_dimension, vectors)
     }
 
     /// Returns the version of the catalogue changes that are applied.
@@ -552,6 +586,11 @@ impl Generation {
     pub fn merge_count(&self) -> u64 {
         self.merges.load(Ordering::Relaxed)
     }
+}
+
+/// Returns whether the vectors of a row are not those of the bundle, but those of its text.
+fn is_written(catalog: &Catalog, row: Row) -> bool {
+    !catalog.get(row).vectors.is_of_bundle()
 }
 
 /// Returns the item of a row; none if it is deleted or of a later catalogue.

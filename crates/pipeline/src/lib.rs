@@ -20,6 +20,7 @@ pub mod request;
 pub mod retrieve;
 pub mod rules;
 pub mod run;
+pub mod saved_vectors;
 pub mod serving;
 pub mod slate;
 pub mod source;

@@ -3,9 +3,10 @@ use crate::{
     bundle::{Bundle, Head},
     policy,
     ranking::{Device, Ranker, RankingError, Runtime, TextEncoder, TextRole, UserEncoder, UserInput},
+    saved_vectors::SavedVectors,
 };
 use lodestone_catalog::{Catalog, Item, ItemVectors};
-use lodestone_core::units::UnixMillis;
+use lodestone_core::{faults, units::UnixMillis};
 use lodestone_state::users::History;
 
 /// The models of one worker. Workers do not share sessions, because a run of ONNX Runtime needs exclusive access.
@@ -144,18 +145,24 @@ pub struct TextProjection {
     pub user_dimension: usize,
 }
 
-/// Computes vectors of items that are not in the bundle: the encoded text, and its projection into the user space.
+/// Computes vectors of items that are not in the bundle: the encoded text, unless it is saved, and its projection into the
+/// user space.
 pub fn embed_items(
     projection: &TextProjection,
     models: &mut Models,
+    saved: &SavedVectors,
     items: &[&Item],
 ) -> Result<Vec<ItemVectors>, RankingError> {
     const BATCH: usize = 64;
     let mut vectors = Vec::with_capacity(items.len());
     for batch in items.chunks(BATCH) {
         let texts: Vec<String> = batch.iter().map(|item| models.query.text_of(item)).collect();
-        let texts: Vec<&str> = texts.iter().map(String::as_str).collect();
-        for (encoded, item) in models.query.encode(&texts, TextRole::Passage)?.into_iter().zip(batch) {
+        let encoded = saved.or_encode(&texts, |texts| {
+            let fault = faults::check("encode", texts.iter().copied());
+            fault.map_err(|fault| RankingError::Run { model: "query_encoder", message: fault.to_string() })?;
+            models.query.encode(texts, TextRole::Passage)
+        })?;
+        for (encoded, item) in encoded.into_iter().zip(batch) {
             // A text without words has no vector. The index needs one, so it gets an arbitrary unit vector.
             let encoded = encoded.unwrap_or_else(|| unit_vector(projection.query_dimension));
             if encoded.len() != projection.query_dimension {

@@ -14,6 +14,7 @@ use lodestone_pipeline::{
     golden::{self, GoldenError},
     models::Models,
     ranking::{Device, RankingError, Runtime},
+    saved_vectors::SavedVectors,
 };
 use lodestone_rules::Synonyms;
 use lodestone_state::LiveState;
@@ -86,6 +87,18 @@ impl LoadedGeneration {
     pub fn name(&self) -> &str {
         self.generation.name()
     }
+
+    /// Saves the vectors of written items in a file, for the next startup. A failure is only logged, because its only
+    /// effect is a slower startup.
+    pub fn save_vectors(&self, path: &Path) {
+        match self.generation.save_vectors(&self.spare_models(), path) {
+            Ok(0) => {}
+            Ok(vectors) => tracing::info!(vectors, "saved the vectors of written items"),
+            Err(error) => {
+                tracing::warn!(%error, "cannot save the vectors of written items; the next startup takes longer")
+            }
+        }
+    }
 }
 
 /// Loads bundles as generations.
@@ -117,11 +130,17 @@ impl Loader {
     /// Verifies a bundle, loads it on these threads, and runs the self-test with the bundle's golden requests. The
     /// generation includes the catalogue changes up to a recent moment.
     pub fn load(&self, bundle: &Path, threads: &LoadThreads) -> Result<LoadedGeneration, LoadError> {
-        self.load_opened(threads.install(|| Bundle::open(bundle))?, threads)
+        let bundle = threads.install(|| Bundle::open(bundle))?;
+        self.load_opened(bundle, threads, &SavedVectors::default())
     }
 
-    /// Loads a bundle that is already verified.
-    pub fn load_opened(&self, bundle: Bundle, threads: &LoadThreads) -> Result<LoadedGeneration, LoadError> {
+    /// Loads a bundle that is already verified. Items whose texts have a saved vector are not encoded.
+    pub fn load_opened(
+        &self,
+        bundle: Bundle,
+        threads: &LoadThreads,
+        saved: &SavedVectors,
+    ) -> Result<LoadedGeneration, LoadError> {
         let models = threads.install(|| {
             let opened =
                 (0..=self.worker_count).map(|_| Models::open(&self.runtime, &bundle, self.device).map(Mutex::new));
@@ -144,7 +163,7 @@ impl Loader {
             if let Some(golden) = golden {
                 golden::self_test(&loaded.generation, &mut loaded.spare_models(), &golden)?;
             }
-            loaded.generation.load_changes(&mut loaded.spare_models())?;
+            loaded.generation.load_changes(&mut loaded.spare_models(), saved)?;
             Ok(loaded.generation.lexical.end_writing().map_err(GenerationError::from)?)
         })?;
         Ok(loaded)
