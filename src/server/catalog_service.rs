@@ -25,8 +25,6 @@ use tonic::{Request, Response, Status, Streaming};
 const ITEMS_MAX: usize = 1000;
 /// Maximum number of attributes of an item whose value or removal has a time of its own.
 const ATTRIBUTE_TIMES_MAX: usize = 1000;
-/// Maximum number of attributes in a response.
-const ATTRIBUTES_MAX: usize = 1000;
 /// Maximum number of stale fields that a result names.
 const STALE_FIELDS_MAX: usize = 20;
 
@@ -375,15 +373,20 @@ impl CatalogService for Services {
     ) -> Result<Response<proto::ListAttributesResponse>, Status> {
         let response = async {
             let deadline = self.call_context(&request, None).deadline;
-            let mut attributes = self.engine.attribute_kinds(deadline).await.map_err(status::of)?;
-            let declared = &self.engine.rules().attributes;
-            for name in declared.keys() {
-                attributes.entry(name.clone()).or_default();
+            let proto::ListAttributesRequest { page_size, page_token } = request.into_inner();
+            let mut violations = Violations::default();
+            let count = convert::list_size(&mut violations, page_size);
+            if !violations.is_empty() {
+                return Err(status::invalid(violations.found));
             }
-            let total_size = attributes.len() as i32;
-            let attributes = attributes.into_iter().take(ATTRIBUTES_MAX);
-            let attributes = attributes.map(|kinds| convert::attribute_kinds(kinds, declared)).collect();
-            Ok(Response::new(proto::ListAttributesResponse { attributes, total_size }))
+            let page = self.engine.list_attributes(&page_token, count, deadline).await.map_err(status::of)?;
+            let declared = &self.engine.rules().attributes;
+            let of_page = page.attributes.into_iter().map(|kinds| convert::attribute_kinds(kinds, declared));
+            Ok(Response::new(proto::ListAttributesResponse {
+                attributes: of_page.collect(),
+                total_size: page.total as i32,
+                next_page_token: page.next_page_token,
+            }))
         };
         guarded(&self.metrics, "ListAttributes", response).await
     }

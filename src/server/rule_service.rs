@@ -19,8 +19,6 @@ use std::{
 use tonic::{Request, Response, Status};
 
 /// Number of listed entries per page.
-const LIST_SIZE_DEFAULT: usize = 100;
-const LIST_SIZE_MAX: usize = 1000;
 /// Logged answers that a preview reads.
 const PREVIEWED_DEFAULT: usize = 1000;
 const PREVIEWED_MAX: usize = 10_000;
@@ -44,7 +42,7 @@ impl Services {
         id: impl Fn(&T) -> &str,
     ) -> Result<EntriesPage<P>, Status> {
         let mut violations = Violations::default();
-        let count = violations.size("page_size", page_size, LIST_SIZE_DEFAULT, LIST_SIZE_MAX);
+        let count = convert::list_size(&mut violations, page_size);
         checked(violations)?;
         let listed = self.engine.entries_after(all, kind, page_token, count + 1).map_err(status::of)?;
         let (mut entries, mut bytes) = (Vec::new(), 0);

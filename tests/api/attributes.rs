@@ -88,7 +88,7 @@ async fn times_and_locations_are_filtered_sorted_and_reported() {
     let mut catalog = CatalogServiceClient::new(channel.clone());
     let stored = catalog.get_item(proto::GetItemRequest { item_id: "b".to_owned() }).await.unwrap().into_inner();
     assert_eq!(stored.item.unwrap().attributes, gnomes[1].attributes);
-    let listed = catalog.list_attributes(proto::ListAttributesRequest {}).await.unwrap().into_inner();
+    let listed = catalog.list_attributes(proto::ListAttributesRequest::default()).await.unwrap().into_inner();
     let kinds = |kinds: &proto::AttributeKinds| {
         let kind = |kind: &proto::AttributeKindCount| (kind.kind(), kind.item_count, kind.example_item_id.clone());
         (kinds.name.clone(), kinds.kinds.iter().map(kind).collect::<Vec<_>>())
@@ -134,9 +134,17 @@ async fn declare(
     Ok(CatalogServiceClient::new(channel.clone()).declare_attribute(request).await?.into_inner())
 }
 
+async fn list_page(
+    channel: &Channel,
+    page_size: i32,
+    page_token: &str,
+) -> Result<proto::ListAttributesResponse, Status> {
+    let request = proto::ListAttributesRequest { page_size, page_token: page_token.to_owned() };
+    Ok(CatalogServiceClient::new(channel.clone()).list_attributes(request).await?.into_inner())
+}
+
 async fn listed(channel: &Channel, name: &str) -> Option<proto::AttributeKinds> {
-    let listed = CatalogServiceClient::new(channel.clone()).list_attributes(proto::ListAttributesRequest {}).await;
-    listed.unwrap().into_inner().attributes.into_iter().find(|attribute| attribute.name == name)
+    list_page(channel, 0, "").await.unwrap().attributes.into_iter().find(|attribute| attribute.name == name)
 }
 
 /// The ids of the items that have all words of a query.
@@ -167,6 +175,61 @@ async fn facets(channel: &Channel, specs: &[&str], dynamic: i32) -> Result<Vec<S
     };
     let answer = RankingServiceClient::new(channel.clone()).search(request).await?.into_inner();
     Ok(answer.facets.into_iter().map(|facet| facet.field).collect())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn attributes_are_listed_in_pages() {
+    let shop = Shop::new();
+    let server = GrpcServer::start(shop.open(HealthBounds::default())).await;
+    let channel = &server.channel;
+    let names: Vec<String> = (0..1100).map(|n| format!("size_{n:04}")).collect();
+    // An item has at most 100 attributes.
+    let items = names.chunks(100).enumerate().map(|(n, names)| {
+        item(&format!("g{n}"), names.iter().map(|name| (name.as_str(), Kind::Number(1.0))).collect())
+    });
+    assert!(upsert(channel, items.collect()).await.iter().all(|result| result.violations.is_empty()));
+    declare(channel, declaration("size_0999_declared", proto::AttributeKind::Number), false).await.unwrap();
+    let mut expected = names.clone();
+    expected.insert(1000, "size_0999_declared".to_owned());
+
+    for (page_size, per_page) in [(0, 100), (7, 7), (1000, 1000), (5000, 1000)] {
+        let (mut found, mut token) = (Vec::new(), String::new());
+        loop {
+            let page = list_page(channel, page_size, &token).await.unwrap();
+            assert_eq!(page.total_size, 1101);
+            let is_last = page.next_page_token.is_empty();
+            assert!(is_last || page.attributes.len() == per_page, "{}", page.attributes.len());
+            found.extend(page.attributes.into_iter().map(|attribute| attribute.name));
+            token = page.next_page_token;
+            if is_last {
+                break;
+            }
+        }
+        assert_eq!(found, expected, "pages of {page_size}");
+    }
+    // A page whose last attribute is the last of all has no next page.
+    let token = list_page(channel, 1000, "").await.unwrap().next_page_token;
+    let last = list_page(channel, 101, &token).await.unwrap();
+    assert_eq!((last.attributes.len(), &*last.next_page_token), (101, ""));
+
+    // An attribute before the page that no item has any more moves no other attribute.
+    let first = list_page(channel, 10, "").await.unwrap();
+    upsert(channel, vec![item("g0", vec![("size_0050", Kind::Number(1.0))])]).await;
+    let second = list_page(channel, 2, &first.next_page_token).await.unwrap();
+    let second_names: Vec<&str> = second.attributes.iter().map(|attribute| &*attribute.name).collect();
+    assert_eq!((second_names, second.total_size), (vec!["size_0050", "size_0100"], 1101 - 99));
+
+    let refused = list_page(channel, -1, "").await.unwrap_err();
+    assert_eq!(violations(&refused)[0].0, "page_size");
+    // Tokens of nobody and of another list.
+    let listed = proto::ListItemsRequest { page_size: 1, ..Default::default() };
+    let items = CatalogServiceClient::new(channel.clone()).list_items(listed).await.unwrap().into_inner();
+    assert!(!items.next_page_token.is_empty());
+    for token in ["token", &items.next_page_token] {
+        let refused = list_page(channel, 10, token).await.unwrap_err();
+        assert_eq!(reason(&refused), (Code::InvalidArgument, "PAGE_TOKEN_INVALID".to_owned()));
+    }
+    server.end().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

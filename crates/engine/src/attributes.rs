@@ -1,14 +1,18 @@
-//! Declares attributes, and checks the values of items against the declarations.
+//! Lists and declares attributes, and checks the values of items against the declarations.
 use crate::{
     engine::Engine,
-    error::{EngineError, RuleError},
+    error::{EngineError, PageTokenError, RuleError},
     rules::{PutMode, Target},
 };
-use lodestone_catalog::{AttributeKind, Catalog};
+use lodestone_catalog::{AttributeKind, AttributeKindCount, Catalog};
 use lodestone_core::ids::ItemId;
 use lodestone_rules::{AttributeDeclaration, CompiledAttribute, EntryKind, RuleChange, RuleSnapshot};
 use prost_types::Timestamp;
-use std::{sync::Arc, time::Instant};
+use std::{
+    ops::Bound::{Excluded, Unbounded},
+    sync::Arc,
+    time::Instant,
+};
 use tokio::sync::OwnedRwLockReadGuard;
 
 /// Number of items with values of another kind that are named.
@@ -22,6 +26,16 @@ pub struct AttributeConflicts {
     pub items: Vec<ItemId>,
 }
 
+/// A page of the attributes of the items, and of the declared ones.
+pub struct AttributesPage {
+    /// Names with the kinds of their values, the most frequent kind first. None: it is declared, and no item has it.
+    pub attributes: Vec<(String, Vec<AttributeKindCount>)>,
+    /// Number of all attributes.
+    pub total: usize,
+    /// Empty: the page is the last.
+    pub next_page_token: String,
+}
+
 /// Held by writes of items from their check against the declarations until they are in effect.
 pub struct DeclarationsGuard(#[expect(dead_code, reason = "released when it is dropped")] OwnedRwLockReadGuard<()>);
 
@@ -29,6 +43,36 @@ impl Engine {
     /// Keeps the declarations of attributes as they are until the guard is dropped. Waits while one is written.
     pub async fn hold_declarations(&self) -> DeclarationsGuard {
         DeclarationsGuard(self.declarations.clone().read_owned().await)
+    }
+
+    /// Returns a page of the attributes that an item has or that are declared, in the order of their names, with the
+    /// kinds of their values; see [`Catalog::attribute_kinds`]. `token` is that of the page before, or empty.
+    pub async fn list_attributes(
+        &self,
+        token: &str,
+        count: usize,
+        deadline: Instant,
+    ) -> Result<AttributesPage, EngineError> {
+        let begin = match token {
+            "" => Unbounded,
+            token => {
+                let after = self.tokens.parse_attributes(token);
+                Excluded(after.ok_or(EngineError::PageToken(PageTokenError::Foreign))?)
+            }
+        };
+        let catalog = self.generations.current().generation.catalog.load_full();
+        let mut all = self.workers.run(deadline, move |_| Ok(catalog.attribute_kinds())).await?;
+        for name in self.rules().attributes.keys() {
+            all.entry(name.clone()).or_default();
+        }
+        let mut following = all.range((begin, Unbounded)).map(|(name, kinds)| (name.clone(), kinds.clone()));
+        let attributes: Vec<_> = following.by_ref().take(count).collect();
+        let last = attributes.last().filter(|_| following.next().is_some());
+        Ok(AttributesPage {
+            next_page_token: last.map(|(name, _)| self.tokens.attributes(name)).unwrap_or_default(),
+            attributes,
+            total: all.len(),
+        })
     }
 
     /// Returns the items of the current catalogue whose values of an attribute are of another kind.

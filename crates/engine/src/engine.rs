@@ -8,8 +8,7 @@ use crate::{
 };
 use arc_swap::ArcSwap;
 use lodestone_catalog::{
-    AttributeKindCount, Catalog, Field, Filter, Item, ItemChange, ItemList, ItemState, ItemWrite, OfferKey, WriteTime,
-    WrittenFields,
+    Catalog, Field, Filter, Item, ItemChange, ItemList, ItemState, ItemWrite, OfferKey, WriteTime, WrittenFields,
 };
 use lodestone_core::{
     bits,
@@ -24,7 +23,9 @@ use lodestone_pipeline::{
     context::StageTimes,
     generation::Space,
     request::*,
-    run::{self, AnswerLogging, PipelineAnswer, PlannedRequest, PlannedSuggest, PriceField, RankingRequest, Suggested},
+    run::{
+        self, AnswerLogging, PipelineAnswer, PlannedRequest, PlannedSuggest, RankingRequest, PriceField, Suggested,
+    },
     serving::{Serving, ServingConfig},
     slate::{CurrentItems, PageStart},
     trace::Trace,
@@ -284,15 +285,6 @@ impl Engine {
             Some(catalog) => Ok(catalog),
             None => self.workers.run(deadline, move |_| Ok(loaded.generation.catalog_at(now))).await,
         }
-    }
-
-    /// Returns the kinds of the values of each attribute; see [`Catalog::attribute_kinds`].
-    pub async fn attribute_kinds(
-        &self,
-        deadline: Instant,
-    ) -> Result<BTreeMap<String, Vec<AttributeKindCount>>, EngineError> {
-        let catalog = self.generations.current().generation.catalog.load_full();
-        self.workers.run(deadline, move |_| Ok(catalog.attribute_kinds())).await
     }
 
     /// Returns true if a write would change nothing, because all its fields have later values.

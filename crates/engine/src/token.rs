@@ -30,6 +30,7 @@ enum TokenKind {
     Items = 3,
     Entries = 4,
     Completion = 5,
+    Attributes = 6,
 }
 
 /// The signing key. It is stored with the log, so that tokens survive a restart.
@@ -152,6 +153,18 @@ impl TokenKey {
         let body = self.verify(text, TokenKind::Entries)?;
         let (of, after) = body.split_first()?;
         (*of == kind as u8).then(|| String::from_utf8(after.to_vec()).ok())?
+    }
+
+    /// Signs the token of the page of the list of attributes that begins after one of them.
+    pub fn attributes(&self, after: &str) -> String {
+        let mut body = vec![TokenKind::Attributes as u8];
+        body.extend_from_slice(after.as_bytes());
+        self.sign(body)
+    }
+
+    /// Verifies a token of the list of attributes; returns the name of the last attribute before the page.
+    pub fn parse_attributes(&self, text: &str) -> Option<String> {
+        String::from_utf8(self.verify(text, TokenKind::Attributes)?).ok()
     }
 
     /// Signs the attribution token of the answer with this id.

@@ -174,6 +174,11 @@ pub(crate) struct ItemsRequest {
     pub(crate) read_mask: ReadMask,
 }
 
+/// Validates the size of a page of a list.
+pub(crate) fn list_size(violations: &mut Violations, size: i32) -> usize {
+    violations.size("page_size", size, LIST_SIZE_DEFAULT, LIST_SIZE_MAX)
+}
+
 pub(crate) fn list_items(violations: &mut Violations, request: proto::ListItemsRequest) -> ItemsRequest {
     let expression = request.filter_expression.as_ref();
     let mut filters = request.filter.clone().into_bytes();
@@ -181,7 +186,7 @@ pub(crate) fn list_items(violations: &mut Violations, request: proto::ListItemsR
     filters.extend(expression.map(Message::encode_to_vec).unwrap_or_default());
     ItemsRequest {
         filter: filter(violations, "filter", &request.filter, expression),
-        count: violations.size("page_size", request.page_size, LIST_SIZE_DEFAULT, LIST_SIZE_MAX),
+        count: list_size(violations, request.page_size),
         token: request.page_token,
         fingerprint: fingerprint(&filters),
         read_mask: read_mask(violations, "read_mask", request.read_mask.as_ref()).unwrap_or(ReadMask::All),
