@@ -8,12 +8,15 @@ use super::{
     violations::{Violation, Violations},
 };
 use lodestone_core::{ids::ID_BYTES_MAX, units::UnixMillis};
-use lodestone_engine::{Engine, EngineError};
-use lodestone_pipeline::{Answer, RESULTS_BYTES_MAX, RankCandidate, RankedItem, run::RankingRequest};
+use lodestone_engine::{Engine, EngineError, UnknownAttribute};
+use lodestone_pipeline::{
+    Answer, RESULTS_BYTES_MAX, RankCandidate, RankedItem,
+    run::{RankingRequest, RequestField},
+};
 use lodestone_telemetry::Metrics;
 use prost::Message;
 use std::{
-    future::Future,
+    collections::BTreeMap,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -74,6 +77,39 @@ impl Services {
 }
 
 impl Services {
+    /// Refuses a request with violations. Otherwise answers it. `forms` says how the request states its filters.
+    async fn answer(
+        &self,
+        violations: Violations,
+        context: CallContext,
+        forms: FilterForms,
+        request: RankingRequest,
+    ) -> Result<(Answer, Envelope), Status> {
+        if !violations.is_empty() {
+            return Err(status::invalid(violations.found));
+        }
+        let attributes = request.attributes();
+        let answer = self.answered(request, context.validate_only, context.deadline).await;
+        let answer = answer.map_err(|error| status::of_request(error, &forms))?;
+        let mut notices = violations.notices;
+        // After the answer, which may have waited for the write of an attribute.
+        notices.extend(self.unknown_attributes(attributes, &forms, context.deadline).await);
+        notices.extend(answer.is_cut.then(|| match answer.next_page_token.is_empty() {
+            true => cut_notice("options.read_mask", &answer.results),
+            false => Violation::new(
+                "page_size",
+                format!(
+                    "results have at most {} MiB; the page has {}, and others follow",
+                    RESULTS_BYTES_MAX >> 20,
+                    answer.results.len()
+                ),
+            ),
+        }));
+        let consistency_token =
+            convert::consistency_token(LogPosition { log: context.log, position: answer.info.log_position });
+        Ok((answer, Envelope { request_id: context.request_id, consistency_token, notices }))
+    }
+
     /// Answers a request or, with `validate_only`, only checks it against the catalogue and the configurations.
     async fn answered(
         &self,
@@ -90,6 +126,23 @@ impl Services {
             RankingRequest::Recommend(request) => self.engine.recommend(request, deadline).await,
             RankingRequest::Rank(request) => self.engine.rank(request, deadline).await,
         }
+    }
+
+    /// Returns a notice for each attribute of a request that no item has and that is not declared. `forms` says how the
+    /// request states its filters.
+    async fn unknown_attributes(
+        &self,
+        named: BTreeMap<String, RequestField>,
+        forms: &FilterForms,
+        deadline: Instant,
+    ) -> Vec<Violation> {
+        let unknown = self.engine.unknown_attributes(named, deadline).await;
+        let notice = |UnknownAttribute { field, name, nearest }: UnknownAttribute| {
+            let nearest = nearest.map(|nearest| format!("; the nearest name is `{nearest}`")).unwrap_or_default();
+            let description = format!("no item has the attribute `{name}`, and it is not declared{nearest}");
+            Violation::new(forms.path(field), description)
+        };
+        unknown.into_iter().map(notice).collect()
     }
 
     /// Returns a notice if the request has items that the catalogue has.
@@ -126,35 +179,6 @@ pub(crate) fn timeout(text: &str) -> Option<Duration> {
     })
 }
 
-/// Refuses a request with violations. Otherwise awaits the engine's answer. `forms` says how the request states its
-/// filters.
-async fn answer(
-    violations: Violations,
-    context: CallContext,
-    forms: FilterForms,
-    answer: impl Future<Output = Result<Answer, EngineError>>,
-) -> Result<(Answer, Envelope), Status> {
-    if !violations.is_empty() {
-        return Err(status::invalid(violations.found));
-    }
-    let answer = answer.await.map_err(|error| status::of_request(error, &forms))?;
-    let mut notices = violations.notices;
-    notices.extend(answer.is_cut.then(|| match answer.next_page_token.is_empty() {
-        true => cut_notice("options.read_mask", &answer.results),
-        false => Violation::new(
-            "page_size",
-            format!(
-                "results have at most {} MiB; the page has {}, and others follow",
-                RESULTS_BYTES_MAX >> 20,
-                answer.results.len()
-            ),
-        ),
-    }));
-    let consistency_token =
-        convert::consistency_token(LogPosition { log: context.log, position: answer.info.log_position });
-    Ok((answer, Envelope { request_id: context.request_id, consistency_token, notices }))
-}
-
 /// Says which results have no item because of [`RESULTS_BYTES_MAX`]. `field` requests the items.
 fn cut_notice(field: &str, results: &[RankedItem]) -> Violation {
     let with_items = results.iter().take_while(|result| result.item.is_some()).count();
@@ -174,9 +198,8 @@ impl RankingService for Services {
             let parsed = convert::search(&mut violations, sent, UnixMillis::now());
             let options = &parsed.options;
             self.check_log(&mut violations, "options.consistency_token", options.log_position, options.log);
-            let (deadline, validate_only) = (context.deadline, context.validate_only);
-            let pending = self.answered(RankingRequest::Search(parsed), validate_only, deadline);
-            let (answer, envelope) = answer(violations, context, forms, pending).await?;
+            let request = RankingRequest::Search(parsed);
+            let (answer, envelope) = self.answer(violations, context, forms, request).await?;
             Ok(Response::new(convert::search_response(answer, envelope)))
         };
         guarded(&self.metrics, "Search", response).await
@@ -194,9 +217,8 @@ impl RankingService for Services {
             let parsed = convert::recommend(&mut violations, sent, UnixMillis::now());
             let options = &parsed.options;
             self.check_log(&mut violations, "options.consistency_token", options.log_position, options.log);
-            let (deadline, validate_only) = (context.deadline, context.validate_only);
-            let pending = self.answered(RankingRequest::Recommend(parsed), validate_only, deadline);
-            let (answer, envelope) = answer(violations, context, forms, pending).await?;
+            let request = RankingRequest::Recommend(parsed);
+            let (answer, envelope) = self.answer(violations, context, forms, request).await?;
             Ok(Response::new(convert::recommend_response(answer, envelope)))
         };
         guarded(&self.metrics, "Recommend", response).await
@@ -216,9 +238,8 @@ impl RankingService for Services {
             violations.notices.extend(self.known_items(&parsed.candidates));
             let options = &parsed.options;
             self.check_log(&mut violations, "options.consistency_token", options.log_position, options.log);
-            let (deadline, validate_only) = (context.deadline, context.validate_only);
-            let pending = self.answered(RankingRequest::Rank(parsed), validate_only, deadline);
-            let (answer, envelope) = answer(violations, context, forms, pending).await?;
+            let request = RankingRequest::Rank(parsed);
+            let (answer, envelope) = self.answer(violations, context, forms, request).await?;
             Ok(Response::new(convert::rank_response(answer, envelope)))
         };
         guarded(&self.metrics, "Rank", response).await
@@ -243,8 +264,10 @@ impl RankingService for Services {
                 EngineError::ServingConfig(unknown) => status::unknown_serving_config("serving_config", unknown),
                 error => status::of_request(error, &forms),
             };
+            let attributes = parsed.attributes();
             let answer = self.engine.suggest(parsed, context.deadline).await.map_err(unknown)?;
             let mut notices = violations.notices;
+            notices.extend(self.unknown_attributes(attributes, &forms, context.deadline).await);
             notices.extend(answer.is_cut.then(|| cut_notice("read_mask", &answer.products)));
             let consistency_token = self.consistency_token(answer.info.log_position);
             let envelope = Envelope { request_id: context.request_id, consistency_token, notices };

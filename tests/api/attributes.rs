@@ -233,6 +233,118 @@ async fn attributes_are_listed_in_pages() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_attribute_that_no_item_has_is_named_in_a_notice() {
+    let shop = Shop::new();
+    let server = GrpcServer::start(shop.open(HealthBounds::default())).await;
+    let channel = &server.channel;
+    upsert(
+        channel,
+        vec![item("a", vec![("glaze_color", text("celadon")), ("weight", Kind::Number(2.0))]), item("b", vec![])],
+    )
+    .await;
+    let notices = |info: Option<proto::AnswerInfo>| -> Vec<(String, String)> {
+        info.unwrap().notices.into_iter().map(|notice| (notice.field, notice.description)).collect()
+    };
+    let unknown = |field: &str, name: &str, nearest: &str| {
+        let nearest = if nearest.is_empty() { String::new() } else { format!("; the nearest name is `{nearest}`") };
+        (field.to_owned(), format!("no item has the attribute `{name}`, and it is not declared{nearest}"))
+    };
+    let viewer = Some(proto::Viewer { visitor_id: "v".to_owned(), ..Default::default() });
+    let search = proto::SearchRequest {
+        viewer: viewer.clone(),
+        filter: "attributes.glaze_colour = \"celadon\" OR attributes.weight > 1".to_owned(),
+        facet_specs: ["attributes.glaze_color", "attributes.depth"]
+            .map(|field| proto::FacetSpec { field: field.to_owned(), ..Default::default() })
+            .into(),
+        options: Some(proto::RankingOptions {
+            order_by: "attributes.Weigth desc, distance(attributes.branch, 52.5, 13.4), price".to_owned(),
+            boosts: vec![proto::Boost {
+                filter: "brand = \"Acme\" AND NOT attributes.eco".to_owned(),
+                factor: 2.0,
+                ..Default::default()
+            }],
+            ..Default::default()
+        }),
+        ..Default::default()
+    };
+    let mut ranking = RankingServiceClient::new(channel.clone());
+    let of_attributes = |info| {
+        let mut found = notices(info);
+        found.retain(|(_, description)| description.contains("attribute"));
+        found
+    };
+    let expected = [
+        unknown("options.order_by", "Weigth", "weight"),
+        unknown("options.order_by", "branch", ""),
+        unknown("facet_specs[1].field", "depth", ""),
+        unknown("options.boosts[0].filter", "eco", ""),
+        unknown("filter", "glaze_colour", "glaze_color"),
+    ];
+    let answer = ranking.search(search.clone()).await.unwrap().into_inner();
+    assert_eq!(answer.results.len(), 1);
+    assert_eq!(of_attributes(answer.info), expected);
+    // A check of a request says the same.
+    let mut checked = search.clone();
+    checked.options.as_mut().unwrap().validate_only = true;
+    assert_eq!(of_attributes(ranking.search(checked).await.unwrap().into_inner().info), expected);
+
+    let is_set = proto::FilterComparison {
+        field: "attributes.glazecolor".to_owned(),
+        operator: proto::FilterOperator::Equal.into(),
+        value: Some(proto::FilterValue { kind: Some(proto::filter_value::Kind::Flag(true)) }),
+    };
+    let is_set = proto::FilterExpression { kind: Some(proto::filter_expression::Kind::Comparison(is_set)) };
+    let recommended = proto::RecommendRequest {
+        viewer: viewer.clone(),
+        r#type: proto::RecommendType::ForYou.into(),
+        filter_expression: Some(is_set),
+        ..Default::default()
+    };
+    let answer = ranking.recommend(recommended).await.unwrap().into_inner();
+    assert_eq!(notices(answer.info), [unknown("filter_expression", "glazecolor", "glaze_color")]);
+    let suggested = proto::SuggestRequest {
+        viewer: viewer.clone(),
+        prefix: "g".to_owned(),
+        filter: "attributes.eco".to_owned(),
+        ..Default::default()
+    };
+    let answer = ranking.suggest(suggested.clone()).await.unwrap().into_inner();
+    assert_eq!(notices(answer.info), [unknown("filter", "eco", "")]);
+    // Rank has items of its own, whose attributes are known.
+    let guest = item("guest", vec![("eco", Kind::Flag(true))]);
+    let boost = |name: &str| proto::Boost { filter: format!("attributes.{name}"), factor: 2.0, ..Default::default() };
+    let ranked = proto::RankRequest {
+        viewer,
+        candidates: vec![
+            proto::RankCandidate { item_id: "a".to_owned(), ..Default::default() },
+            proto::RankCandidate { item_id: "guest".to_owned(), item: Some(guest), ..Default::default() },
+        ],
+        options: Some(proto::RankingOptions { boosts: vec![boost("eco"), boost("ecco")], ..Default::default() }),
+        ..Default::default()
+    };
+    let answer = ranking.rank(ranked).await.unwrap().into_inner();
+    assert_eq!(notices(answer.info), [unknown("options.boosts[1].filter", "ecco", "")]);
+
+    // A declaration makes an attribute known, and so does an item; the deletion of the last item with it does not.
+    declare(channel, declaration("eco", proto::AttributeKind::Flag), false).await.unwrap();
+    assert_eq!(notices(ranking.suggest(suggested).await.unwrap().into_inner().info), []);
+    let by = |filter: &str| proto::SearchRequest {
+        filter: filter.to_owned(),
+        options: None,
+        facet_specs: vec![],
+        ..search.clone()
+    };
+    upsert(channel, vec![item("c", vec![("depth", Kind::Number(1.0))])]).await;
+    let by_depth = by("attributes.depth > 0");
+    assert_eq!(notices(ranking.search(by_depth.clone()).await.unwrap().into_inner().info), []);
+    let delete = proto::DeleteItemsRequest { item_ids: vec!["c".to_owned()] };
+    CatalogServiceClient::new(channel.clone()).delete_items(delete).await.unwrap();
+    let answer = ranking.search(by_depth).await.unwrap().into_inner();
+    assert_eq!(notices(answer.info), [unknown("filter", "depth", "")]);
+    server.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_declared_kind_is_enforced_and_its_texts_are_searched_after_restarts_and_swaps() {
     use proto::AttributeKind::{Number, Text};
     let shop = Shop::new();

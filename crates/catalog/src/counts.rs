@@ -14,6 +14,8 @@ use std::{cmp::Reverse, collections::BTreeMap};
 
 /// Rows whose spelling of a text is compared.
 const SPELLING_ROWS: usize = 50;
+/// Blocks whose attributes are named, so that a catalogue of a million items takes milliseconds.
+const NAME_BLOCKS: usize = 64;
 /// Rows whose attributes are counted.
 const ATTRIBUTE_ROWS: usize = 512;
 const WORDS: usize = BLOCK_ROWS / 64;
@@ -94,6 +96,27 @@ impl Catalog {
             (name.to_owned(), kinds)
         });
         kinds.filter(|(_, kinds)| !kinds.is_empty()).collect()
+    }
+
+    /// Returns true if an item has this attribute.
+    pub fn has_attribute(&self, name: &str) -> bool {
+        let field = Field::Attribute(name.to_owned());
+        masks(self.alive()).any(|(block, alive)| {
+            self.columns(block).column(&field).is_some_and(|column| {
+                AttributeKind::ALL
+                    .into_iter()
+                    .any(|kind| column.of_kind(kind).iter().zip(alive).any(|(of_kind, alive)| of_kind & alive != 0))
+            })
+        })
+    }
+
+    /// Returns the names of attributes of the items of at most [`NAME_BLOCKS`] blocks at equal distances.
+    pub fn attribute_names(&self) -> AHashSet<&str> {
+        let blocks = self.alive().len().div_ceil(WORDS);
+        let names = (0..blocks)
+            .step_by(blocks.div_ceil(NAME_BLOCKS).max(1))
+            .flat_map(|block| self.columns(block).attribute_kinds().map(|(name, _)| name));
+        names.collect()
     }
 
     /// Returns the rows that have a value of an attribute of another kind, ascending.

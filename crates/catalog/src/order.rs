@@ -79,6 +79,11 @@ impl OrderBy {
         Self(std::iter::once(in_stock).chain(self.0.iter().cloned()).collect())
     }
 
+    /// Returns the fields that sort, the first one first.
+    pub fn fields(&self) -> impl Iterator<Item = &Field> {
+        self.0.iter().map(|key| &key.field)
+    }
+
     /// Returns true if one of these fields sorts.
     pub fn has_any(&self, is_one: impl Fn(&Field) -> bool) -> bool {
         self.0.iter().any(|key| is_one(&key.field))

@@ -6,9 +6,11 @@ use crate::{
 };
 use lodestone_catalog::{AttributeKind, AttributeKindCount, Catalog};
 use lodestone_core::ids::ItemId;
+use lodestone_pipeline::run::RequestField;
 use lodestone_rules::{AttributeDeclaration, CompiledAttribute, EntryKind, RuleChange, RuleSnapshot};
 use prost_types::Timestamp;
 use std::{
+    collections::BTreeMap,
     ops::Bound::{Excluded, Unbounded},
     sync::Arc,
     time::Instant,
@@ -34,6 +36,15 @@ pub struct AttributesPage {
     pub total: usize,
     /// Empty: the page is the last.
     pub next_page_token: String,
+}
+
+/// An attribute that a field of a request names, but that no item has and that is not declared.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct UnknownAttribute {
+    pub field: RequestField,
+    pub name: String,
+    /// The most similar name of an attribute that an item has or that is declared; none if no name is similar.
+    pub nearest: Option<String>,
 }
 
 /// Held by writes of items from their check against the declarations until they are in effect.
@@ -73,6 +84,31 @@ impl Engine {
             attributes,
             total: all.len(),
         })
+    }
+
+    /// Returns those of the attributes that a request names which no item has and which are not declared, in the order of
+    /// their names. Empty as well if the workers have no time for it.
+    pub async fn unknown_attributes(
+        &self,
+        named: BTreeMap<String, RequestField>,
+        deadline: Instant,
+    ) -> Vec<UnknownAttribute> {
+        let (catalog, rules) = (self.generations.current().generation.catalog.load_full(), self.rules());
+        let is_unknown = |name: &String| !rules.attributes.contains_key(name) && !catalog.has_attribute(name);
+        let unknown: Vec<_> = named.into_iter().filter(|(name, _)| is_unknown(name)).collect();
+        if unknown.is_empty() {
+            return Vec::new();
+        }
+        let with_nearest = move |_: &mut usize| {
+            let mut names = catalog.attribute_names();
+            names.extend(rules.attributes.keys().map(String::as_str));
+            let of = |(name, field): (String, RequestField)| {
+                let nearest = nearest_name(&name, names.iter().copied()).map(str::to_owned);
+                UnknownAttribute { field, name, nearest }
+            };
+            Ok(unknown.into_iter().map(of).collect())
+        };
+        self.workers.run(deadline, with_nearest).await.unwrap_or_default()
     }
 
     /// Returns the items of the current catalogue whose values of an attribute are of another kind.
@@ -127,4 +163,45 @@ fn conflicts(catalog: &Catalog, name: &str, kind: AttributeKind) -> AttributeCon
     let rows = catalog.rows_with_other_kind(name, kind);
     let items = rows.iter().take(CONFLICTS_LISTED_MAX).map(|row| catalog.get(*row).item.id.clone()).collect();
     AttributeConflicts { item_count: rows.len(), items }
+}
+
+/// Returns the name with the least edit distance (optimal string alignment) from an unknown one, at most a third of its
+/// length. Letter case and `_` do not count.
+fn nearest_name<'n>(unknown: &str, names: impl Iterator<Item = &'n str>) -> Option<&'n str> {
+    let folded = |name: &str| name.replace('_', "").to_ascii_lowercase();
+    let unknown = folded(unknown);
+    let limit = unknown.len() / 3;
+    let near = names.filter_map(|name| {
+        let folded = folded(name);
+        // The difference of the lengths is a lower bound of the distance.
+        if folded.len().abs_diff(unknown.len()) > limit {
+            return None;
+        }
+        Some((strsim::osa_distance(&unknown, &folded), name)).filter(|(distance, _)| *distance <= limit)
+    });
+    near.min().map(|(_, name)| name)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_nearest_name_differs_by_a_third_of_its_letters_at_most() {
+        let names = ["color", "screen_size", "colors", "weight_g", "kg"];
+        let nearest = |unknown| nearest_name(unknown, names.into_iter());
+        for (unknown, expected) in [
+            ("colour", Some("color")),
+            ("Color", Some("color")),
+            ("clor", Some("color")),
+            ("screenSize", Some("screen_size")),
+            ("scren_szie", Some("screen_size")),
+            ("wieght_g", Some("weight_g")),
+            ("gk", None),
+            ("depth", None),
+        ] {
+            assert_eq!(nearest(unknown), expected, "{unknown}");
+        }
+        assert_eq!(nearest_name("color", [].into_iter()), None);
+    }
 }

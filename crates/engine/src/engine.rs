@@ -24,7 +24,7 @@ use lodestone_pipeline::{
     generation::Space,
     request::*,
     run::{
-        self, AnswerLogging, PipelineAnswer, PlannedRequest, PlannedSuggest, RankingRequest, PriceField, Suggested,
+        self, AnswerLogging, PipelineAnswer, PlannedRequest, PlannedSuggest, RankingRequest, RequestField, Suggested,
     },
     serving::{Serving, ServingConfig},
     slate::{CurrentItems, PageStart},
@@ -399,7 +399,7 @@ impl Engine {
 
     pub async fn suggest(&self, mut request: SuggestRequest, deadline: Instant) -> Result<SuggestAnswer, EngineError> {
         let compares_prices = request.filter.as_ref().is_some_and(|filter| filter.has_any(Field::is_price));
-        let price_field = compares_prices.then_some(PriceField::Filter);
+        let price_field = compares_prices.then_some(RequestField::Filter);
         let (viewer, filter) = (&request.viewer, request.filter.as_ref());
         if let Some(currency) = self.compared_currency(viewer, price_field, filter, BTreeSet::new(), deadline).await? {
             request.viewer.offers.currency = currency.into();
@@ -597,7 +597,7 @@ impl Engine {
     async fn compared_currency(
         &self,
         viewer: &Viewer,
-        price_field: Option<PriceField>,
+        price_field: Option<RequestField>,
         filter: Option<&Filter>,
         sent: BTreeSet<String>,
         deadline: Instant,
@@ -827,7 +827,7 @@ fn check_currencies(catalog: &Catalog, filter: Option<&Filter>) -> Result<(), En
     let currencies = catalog.price_currencies(catalog.alive());
     match currencies.len() {
         0 | 1 => Ok(()),
-        _ => Err(EngineError::MixedCurrencies { field: PriceField::Filter, currencies, has_viewer: false }),
+        _ => Err(EngineError::MixedCurrencies { field: RequestField::Filter, currencies, has_viewer: false }),
     }
 }
 

@@ -4,7 +4,7 @@ use lodestone_catalog::AttributeKind;
 use lodestone_events::{LogError, Outcome, RepeatedLine, StaleField, Written};
 use lodestone_pipeline::{
     answers::{AnswerLogError, ReplayError},
-    run::PriceField,
+    run::RequestField,
     serving::UnknownConfig,
 };
 use lodestone_rules::{EntryKind, RuleProblem};
@@ -104,7 +104,7 @@ pub enum EngineError {
     /// A field of the request compares prices in several currencies.
     #[error("compares prices, which are in {}; {}", currencies.join(" and "), choose_currency(*has_viewer))]
     MixedCurrencies {
-        field: PriceField,
+        field: RequestField,
         /// Ascending; at least two.
         currencies: Vec<String>,
         /// Whether the request has a viewer, who may choose a currency.

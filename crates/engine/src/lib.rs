@@ -15,7 +15,7 @@ mod serving;
 mod token;
 mod workers;
 
-pub use attributes::{AttributeConflicts, AttributesPage, DeclarationsGuard};
+pub use attributes::{AttributeConflicts, AttributesPage, DeclarationsGuard, UnknownAttribute};
 pub use engine::{Engine, EngineConfig, QueuedEvents};
 pub use error::{EngineError, PageTokenError, RuleError, WriteOutcome, WriteReport};
 pub use incentives::{DecideRequest, IncentiveAnswer, IncentiveReason};

@@ -5,7 +5,7 @@ use crate::server::{
     violations::Violations,
 };
 use lodestone_catalog::{Field, Filter, FilterValue, Operator};
-use lodestone_pipeline::run::PriceField;
+use lodestone_pipeline::run::RequestField;
 use prost::Message;
 use std::fmt::Display;
 
@@ -32,13 +32,13 @@ impl FilterForms {
     }
 
     /// Returns the path of a field in the request.
-    pub(crate) fn path(&self, field: PriceField) -> String {
+    pub(crate) fn path(&self, field: RequestField) -> String {
         let name = |is_message: bool| if is_message { "filter_expression" } else { "filter" };
         match field {
-            PriceField::Filter => name(self.filter_is_message).to_owned(),
-            PriceField::OrderBy => "options.order_by".to_owned(),
-            PriceField::Facet(index) => format!("facet_specs[{index}].field"),
-            PriceField::Boost(index) => {
+            RequestField::Filter => name(self.filter_is_message).to_owned(),
+            RequestField::OrderBy => "options.order_by".to_owned(),
+            RequestField::Facet(index) => format!("facet_specs[{index}].field"),
+            RequestField::Boost(index) => {
                 let is_message = self.boosts_are_messages.get(index).copied().unwrap_or_default();
                 format!("options.boosts[{index}].{}", name(is_message))
             }

@@ -346,7 +346,7 @@ impl Column {
     }
 
     /// Returns the items whose value is of a kind.
-    fn of_kind(&self, kind: AttributeKind) -> Mask {
+    pub(crate) fn of_kind(&self, kind: AttributeKind) -> Mask {
         let present = |numbers: &Option<Numbers>| {
             numbers.as_ref().map_or(NONE, |numbers| mask_of(&numbers.values, |value| !value.is_nan()))
         };

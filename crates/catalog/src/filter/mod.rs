@@ -264,6 +264,13 @@ impl Filter {
         texts
     }
 
+    /// Returns the fields of all conditions, in their order.
+    pub fn fields(&self) -> Vec<&Field> {
+        let mut fields = Vec::new();
+        self.0.collect_fields(&mut fields);
+        fields
+    }
+
     /// Returns true if a condition is on one of these fields.
     pub fn has_any(&self, is_one: impl Fn(&Field) -> bool + Copy) -> bool {
         self.0.has_any(is_one)
@@ -318,6 +325,14 @@ impl Node {
         }
     }
 
+    fn collect_fields<'n>(&'n self, fields: &mut Vec<&'n Field>) {
+        match self {
+            Self::And(nodes) | Self::Or(nodes) => nodes.iter().for_each(|node| node.collect_fields(fields)),
+            Self::Not(node) => node.collect_fields(fields),
+            Self::Predicate(field, _) => fields.push(field),
+        }
+    }
+
     /// Returns true if all conditions are on this field.
     fn is_only_about(&self, field: &Field) -> bool {
         match self {
@@ -342,6 +357,14 @@ impl Node {
 }
 
 impl Field {
+    /// Returns the name of the attribute whose value the field is or, for a distance, begins from.
+    pub fn attribute(&self) -> Option<&str> {
+        match self {
+            Self::Attribute(name) | Self::Distance(Distance { attribute: name, .. }) => Some(name),
+            _ => None,
+        }
+    }
+
     fn matches(&self, predicate: &Predicate, item: &Item, at: UnixMillis) -> bool {
         match self {
             Self::ItemId => predicate.matches_id(item.id.as_str()),
