@@ -26,6 +26,7 @@ mod popularity;
 mod power_loss;
 mod rank;
 mod read_your_events;
+mod relaxed;
 mod rules;
 mod serving_configs;
 mod state;

@@ -41,9 +41,12 @@ pub const NEW_ITEM_DAYS: i64 = 30;
 /// Number of items of a shop that have the reason POPULAR where no source found them: those of most popularity.
 const POPULAR_ITEMS: usize = 1000;
 
-/// Number of tiers of items with some words of a query. Items with less than a quarter of the best share have only
-/// words that hardly matter, such as "of", and the model places them among the items without any.
-const COVERAGE_TIERS: f32 = 4.0;
+/// Number of tiers of items with some words of a query. With four, an item with the query's rare word shared a tier with
+/// one that has only its two common words, if the best item has the rare word and a common one.
+const COVERAGE_TIERS: f32 = 16.0;
+/// Items with less than this part of the best share have only words that hardly matter, such as "of", and the model
+/// places them among the items without any.
+const COVERAGE_MIN: f32 = 0.25;
 
 /// The parts of the policy that do not come from the request's options.
 pub struct PolicyContext<'a> {
@@ -410,6 +413,7 @@ pub(crate) fn query_tiers(candidates: &Candidates) -> Vec<u8> {
     let tier = |candidate: &Candidate| {
         let rank = usize::from(candidate.ranks[CandidateSource::Lexical.index()]);
         match candidates.coverage.get(rank) {
+            Some(coverage) if *coverage < COVERAGE_MIN * coverage_best => 0,
             Some(coverage) if coverage_best > 0.0 => (COVERAGE_TIERS * coverage / coverage_best) as u8,
             // All matches are in descriptions.
             Some(_) => 1,
@@ -868,7 +872,11 @@ mod tests {
     #[test]
     fn without_a_full_match_items_with_more_of_the_words_precede_the_others() {
         let found = tiers(&[0, 1, 2], &[3, 1], |found| Candidates { coverage: vec![0.6, 0.35, 0.1], ..found });
-        assert_eq!(found, [(0, 4), (1, 2), (2, 0), (3, 0)]);
+        assert_eq!(found, [(0, 16), (1, 9), (2, 0), (3, 0)]);
+        // The best has a rare word and a common one, the next the rare word, the third both common words.
+        let of_words = vec![0.75, 0.55, 0.46];
+        let found = tiers(&[0, 1, 2], &[2, 1], |found| Candidates { coverage: of_words.clone(), ..found });
+        assert!(found[0].1 > found[1].1 && found[1].1 > found[2].1, "{found:?}");
         let in_descriptions = tiers(&[0, 1], &[3], |found| Candidates { coverage: vec![0.0, 0.0], ..found });
         assert_eq!(in_descriptions, [(0, 1), (1, 1), (3, 0)]);
     }

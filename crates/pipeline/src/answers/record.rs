@@ -65,8 +65,8 @@ pub struct AnswerRecord {
     /// One ranking, or two interleaved ones.
     #[prost(message, repeated, tag = "22")]
     pub rankings: Vec<RankingRecord>,
-    /// By candidate: a number added to its score, 1 for a match of all words of the query, 2 for a named item. Empty:
-    /// all 0.
+    /// By candidate: a number added to its score, 1 for a match of all words of the query, 2 for a named item; if no item
+    /// has all words, 0 to 16 by the share of them. Empty: all 0.
     #[prost(bytes = "vec", tag = "23")]
     pub tiers: Vec<u8>,
     /// By candidate: the fused score of retrieval. Empty: it equals the feature `retrieval_score`.
