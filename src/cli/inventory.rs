@@ -50,15 +50,18 @@ pub(crate) struct PushInventoryArgs {
     output: OutputArgs,
 }
 
-/// The result of `lodestone items push-inventory`. Prices in a currency of their own are an entry in addition to the stock
-/// of their row.
+/// The result of `lodestone items push-inventory`. The counts of `feed` are of rows, the others of entries: a row is one, or
+/// two if it has a stock and a price in a currency of its own, which is an offer of its own.
 #[derive(Default, serde::Serialize)]
 struct Report {
     feed: InventoryReport,
     /// Nothing was written.
     dry_run: bool,
     entry_count: usize,
+    /// Entries with a difference.
     updated_count: usize,
+    /// Entries whose values the server has already.
+    unchanged_count: usize,
     /// Entries whose values are all of a later time than the feed.
     stale_count: usize,
     /// Entries of items that the server does not have.
@@ -71,6 +74,7 @@ struct Report {
 impl Report {
     fn add(&mut self, result: &proto::ItemResult) {
         match result.status() {
+            ItemStatus::Unchanged => self.unchanged_count += 1,
             ItemStatus::Stale => self.stale_count += 1,
             ItemStatus::Unknown => self.unknown_count += 1,
             ItemStatus::Rejected => {
@@ -91,10 +95,20 @@ impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}", self.feed)?;
         if self.dry_run {
-            return writeln!(f, "--dry-run: {} entries would be sent; nothing is written", self.entry_count);
+            return writeln!(
+                f,
+                "--dry-run: {} entries of {} rows would be sent; nothing is written",
+                self.entry_count, self.feed.kept_count
+            );
         }
-        writeln!(f, "{:>10} entries written", self.updated_count)?;
-        writeln!(f, "{:>10} stale: their values are later than the feed", self.stale_count)?;
+        writeln!(
+            f,
+            "{:>10} entries of {} rows sent; a price in a currency of its own is an entry in addition to the stock of its row",
+            self.entry_count, self.feed.kept_count
+        )?;
+        writeln!(f, "{:>10} updated", self.updated_count)?;
+        writeln!(f, "{:>10} unchanged: the server has the same values", self.unchanged_count)?;
+        writeln!(f, "{:>10} stale: the server has later values than the feed", self.stale_count)?;
         writeln!(f, "{:>10} of items that the server does not have", self.unknown_count)?;
         writeln!(f, "{:>10} rejected", self.rejected_count)?;
         self.rejected.iter().try_for_each(|rejected| writeln!(f, "{:>10} {rejected}", ""))

@@ -86,6 +86,7 @@ impl Services {
             };
             if let Some(mut event) = parsed {
                 warnings.extend(self.check_items(path, &mut event));
+                warnings.extend(self.check_coupon(path, &event));
                 if result.event_id.is_empty() {
                     result.event_id = event.id.to_string();
                 }
@@ -135,6 +136,14 @@ impl Services {
             warnings.push(Violation::new(format_args!("{path}.currency_code"), description));
         }
         warnings
+    }
+
+    /// Returns a warning about the coupon of an incentive that counts for no campaign. The event is kept.
+    fn check_coupon(&self, path: impl Display, event: &Event) -> Option<Violation> {
+        let reason = self.engine.uncounted_coupon(event)?;
+        let coupon = convert::shortened(&event.coupon);
+        let description = format!("is `{coupon}`: {reason}; the event is stored and counts for no campaign");
+        Some(Violation::new(format_args!("{path}.coupon_id"), description))
     }
 
     /// Marks an attribution token that this shop did not sign as foreign and returns a warning. The event is kept.

@@ -94,22 +94,26 @@ async fn introduce(server: &GrpcServer, users: impl Iterator<Item = String>) {
     write(server, users.map(event).collect()).await;
 }
 
-async fn write(server: &GrpcServer, events: Vec<proto::Event>) {
+async fn write(server: &GrpcServer, events: Vec<proto::Event>) -> Vec<proto::EventResult> {
     let request = proto::WriteEventsRequest { events };
     let written = EventServiceClient::new(server.channel.clone()).write_events(request).await.unwrap().into_inner();
     let is_accepted = |result: &proto::EventResult| result.status == i32::from(proto::EventStatus::Accepted);
     assert!(written.results.iter().all(is_accepted), "{written:?}");
+    written.results
 }
 
-async fn redeem(server: &GrpcServer, user: &str, coupon: &str) {
+/// Writes a redemption. Returns the warning about it, or the empty text.
+async fn redeem(server: &GrpcServer, user: &str, coupon: &str) -> String {
     let event = proto::Event {
-        event_id: format!("redeemed {coupon}"),
+        event_id: format!("redeemed {coupon} by {user}"),
         r#type: proto::EventType::IncentiveRedeemed.into(),
         viewer: Some(proto::Viewer { user_id: user.to_owned(), ..Default::default() }),
         coupon_id: coupon.to_owned(),
         ..Default::default()
     };
-    write(server, vec![event]).await;
+    let warnings = write(server, vec![event]).await.remove(0).warnings;
+    assert!(warnings.iter().all(|warning| warning.field == "events[0].coupon_id"), "{warnings:?}");
+    warnings.into_iter().map(|warning| warning.description).collect()
 }
 
 fn reason_of(answer: &proto::DecideIncentiveResponse) -> IncentiveReason {
@@ -330,7 +334,13 @@ async fn racing_users_keep_the_budget_and_redeemed_incentives_count_once() {
     let before = used(&server, "c").await;
     assert_eq!((before.used_micros, before.redeemed_count), (31_000_000, 0));
     let (user, answer) = &given[0];
-    redeem(&server, "u59 is another user", &answer.coupon_id).await;
+    // Coupons that count for no campaign are accepted with a warning.
+    let warning =
+        |coupon: &str, reason: &str| format!("is `{coupon}`: {reason}; the event is stored and counts for no campaign");
+    let of_another = redeem(&server, "u59 is another user", &answer.coupon_id).await;
+    assert_eq!(of_another, warning(&answer.coupon_id, "the decision with this id is of another user"));
+    let of_the_shop = redeem(&server, user, "SPRING").await;
+    assert_eq!(of_the_shop, warning("SPRING", "no decision of this server has this id"));
     assert_eq!(used(&server, "c").await.redeemed_count, 0);
     let event = format!("redeemed by {user}");
     let twice = |id: &str| proto::Event {
@@ -340,7 +350,8 @@ async fn racing_users_keep_the_budget_and_redeemed_incentives_count_once() {
         coupon_id: answer.coupon_id.clone(),
         ..Default::default()
     };
-    write(&server, vec![twice(&event), twice("again")]).await;
+    let results = write(&server, vec![twice(&event), twice("again")]).await;
+    assert!(results.iter().all(|result| result.warnings.is_empty()), "{results:?}");
     let after = used(&server, "c").await;
     assert_eq!((after.used_micros, after.redeemed_count), (31_000_000, 1));
     let server = restart(&shop, server).await;

@@ -8,7 +8,8 @@ use crate::support::{
 use lodestone::server::proto::{
     self, RuleRequestType, catalog_service_client::CatalogServiceClient, event_service_client::EventServiceClient,
     explain_service_client::ExplainServiceClient, query_condition::Kind, ranking_service_client::RankingServiceClient,
-    rule_action::Action, rule_service_client::RuleServiceClient, synonym_service_client::SynonymServiceClient,
+    rule_action::Action, rule_service_client::RuleServiceClient,
+    serving_config_service_client::ServingConfigServiceClient, synonym_service_client::SynonymServiceClient,
 };
 use lodestone_core::units::UnixMillis;
 use lodestone_events::log::{self, CompactMode, Retention};
@@ -746,6 +747,36 @@ async fn a_preview_reports_changed_slots_and_refuses_effects_that_the_log_does_n
         preview(&server, rule("p", exact("blue mug"), vec![pin("i38", 1)])).await.left_out_answer_count == 1
     })
     .await;
+    server.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn answers_to_suggest_and_rank_do_not_use_up_the_answers_of_a_preview() {
+    let shop = Shop::new();
+    let server = GrpcServer::start(shop.open(HealthBounds::default())).await;
+    log_answers(&server).await;
+    let viewer = Some(proto::Viewer { user_id: "u1".to_owned(), ..Default::default() });
+    for number in 0..30 {
+        let typed = proto::SuggestRequest { viewer: viewer.clone(), prefix: "blu".to_owned(), ..Default::default() };
+        ranking(&server).suggest(typed).await.unwrap();
+        let candidate = proto::RankCandidate { item_id: format!("i{number}"), ..Default::default() };
+        let ranked = proto::RankRequest { viewer: viewer.clone(), candidates: vec![candidate], ..Default::default() };
+        ranking(&server).rank(ranked).await.unwrap();
+    }
+    // Records are written in the order of their answers, so the others are in the log when this one is.
+    answer(&server, request("red lamp")).await;
+    wait_for_answers(&server, 41).await;
+    for (count, found) in [(0, 41), (41, 41), (7, 7)] {
+        let rule = rule("p", exact("blue mug"), vec![pin("i39", 1)]);
+        let request = proto::PreviewRuleRequest { rule: Some(rule), answer_count: count };
+        let preview = rules(&server).preview_rule(request).await.unwrap().into_inner();
+        assert_eq!((preview.answer_count, preview.matched_answer_count), (found, found - 1), "of {count}");
+        let config = proto::ServingConfig { serving_config_id: "c".to_owned(), ..Default::default() };
+        let request = proto::PreviewServingConfigRequest { serving_config: Some(config), answer_count: count };
+        let mut configs = ServingConfigServiceClient::new(server.channel.clone());
+        let preview = configs.preview_serving_config(request).await.unwrap().into_inner();
+        assert_eq!((preview.answer_count, preview.left_out_answer_count), (found, 0), "of {count}");
+    }
     server.end().await;
 }
 

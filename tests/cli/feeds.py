@@ -233,9 +233,15 @@ def push_inventory(work, server):
 
     found = report(*command, "--dry-run")
     check((found["entry_count"], found["feed"]["kept_count"], offers()) == (4, 3, {}), "--dry-run writes nothing", found)
-    found = report(*command, "--items-time", "2h")
+    at = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time.time() - 7200))
+    found = report(*command, "--items-time", at)
     check((found["updated_count"], found["unknown_count"], found["rejected_count"]) == (3, 1, 0), "offers are written", found)
     check(found["feed"]["dropped"]["not a number"]["count"] == 1, "a bad row is counted", found)
+    found = report(*command, "--items-time", at)
+    counts = found["entry_count"], found["updated_count"], found["unchanged_count"], found["unknown_count"]
+    check(counts == (4, 0, 3, 1), "a repeated push changes nothing", found)
+    text = run(*command, "--items-time", at).stdout
+    check("4 entries of 3 rows sent" in text and "3 unchanged" in text, "entries are counted apart from rows", text)
     written = offers()
     check(written["leeds", ""]["stockQuantity"] == "4" and written["york", ""]["stockQuantity"] == "0", "stock of stores", written)
     priced = written["leeds", "EUR"]

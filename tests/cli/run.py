@@ -180,6 +180,11 @@ def mistakes(work):
     refused(["no-such-directory does not exist"], "bundle", "prune", "--keep", 1, "--store", nowhere)
     refused(["no-such-directory does not exist"], "serve", "--data", work / "x", "--store", nowhere)
     check(not nowhere.exists(), "none of these creates the directory")
+    without_events = work / "without-events"
+    without_events.mkdir()
+    shutil.copy(f"{DATA}/items.parquet", without_events)
+    for command in [("evaluate", "--bundle", BUNDLE), ("gate", "--candidate", BUNDLE, "--current", BUNDLE)]:
+        refused(["without-events has no events", "lodestone import --events"], *command, "--data", without_events)
     refused(["an-empty-directory/answers does not exist", "--answers-share"], "answers", "show", answer, "--data", empty)
     for repair in [(), ("--repair",)]:
         refused(["an-empty-directory/log has no event log", "no server has used"], "events", "verify", "--data", empty, *repair)

@@ -159,8 +159,12 @@ fn read_rows(path: &Path, visit: impl FnMut(&Columns) -> Result<(), DatasetError
 /// Reads the history of a data directory: the imported `events.parquet`, then the files that `lodestone events export`
 /// wrote to `events/`, by day. At least one of them must exist.
 pub fn read_history(data: &Path) -> Result<Vec<DatasetEvent>, DatasetError> {
+    let files = history_files(data)?;
+    if !files.iter().any(|file| file.exists()) {
+        return Err(DatasetError::NoEvents { data: data.to_owned() });
+    }
     let mut events = Vec::new();
-    for path in history_files(data)? {
+    for path in files {
         events.extend(read_events(&path)?);
     }
     Ok(events)
@@ -387,6 +391,19 @@ mod tests {
             },
             ..DatasetEvent::of_item(event_id.into(), EventKind::Purchase, user, UnixMillis(at), item)
         }
+    }
+
+    #[test]
+    fn a_shop_without_events_is_named() {
+        let directory = tempfile::tempdir().unwrap();
+        std::fs::create_dir(directory.path().join("events")).unwrap();
+        let error = read_history(directory.path()).unwrap_err();
+        assert!(matches!(&error, DatasetError::NoEvents { data } if data == directory.path()), "{error:?}");
+        let text = error.to_string();
+        assert!(text.starts_with(&*directory.path().to_string_lossy()) && text.contains("has no events"), "{text}");
+        assert!(read_history_if_any(directory.path()).unwrap().is_empty());
+        write_events(&directory.path().join("events.parquet"), &[row("1", Some("p"), 1, "a")]).unwrap();
+        assert_eq!(read_history(directory.path()).unwrap().len(), 1);
     }
 
     #[test]

@@ -41,4 +41,9 @@ pub enum DatasetError {
     Value { path: PathBuf, row: usize, column: &'static str, problem: String },
     #[error("{path}: the file has no rows")]
     Empty { path: PathBuf },
+    #[error(
+        "{data} has no events: there is no events.parquet, which `lodestone import --events` writes, and no file of \
+         `lodestone events export` in events/"
+    )]
+    NoEvents { data: PathBuf },
 }

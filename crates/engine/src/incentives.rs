@@ -6,7 +6,7 @@ use crate::{
     rules::{PutMode, Target, invalid},
 };
 use lodestone_core::{ids::UserId, units::UnixMillis};
-use lodestone_events::{Change, DecisionEffect, DecisionEstimate, IncentiveDecision, is_holdout};
+use lodestone_events::{Change, DecisionEffect, DecisionEstimate, Event, EventKind, IncentiveDecision, is_holdout};
 use lodestone_loyalty::{
     Estimate, IncentiveEffect, LoyaltyModel, TrainedLoyalty, UserSummary, day_of, required_observations,
 };
@@ -105,6 +105,25 @@ impl Engine {
         let used = self.generations.state.incentives.lock().campaign_use(campaign.id(), UnixMillis::now());
         let missing = missing_at_most(campaign, &used);
         (used, missing)
+    }
+
+    /// Returns the reason why an event of a coupon counts for no campaign. None if it counts, and for other events. A
+    /// server without decisions has none for a coupon either: the coupons are those of the shop.
+    pub fn uncounted_coupon(&self, event: &Event) -> Option<&'static str> {
+        let is_of_coupon = matches!(event.kind, EventKind::IncentiveShown | EventKind::IncentiveRedeemed);
+        if !is_of_coupon || event.coupon.is_empty() {
+            return None;
+        }
+        let incentives = self.generations.state.incentives.lock();
+        match incentives.decision(&event.coupon) {
+            None if incentives.is_empty() => None,
+            None => Some("no decision of this server has this id"),
+            Some(decision) if decision.user != event.user.as_str() => {
+                Some("the decision with this id is of another user")
+            }
+            Some(decision) if !decision.is_given() => Some("the decision with this id gave no incentive"),
+            Some(_) => None,
+        }
     }
 
     /// Decides about an incentive. A decision is stored when this returns. One decision is made and stored at a time, so

@@ -13,7 +13,7 @@ use lodestone_experiments::{
 };
 use lodestone_loyalty::{LoyaltyModel, day_of};
 use lodestone_pipeline::{
-    answers::{self, AnswerRecord, PreviewedPage, RuleOnRecord},
+    answers::{self, AnswerKind, AnswerRecord, PreviewedPage, RuleOnRecord},
     generation::Generation,
     policy::ObjectiveFacts,
     request::Viewer,
@@ -201,7 +201,7 @@ fn configured_answer(
     request_of: RequestOfRecord,
     now: UnixMillis,
 ) -> Result<ConfiguredAnswer, String> {
-    let request = request_of(record).ok_or("a Rank or a Suggest, or a request that cannot be read")?;
+    let request = request_of(record).ok_or("its request cannot be read")?;
     let Viewer { user, offers, .. } = request.viewer();
     let mut facts = ObjectiveFacts::default();
     if let Some(mix) = &config.objectives {
@@ -457,7 +457,8 @@ fn until(deadline: Instant) -> ControlFlow<()> {
     if Instant::now() > deadline { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
 }
 
-/// Reads the latest answers, oldest first, from the latest file on.
+/// Reads the latest answers to Search and Recommend, whose order rules and configurations change. Returns what `read`
+/// makes of them, the oldest first.
 fn read_latest<T>(
     directory: &Path,
     count: usize,
@@ -467,18 +468,17 @@ fn read_latest<T>(
     let mut latest: VecDeque<T> = VecDeque::new();
     let files = answers::list_files(directory).map_err(EngineError::Answers)?;
     for path in files.iter().rev() {
-        let room = count - latest.len();
-        if room == 0 {
+        if latest.len() == count {
             break;
         }
-        let mut of_file = Vec::new();
-        answers::read_last(path, room, |record| {
-            of_file.push(read(&record));
-            until(deadline)
+        answers::read_backwards(path, |record| {
+            if matches!(record.kind(), AnswerKind::Search | AnswerKind::Recommend) {
+                latest.push_front(read(&record));
+            }
+            if latest.len() == count { ControlFlow::Break(()) } else { until(deadline) }
         })
         .map_err(EngineError::Answers)?;
         check_deadline(deadline)?;
-        of_file.into_iter().rev().for_each(|answer| latest.push_front(answer));
     }
     Ok(latest)
 }

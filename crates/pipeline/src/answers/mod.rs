@@ -20,7 +20,7 @@ pub use record::*;
 pub use replay::{
     Propensity, ReplayError, ReplayModels, ReplayedAnswer, digest, replay, seed_of, slate_checksum, team_number,
 };
-pub use rows::{RewardJoin, Rewards, SlotRow, for_each_record, read_file, read_last, read_rows, write_rows};
+pub use rows::{RewardJoin, Rewards, SlotRow, for_each_record, read_backwards, read_file, read_rows, write_rows};
 pub use rule_preview::{PreviewedPage, RuleOnRecord};
 pub use scores::{HeadPart, SlotExplanation, SourcePart};
 pub use segment::{AnswerLogError, Damage, list as list_files};

@@ -104,18 +104,14 @@ pub fn read_file(path: &Path, mut visit: impl FnMut(AnswerRecord)) -> Result<Dam
     Ok(reader.damage)
 }
 
-/// Calls `visit` with the last `count` records of a file, in their order, until it breaks. Skips unreadable parts.
-pub fn read_last(
+/// Calls `visit` with the records of a file, the last one first, until it breaks. Skips unreadable parts.
+pub fn read_backwards(
     path: &Path,
-    count: usize,
     mut visit: impl FnMut(AnswerRecord) -> ControlFlow<()>,
 ) -> Result<(), AnswerLogError> {
     let mut reader = SegmentReader::open(path)?;
-    let mut skipped = reader.skip_to_last(count)?;
-    while let Some(records) = reader.next_block()? {
-        let of_block = skipped.min(records.len());
-        skipped -= of_block;
-        if records.into_iter().skip(of_block).try_for_each(&mut visit).is_break() {
+    for position in reader.block_positions()?.into_iter().rev() {
+        if reader.block_at(position)?.into_iter().rev().try_for_each(&mut visit).is_break() {
             break;
         }
     }

@@ -222,7 +222,6 @@ struct Header {
     payload_len: usize,
     payload_sum: u32,
     raw_len: usize,
-    count: usize,
     first: AnswerId,
     last: AnswerId,
 }
@@ -239,7 +238,6 @@ impl Header {
             payload_len,
             payload_sum: number(8),
             raw_len,
-            count: number(16) as usize,
             first: bytes[20..36].try_into().expect("an id has 16 bytes"),
             last: bytes[36..52].try_into().expect("an id has 16 bytes"),
         })
@@ -326,26 +324,22 @@ impl SegmentReader {
         Ok(())
     }
 
-    /// Goes to the first block of those at the end that have together at least `count` records. Returns how many more
-    /// they have.
-    pub(super) fn skip_to_last(&mut self, count: usize) -> Result<usize, AnswerLogError> {
+    /// Returns the positions of the blocks, ascending.
+    pub(super) fn block_positions(&mut self) -> Result<Vec<u64>, AnswerLogError> {
         let mut blocks = Vec::new();
-        let begin = self.length - self.left;
         while let Some(header) = self.header()? {
             let payload = self.length - self.left;
-            blocks.push((payload - HEADER_BYTES as u64, header.count));
+            blocks.push(payload - HEADER_BYTES as u64);
             self.seek(payload + header.payload_len as u64)?;
         }
-        // They are read again.
-        self.damage = Damage::default();
-        let mut found = 0;
-        let first = blocks.iter().rev().find(|(_, of_block)| {
-            found += of_block;
-            found >= count
-        });
-        let first = first.or(blocks.first()).map_or(begin, |(at, _)| *at);
-        self.seek(first)?;
-        Ok(found.saturating_sub(count))
+        Ok(blocks)
+    }
+
+    /// Reads the records of the block at a position; none if it is damaged.
+    pub(super) fn block_at(&mut self, position: u64) -> Result<Vec<AnswerRecord>, AnswerLogError> {
+        self.seek(position)?;
+        let Some(header) = self.header()? else { return Ok(Vec::new()) };
+        Ok(self.raw(&header)?.map_or(Vec::new(), |raw| records(&raw).collect()))
     }
 
     /// Reads the records of the next block; none at the end of the file.
