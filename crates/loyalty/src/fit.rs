@@ -53,6 +53,8 @@ const COUNT_TAIL: f64 = 0.1;
 const INFLATION_MAX: f64 = 10.0;
 /// Days after the first event in which a user is new.
 const NEW_DAYS: u32 = 30;
+/// The horizon's share of the events' days above which the level depends on BG/NBD, and from which it is BG/NBD's.
+const BETA_GEOMETRIC_SHARES: [f64; 2] = [0.25, 0.5];
 
 /// The events of one user, in the order of time.
 type UserEvents<'a> = Vec<&'a Event>;
@@ -60,6 +62,9 @@ type UserEvents<'a> = Vec<&'a Event>;
 /// A user at a cut.
 struct Row {
     user: u32,
+    cut: u16,
+    /// Days of the window.
+    length: u32,
     inputs: Inputs,
     /// Logarithm of the window's share of the horizon.
     log_window: f64,
@@ -273,6 +278,8 @@ impl<'a> Training<'a> {
                 }
                 rows.push(Row {
                     user: user as u32,
+                    cut: *cut,
+                    length: *length,
                     inputs: UserInputs::new(&summary, *cut, ratio).within(known, f64::from(*length)),
                     log_window: (f64::from(*length) / f64::from(days)).ln(),
                     purchases,
@@ -310,7 +317,7 @@ impl<'a> Training<'a> {
         let mut rows = self.rows(&windows(self.first, end, days), days, &values, beta_geometric.as_ref());
         check_outcomes(&rows)?;
         let (mean, scale) = standardisation(&rows);
-        let empty = LogitModel { weights: Vec::new(), covariance: Vec::new(), inflation: 1.0 };
+        let empty = LogitModel { weights: Vec::new(), covariance: Vec::new(), inflation: 1.0, level_variance: 0.0 };
         let mut model = HorizonModel {
             days,
             row_count: rows.len(),
@@ -328,14 +335,15 @@ impl<'a> Training<'a> {
         rows.par_iter_mut().for_each(|row| row.inputs = model.standardised(row.inputs));
         let (mut purchase, mut return_visit) = (logit_model(&rows, is_buyer), logit_model(&rows, is_visitor));
         model.further = further(&rows);
+        for (logit, outcome) in [(&mut purchase, is_buyer as fn(&Row) -> bool), (&mut return_visit, is_visitor)] {
+            logit.level_variance = level_variance(&window_levels(logit, &rows, outcome));
+        }
         drop(rows);
         let slices = self.newest_slices(&model, end, &values);
         let year_before = end.checked_sub(SEASON_DAYS).filter(|day| self.check_length(*day, days).is_ok());
         let year_before =
             year_before.map(|day| (self.newest_slices(&model, day, &values), [self.slice(&model, day, days, &values)]));
-        for (logit, outcome) in
-            [(&mut purchase, is_buyer as fn(&Row) -> bool), (&mut return_visit, is_visitor as fn(&Row) -> bool)]
-        {
+        for (logit, outcome) in [(&mut purchase, is_buyer as fn(&Row) -> bool), (&mut return_visit, is_visitor)] {
             let mut shift = level_shift(logit, &slices, outcome);
             if let Some((newest_then, season)) = &year_before {
                 // The error that the newest level had a year before.
@@ -343,11 +351,59 @@ impl<'a> Training<'a> {
             }
             logit.weights[0] += shift;
         }
+        if year_before.is_none() {
+            self.add_beta_geometric_levels(&mut model, &mut purchase, &mut return_visit, end, &values);
+        }
         // The weights of the window's length are of no use within the horizon, where its logarithm is 0.
         model.purchase = purchase.within_horizon();
         model.return_visit = return_visit.within_horizon();
         model.count_bins = slices.first().map_or(Vec::new(), |slice| count_bins(&model, slice));
         Ok(model)
+    }
+
+    /// Moves the levels of the probabilities and of the number towards those that BG/NBD of the purchase days and BG/NBD of
+    /// the visit days predict at the end of the day `end`: the longer the horizon is compared with the events, the less of
+    /// it do the training windows show.
+    fn add_beta_geometric_levels(
+        &self,
+        model: &mut HorizonModel,
+        purchase: &mut LogitModel,
+        return_visit: &mut LogitModel,
+        end: u16,
+        values: &Values,
+    ) {
+        let [above, full] = BETA_GEOMETRIC_SHARES;
+        let horizon_share = f64::from(model.days) / f64::from(end.saturating_sub(self.first).max(1));
+        let weight = ((horizon_share - above) / (full - above)).clamp(0.0, 1.0);
+        let weeks = f64::from(model.days) / PurchaseSummary::DAYS_PER_WEEK;
+        let of_user = |events: &UserEvents| {
+            let summary = Self::summary(events, end);
+            let ratio = user_value(&summary, values).map_or(1.0, |(_, _, ratio)| ratio);
+            let of = UserInputs::new(&summary, end, ratio);
+            (model.inputs(&of), of.purchases(), of.visits())
+        };
+        let users: Vec<_> = self.users.par_iter().map(of_user).collect();
+        let repeated =
+            |of: &dyn Fn(&(Inputs, Option<PurchaseSummary>, Option<PurchaseSummary>)) -> Option<PurchaseSummary>| {
+                users.iter().filter_map(|user| Some((user.0, of(user)?))).collect::<Vec<(Inputs, PurchaseSummary)>>()
+            };
+        let (buyers, visitors) = (repeated(&|user| user.1), repeated(&|user| user.2));
+        let visits: Vec<PurchaseSummary> = visitors.iter().map(|(_, visits)| *visits).collect();
+        if let Ok(known) = BetaGeometric::fit(&visits, Dropout::AfterRepeatPurchases) {
+            return_visit.add_level(&known, &visitors, weeks, weight);
+        }
+        let Some(known) = model.beta_geometric.filter(|_| !buyers.is_empty()) else { return };
+        purchase.add_level(&known, &buyers, weeks, weight);
+        let (mut probabilities, mut further, mut expected) = (0.0, 0.0, 0.0);
+        for (inputs, purchases) in &buyers {
+            let probability = sigmoid(purchase.logit(inputs));
+            probabilities += probability;
+            further += model.expected_purchases(probability, inputs) - probability;
+            expected += known.expected_purchases(purchases, weeks);
+        }
+        if further > 0.0 && expected > probabilities {
+            model.further[0] += weight * ((expected - probabilities) / further).ln();
+        }
     }
 
     /// Returns an error if the events until the end of the day `end` have no window of `days` days after a history.
@@ -494,7 +550,7 @@ fn logit_model(rows: &[Row], outcome: impl Fn(&Row) -> bool) -> LogitModel {
     let clusters: Vec<u32> = rows.iter().map(|row| row.user).collect();
     let weights = fit(&inputs, COLUMNS, &targets, Family::Bernoulli, PENALTY);
     let covariance = robust_covariance(&inputs, COLUMNS, &targets, &clusters, Family::Bernoulli, PENALTY, &weights);
-    LogitModel { weights, covariance, inflation: 1.0 }
+    LogitModel { weights, covariance, inflation: 1.0, level_variance: 0.0 }
 }
 
 impl LogitModel {
@@ -504,6 +560,16 @@ impl LogitModel {
         self.weights.truncate(KEPT);
         self.covariance.truncate(KEPT * (KEPT + 1) / 2);
         self
+    }
+
+    /// Moves the constant by `weight` of the distance to the level that BG/NBD predicts within `weeks`.
+    fn add_level(&mut self, known: &BetaGeometric, users: &[(Inputs, PurchaseSummary)], weeks: f64, weight: f64) {
+        let total = users.iter().map(|(_, days)| known.purchase_probability(days, weeks)).sum();
+        let logits: Vec<f64> = users.iter().map(|(inputs, _)| self.logit(inputs)).collect();
+        let difference = constant(&logits, total);
+        self.weights[0] += weight * difference;
+        // The variance of two estimates.
+        self.level_variance += 0.25 * difference * difference;
     }
 
     /// The logit of a row of the training, whose window may be shorter than the horizon.
@@ -531,21 +597,59 @@ fn further(rows: &[Row]) -> Vec<f64> {
 /// Returns the mean over slices of the constant by which the logit fits a slice. 0 without slices with both outcomes.
 fn level_shift(model: &LogitModel, slices: &[Vec<Row>], outcome: impl Fn(&Row) -> bool) -> f64 {
     let shift = |slice: &Vec<Row>| {
-        let targets: Vec<f64> = slice.iter().map(|row| f64::from(u8::from(outcome(row)))).collect();
-        let outcomes = targets.iter().sum::<f64>() as usize;
+        let outcomes = slice.iter().filter(|row| outcome(row)).count();
         let logits: Vec<f64> = slice.iter().map(|row| model.logit_of_row(row)).collect();
-        (outcomes.min(slice.len() - outcomes) >= OUTCOMES_MIN).then(|| constant(&logits, &targets))
+        (outcomes.min(slice.len() - outcomes) >= OUTCOMES_MIN).then(|| constant(&logits, outcomes as f64))
     };
     let shifts: Vec<f64> = slices.iter().filter_map(shift).collect();
     shifts.iter().sum::<f64>() / shifts.len().max(1) as f64
 }
 
-/// Returns the constant that maximises the likelihood of `targets` if it is added to the logits, within ±3.
-fn constant(logits: &[f64], targets: &[f64]) -> f64 {
-    let total: f64 = targets.iter().sum();
+/// The constant by which the logit fits one window of the training.
+#[derive(Debug, Clone, Copy)]
+struct WindowLevel {
+    cut: u16,
+    length: u32,
+    constant: f64,
+    /// Variance of the constant by chance.
+    variance: f64,
+}
+
+/// Returns the levels of the windows with both outcomes.
+fn window_levels(model: &LogitModel, rows: &[Row], outcome: fn(&Row) -> bool) -> Vec<WindowLevel> {
+    let mut windows: BTreeMap<(u16, u32), Vec<&Row>> = BTreeMap::new();
+    rows.iter().for_each(|row| windows.entry((row.cut, row.length)).or_default().push(row));
+    let level = |((cut, length), rows): ((u16, u32), Vec<&Row>)| {
+        let outcomes = rows.iter().filter(|row| outcome(row)).count();
+        let logits: Vec<f64> = rows.iter().map(|row| model.logit_of_row(row)).collect();
+        (outcomes.min(rows.len() - outcomes) >= OUTCOMES_MIN).then(|| {
+            let constant = constant(&logits, outcomes as f64);
+            let probabilities = logits.iter().map(|logit| sigmoid(logit + constant));
+            let information: f64 = probabilities.map(|probability| probability * (1.0 - probability)).sum();
+            WindowLevel { cut, length, constant, variance: 1.0 / information.max(1e-9) }
+        })
+    };
+    windows.into_par_iter().filter_map(level).collect()
+}
+
+/// Returns the mean squared change of the level from a window to a later one, without that by chance: the variance of a
+/// forecast that the level stays as it is. 0 if no window begins after the end of another.
+fn level_variance(levels: &[WindowLevel]) -> f64 {
+    let later = |of: &WindowLevel| {
+        let end = u32::from(of.cut) + of.length;
+        levels.iter().filter(move |later| u32::from(later.cut) >= end)
+    };
+    let square =
+        |of: &WindowLevel, later: &WindowLevel| (later.constant - of.constant).powi(2) - of.variance - later.variance;
+    let squares: Vec<f64> = levels.iter().flat_map(|of| later(of).map(move |later| square(of, later))).collect();
+    (squares.iter().sum::<f64>() / squares.len().max(1) as f64).max(0.0)
+}
+
+/// Returns the constant, within ±3, that makes the sum of the probabilities `total` if it is added to the logits.
+fn constant(logits: &[f64], total: f64) -> f64 {
     let (mut low, mut high) = (-3.0, 3.0);
     // The sum of the probabilities grows with the constant.
-    for _ in 0..40 {
+    for _ in 0..30 {
         let middle = 0.5 * (low + high);
         let sum: f64 = logits.iter().map(|logit| sigmoid(logit + middle)).sum();
         *(if sum < total { &mut low } else { &mut high }) = middle;
@@ -556,7 +660,7 @@ fn constant(logits: &[f64], targets: &[f64]) -> f64 {
 /// Returns the factor of the standard errors by which a model's groups agree with the outcomes of a later slice.
 fn inflation(model: &LogitModel, slice: &[Row], outcome: impl Fn(&Row) -> bool + Copy) -> f64 {
     let groups = grouped(model, &slice.iter().collect::<Vec<_>>(), outcome);
-    let squares: f64 = groups.iter().map(|group| group.excess(model.inflation)).sum();
+    let squares: f64 = groups.iter().map(Group::excess).sum();
     (squares / groups.len().max(1) as f64).sqrt().clamp(1.0, INFLATION_MAX)
 }
 
@@ -564,8 +668,12 @@ fn inflation(model: &LogitModel, slice: &[Row], outcome: impl Fn(&Row) -> bool +
 struct Group {
     share: f64,
     probability: f64,
-    /// Variance of the mean probability by the weights' uncertainty, inflated.
-    parameter_variance: f64,
+    /// Variance of the mean probability by the weights' uncertainty, not inflated.
+    weight_variance: f64,
+    /// Variance of the mean probability by all that the interval describes.
+    interval_variance: f64,
+    /// Variance of the mean probability by that of the level.
+    level_variance: f64,
     /// Variance of the share by chance.
     chance_variance: f64,
 }
@@ -573,39 +681,42 @@ struct Group {
 impl Group {
     /// The distance of share and probability in standard errors.
     fn deviation(&self) -> f64 {
-        (self.share - self.probability) / (self.parameter_variance + self.chance_variance).sqrt().max(1e-9)
+        (self.share - self.probability) / (self.interval_variance + self.chance_variance).sqrt().max(1e-9)
     }
 
-    /// The square of the factor of standard errors that explains the distance, in addition to chance.
-    fn excess(&self, inflation: f64) -> f64 {
-        let beyond_chance = (self.share - self.probability).powi(2) - self.chance_variance;
-        (beyond_chance / (self.parameter_variance / (inflation * inflation)).max(1e-12))
-            .clamp(0.0, INFLATION_MAX.powi(2))
+    /// The square of the factor of the weights' standard errors that explains the distance, in addition to level and
+    /// chance.
+    fn excess(&self) -> f64 {
+        let beyond = (self.share - self.probability).powi(2) - self.chance_variance - self.level_variance;
+        (beyond / self.weight_variance.max(1e-12)).clamp(0.0, INFLATION_MAX.powi(2))
     }
 }
 
 /// Splits rows by their probability into groups of equal size.
 fn grouped(model: &LogitModel, rows: &[&Row], outcome: impl Fn(&Row) -> bool) -> Vec<Group> {
-    let mut scored: Vec<(f64, f64, bool)> = rows
+    // Probability, its slope by the logit, variance of the logit by the weights, outcome.
+    let mut scored: Vec<(f64, f64, f64, bool)> = rows
         .iter()
         .map(|row| {
             let probability = sigmoid(model.logit(&row.inputs));
-            // The errors of users of a group have the same cause, so standard errors are averaged and not variances.
-            let error = probability * (1.0 - probability) * model.standard_error(&row.inputs);
-            (probability, error, outcome(row))
+            let slope = probability * (1.0 - probability);
+            (probability, slope, model.weight_variance(&row.inputs), outcome(row))
         })
         .collect();
     scored.sort_by(|left, right| left.0.total_cmp(&right.0));
     let size = scored.len().div_ceil(GROUPS).max(1);
-    let group = |members: &[(f64, f64, bool)]| {
+    let group = |members: &[(f64, f64, f64, bool)]| {
         let count = members.len() as f64;
-        let mean = |of: &dyn Fn(&(f64, f64, bool)) -> f64| members.iter().map(of).sum::<f64>() / count;
-        let error = mean(&|of| of.1);
+        let mean = |of: &dyn Fn(&(f64, f64, f64, bool)) -> f64| members.iter().map(of).sum::<f64>() / count;
+        // The errors of users of a group have the same cause, so standard errors are averaged and not variances.
+        let variance = |of: &dyn Fn(f64) -> f64| mean(&|member| member.1 * of(member.2).sqrt()).powi(2);
         Group {
-            share: mean(&|of| f64::from(u8::from(of.2))),
+            share: mean(&|of| f64::from(u8::from(of.3))),
             probability: mean(&|of| of.0),
-            parameter_variance: error * error,
-            chance_variance: mean(&|of| of.0 * (1.0 - of.0)) / count,
+            weight_variance: variance(&|weights| weights),
+            interval_variance: variance(&|weights| model.interval_variance(weights)),
+            level_variance: variance(&|_| model.level_variance),
+            chance_variance: mean(&|of| of.1) / count,
         }
     };
     scored.chunks(size).map(group).collect()
@@ -677,7 +788,7 @@ fn quality(target: &str, model: &str, probabilities: Vec<f64>, counts: &[f64]) -
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::simulate::gamma;
+    use crate::simulate::{gamma, purchase_times};
     use lodestone_core::{
         ids::{EventId, ItemId, UserId},
         units::{PriceMicros, Quantity},
@@ -822,6 +933,80 @@ mod tests {
         let (first_year, second_year) = (ratio(36), ratio(36 + 52));
         assert!(first_year < 0.8, "{first_year}");
         assert!((second_year - 1.0).abs() < 0.08, "{second_year}");
+    }
+
+    /// Purchases of users, one per user and day: `days` returns those of a user since [`FIRST_DAY`].
+    fn purchases(users: usize, mut days: impl FnMut(usize) -> Vec<i64>) -> Vec<Event> {
+        let mut events = Vec::new();
+        for user in 0..users {
+            for (number, day) in days(user).into_iter().enumerate() {
+                events.push(event(EventKind::Purchase, user, (FIRST_DAY + day) * DAY, number, 10.0));
+            }
+        }
+        events.sort_by_key(|event| event.at);
+        events
+    }
+
+    /// Windows of the horizon's length do not fit, so that only BG/NBD knows the level.
+    #[test]
+    fn the_level_of_a_horizon_as_long_as_the_events_is_that_of_bg_nbd() {
+        const HORIZON: i64 = 150;
+        let mut rng = StdRng::seed_from_u64(11);
+        let events = purchases(4000, |_| {
+            let first = rng.random_range(0..60);
+            let times = purchase_times(&mut rng, [0.8, 5.0, 0.5, 4.0], (2 * HORIZON - first) as f64 / 7.0);
+            let mut days: Vec<i64> = times.into_iter().map(|time| first + (time * 7.0) as i64).collect();
+            days.insert(0, first);
+            days.dedup();
+            days
+        });
+        let end = (FIRST_DAY + HORIZON - 1) as u16;
+        let model = fit_horizon(&events, end, HORIZON as u32).unwrap();
+        let (mut buyers, mut probability, mut number, mut expected) = (0.0, 0.0, 0.0, 0.0);
+        for (_, events) in by_user(&events, UnixMillis(i64::MAX)) {
+            let score = model.score(Some(&Training::summary(&events, end)), end);
+            probability += score.horizons[0].purchase.value;
+            expected += score.horizons[0].purchases.value;
+            let later = events.iter().filter(|of| (end + 1..=end + HORIZON as u16).contains(&day_of(of.at))).count();
+            buyers += f64::from(u8::from(later > 0));
+            number += later as f64;
+        }
+        assert!((probability / buyers - 1.0).abs() < 0.05, "{probability} {buyers}");
+        assert!((expected / number - 1.0).abs() < 0.1, "{expected} {number}");
+    }
+
+    #[test]
+    fn intervals_are_wide_if_the_level_changes_from_window_to_window() {
+        const WEEKS: i64 = 50;
+        let width = |rate_of_week: fn(i64) -> f64| {
+            let mut rng = StdRng::seed_from_u64(12);
+            let events = purchases(1500, |user| {
+                let rate = 0.01 + 0.05 * rng.random::<f64>();
+                let weeks = (0..WEEKS).filter(|week| rng.random::<f64>() < rate * rate_of_week(*week));
+                weeks.map(|week| 7 * week + user as i64 % 7).collect()
+            });
+            let end = (FIRST_DAY + 7 * WEEKS - 1) as u16;
+            let model = fit_horizon(&events, end, 30).unwrap();
+            let users = by_user(&events, UnixMillis(i64::MAX));
+            let widths = users.iter().map(|(_, events)| {
+                let purchase = model.score(Some(&Training::summary(events, end)), end).horizons[0].purchase;
+                purchase.high - purchase.low
+            });
+            widths.sum::<f64>() / users.len() as f64
+        };
+        let (steady, changing) = (width(|_| 2.0), width(|week| if week / 5 % 2 == 0 { 3.0 } else { 1.0 }));
+        assert!(changing > 2.0 * steady, "{changing} {steady}");
+    }
+
+    #[test]
+    fn the_variance_of_the_level_is_that_of_windows_that_follow_each_other() {
+        let level = |cut, length, constant| WindowLevel { cut, length, constant, variance: 0.01 };
+        // Only the third window begins after the end of the first.
+        let levels = [level(10, 10, 0.0), level(15, 10, 9.0), level(20, 10, 0.4)];
+        assert!((level_variance(&levels) - (0.16 - 0.02)).abs() < 1e-12);
+        assert_eq!((level_variance(&levels[..2]), level_variance(&[])), (0.0, 0.0));
+        // A change that chance explains.
+        assert_eq!(level_variance(&[level(10, 10, 0.0), level(20, 10, 0.1)]), 0.0);
     }
 
     #[test]

@@ -145,18 +145,35 @@ pub(crate) struct UserInputs {
     shared: [f64; SHARED],
     /// None without a purchase.
     purchases: Option<PurchaseSummary>,
+    /// The days with a visit. None without one.
+    visits: Option<PurchaseSummary>,
 }
 
 impl UserInputs {
     /// Computes the inputs at the end of `day`, which is not before the last event. `value_ratio`: the mean value of the
     /// user's purchases divided by that of the shop, in the user's main currency; 1 if unknown.
     pub(crate) fn new(summary: &UserSummary, day: u16, value_ratio: f64) -> Self {
-        let purchases = summary.first_purchase_day().zip(summary.last_purchase_day()).map(|(first, last)| {
+        let days = |first: Option<u16>, last: Option<u16>, days: u32| {
             let weeks = |from: u16, to: u16| f64::from(to.saturating_sub(from)) / PurchaseSummary::DAYS_PER_WEEK;
-            let frequency = summary.purchase_days() - 1;
-            PurchaseSummary { frequency, recency: weeks(first, last), age: weeks(first, day.max(last)) }
-        });
-        Self { shared: shared(summary, day, value_ratio), purchases }
+            let (first, last) = first.zip(last)?;
+            let frequency = days.saturating_sub(1);
+            Some(PurchaseSummary { frequency, recency: weeks(first, last), age: weeks(first, day.max(last)) })
+        };
+        Self {
+            shared: shared(summary, day, value_ratio),
+            purchases: days(summary.first_purchase_day(), summary.last_purchase_day(), summary.purchase_days()),
+            visits: days(summary.first_visit_day(), summary.last_visit_day(), summary.visit_days()),
+        }
+    }
+
+    /// Returns what BG/NBD knows of the days with a purchase. None without one.
+    pub(crate) fn purchases(&self) -> Option<PurchaseSummary> {
+        self.purchases
+    }
+
+    /// Returns what BG/NBD knows of the days with a visit. None without one.
+    pub(crate) fn visits(&self) -> Option<PurchaseSummary> {
+        self.visits
     }
 
     /// Takes the numbers per day from the inputs of now. Otherwise those of an earlier day would be the numbers of now

@@ -44,9 +44,11 @@ pub(crate) struct LogitModel {
     pub(crate) weights: Vec<f64>,
     /// Covariance of the weights, clustered by user: the rows of the lower triangle.
     pub(crate) covariance: Vec<f64>,
-    /// Factor of the standard errors, by which the intervals of the calibration's slice agree with its outcomes before the
-    /// logit was scaled to it.
+    /// Factor of the standard errors of the weights, by which the intervals agree with the outcomes of the last window if
+    /// the model of the events before it predicts them.
     pub(crate) inflation: f64,
+    /// Variance of the constant: the level of a later window differs from that of the training.
+    pub(crate) level_variance: f64,
 }
 
 /// Returns the inputs of [`CHANGE_DAYS`] days ago: purchases and visits are those of that day, all else is of now.
@@ -64,8 +66,8 @@ impl LogitModel {
         self.weights[0] + self.weights[1..].iter().zip(inputs).map(|(weight, input)| weight * input).sum::<f64>()
     }
 
-    /// Returns the standard error of the logit.
-    pub(crate) fn standard_error(&self, inputs: &Inputs) -> f64 {
+    /// Returns the variance of the logit by that of the weights.
+    pub(crate) fn weight_variance(&self, inputs: &Inputs) -> f64 {
         let at = |index: usize| if index == 0 { 1.0 } else { inputs[index - 1] };
         let (mut variance, mut next) = (0.0, self.covariance.iter());
         for row in 0..=INPUTS {
@@ -74,11 +76,17 @@ impl LogitModel {
                 variance += if row == column { 1.0 } else { 2.0 } * of * at(row) * at(column);
             }
         }
-        variance.max(0.0).sqrt() * self.inflation
+        variance.max(0.0)
+    }
+
+    /// Returns the variance of the logit that its interval describes.
+    pub(crate) fn interval_variance(&self, weight_variance: f64) -> f64 {
+        weight_variance * self.inflation * self.inflation + self.level_variance
     }
 
     fn estimate(&self, inputs: &Inputs) -> Estimate {
-        let (logit, margin) = (self.logit(inputs), STANDARD_ERRORS * self.standard_error(inputs));
+        let standard_error = self.interval_variance(self.weight_variance(inputs)).sqrt();
+        let (logit, margin) = (self.logit(inputs), STANDARD_ERRORS * standard_error);
         Estimate { value: sigmoid(logit), low: sigmoid(logit - margin), high: sigmoid(logit + margin) }
     }
 
@@ -97,7 +105,9 @@ impl LogitModel {
         let count = INPUTS + 1;
         self.weights.len() == count
             && self.covariance.len() == count * (count + 1) / 2
-            && self.weights.iter().chain(&self.covariance).chain([&self.inflation]).all(|number| number.is_finite())
+            && self.level_variance >= 0.0
+            && [&self.inflation, &self.level_variance].into_iter().all(|number| number.is_finite())
+            && self.weights.iter().chain(&self.covariance).all(|number| number.is_finite())
     }
 }
 
