@@ -54,7 +54,7 @@ const INFLATION_MAX: f64 = 10.0;
 /// Days after the first event in which a user is new.
 const NEW_DAYS: u32 = 30;
 /// The horizon's share of the events' days above which the level depends on BG/NBD, and from which it is BG/NBD's.
-const BETA_GEOMETRIC_SHARES: [f64; 2] = [0.25, 0.5];
+const BETA_GEOMETRIC_SHARES: [f64; 2] = [1.0 / 3.0, 0.5];
 
 /// The events of one user, in the order of time.
 type UserEvents<'a> = Vec<&'a Event>;

@@ -89,7 +89,7 @@ pub struct FileSum {
 }
 
 impl Manifest {
-    pub const FORMAT: u32 = 16;
+    pub const FORMAT: u32 = 17;
 
     pub fn new(
         name: String,
