@@ -380,14 +380,13 @@ impl<'a> Training<'a> {
             let summary = Self::summary(events, end);
             let ratio = user_value(&summary, values).map_or(1.0, |(_, _, ratio)| ratio);
             let of = UserInputs::new(&summary, end, ratio);
-            (model.inputs(&of), of.purchases(), of.visits())
+            (model.inputs(&of), of)
         };
-        let users: Vec<_> = self.users.par_iter().map(of_user).collect();
-        let repeated =
-            |of: &dyn Fn(&(Inputs, Option<PurchaseSummary>, Option<PurchaseSummary>)) -> Option<PurchaseSummary>| {
-                users.iter().filter_map(|user| Some((user.0, of(user)?))).collect::<Vec<(Inputs, PurchaseSummary)>>()
-            };
-        let (buyers, visitors) = (repeated(&|user| user.1), repeated(&|user| user.2));
+        let users: Vec<(Inputs, UserInputs)> = self.users.par_iter().map(of_user).collect();
+        let buyers: Vec<(Inputs, PurchaseSummary)> =
+            users.iter().filter_map(|(inputs, of)| Some((*inputs, of.purchases()?))).collect();
+        let visitors: Vec<(Inputs, PurchaseSummary)> =
+            users.iter().filter_map(|(inputs, of)| Some((*inputs, of.visits()?))).collect();
         let visits: Vec<PurchaseSummary> = visitors.iter().map(|(_, visits)| *visits).collect();
         if let Ok(known) = BetaGeometric::fit(&visits, Dropout::AfterRepeatPurchases) {
             return_visit.add_level(&known, &visitors, weeks, weight);
@@ -635,13 +634,13 @@ fn window_levels(model: &LogitModel, rows: &[Row], outcome: fn(&Row) -> bool) ->
 /// Returns the mean squared change of the level from a window to a later one, without that by chance: the variance of a
 /// forecast that the level stays as it is. 0 if no window begins after the end of another.
 fn level_variance(levels: &[WindowLevel]) -> f64 {
-    let later = |of: &WindowLevel| {
+    let mut squares = Vec::new();
+    for of in levels {
         let end = u32::from(of.cut) + of.length;
-        levels.iter().filter(move |later| u32::from(later.cut) >= end)
-    };
-    let square =
-        |of: &WindowLevel, later: &WindowLevel| (later.constant - of.constant).powi(2) - of.variance - later.variance;
-    let squares: Vec<f64> = levels.iter().flat_map(|of| later(of).map(move |later| square(of, later))).collect();
+        for later in levels.iter().filter(|later| u32::from(later.cut) >= end) {
+            squares.push((later.constant - of.constant).powi(2) - of.variance - later.variance);
+        }
+    }
     (squares.iter().sum::<f64>() / squares.len().max(1) as f64).max(0.0)
 }
 
@@ -952,9 +951,9 @@ mod tests {
     fn the_level_of_a_horizon_as_long_as_the_events_is_that_of_bg_nbd() {
         const HORIZON: i64 = 150;
         let mut rng = StdRng::seed_from_u64(11);
-        let events = purchases(4000, |_| {
+        let events = purchases(3000, |_| {
             let first = rng.random_range(0..60);
-            let times = purchase_times(&mut rng, [0.8, 5.0, 0.5, 4.0], (2 * HORIZON - first) as f64 / 7.0);
+            let times = purchase_times(&mut rng, [0.243, 4.414, 0.793, 2.426], (2 * HORIZON - first) as f64 / 7.0);
             let mut days: Vec<i64> = times.into_iter().map(|time| first + (time * 7.0) as i64).collect();
             days.insert(0, first);
             days.dedup();
@@ -962,17 +961,28 @@ mod tests {
         });
         let end = (FIRST_DAY + HORIZON - 1) as u16;
         let model = fit_horizon(&events, end, HORIZON as u32).unwrap();
-        let (mut buyers, mut probability, mut number, mut expected) = (0.0, 0.0, 0.0, 0.0);
+        let known = model.horizons[0].beta_geometric.unwrap();
+        let weeks = HORIZON as f64 / PurchaseSummary::DAYS_PER_WEEK;
+        let mut sums = [[0.0; 2]; 3];
         for (_, events) in by_user(&events, UnixMillis(i64::MAX)) {
-            let score = model.score(Some(&Training::summary(&events, end)), end);
-            probability += score.horizons[0].purchase.value;
-            expected += score.horizons[0].purchases.value;
+            let summary = Training::summary(&events, end);
+            let score = model.score(Some(&summary), end);
+            let days = UserInputs::new(&summary, end, 1.0).purchases().unwrap();
             let later = events.iter().filter(|of| (end + 1..=end + HORIZON as u16).contains(&day_of(of.at))).count();
-            buyers += f64::from(u8::from(later > 0));
-            number += later as f64;
+            let of_user = [
+                [score.horizons[0].purchase.value, score.horizons[0].purchases.value],
+                [known.purchase_probability(&days, weeks), known.expected_purchases(&days, weeks)],
+                [f64::from(u8::from(later > 0)), later as f64],
+            ];
+            sums.iter_mut().flatten().zip(of_user.iter().flatten()).for_each(|(sum, value)| *sum += value);
+            // Each visit is a purchase.
+            assert!((score.horizons[0].return_visit.value / score.horizons[0].purchase.value - 1.0).abs() < 1e-6);
         }
-        assert!((probability / buyers - 1.0).abs() < 0.05, "{probability} {buyers}");
-        assert!((expected / number - 1.0).abs() < 0.1, "{expected} {number}");
+        let [learned, known, actual] = sums;
+        for (index, tolerance) in [(0, 0.001), (1, 0.02)] {
+            assert!((learned[index] / known[index] - 1.0).abs() < tolerance, "{sums:?}");
+            assert!((learned[index] / actual[index] - 1.0).abs() < 0.15, "{sums:?}");
+        }
     }
 
     #[test]
