@@ -10,7 +10,9 @@ use lodestone_events::{Change, DecisionEffect, DecisionEstimate, Event, EventKin
 use lodestone_loyalty::{
     Estimate, IncentiveEffect, LoyaltyModel, TrainedLoyalty, UserSummary, day_of, required_observations,
 };
-use lodestone_rules::{CompiledCampaign, EntryKind, Incentive, IncentiveCampaign, RuleChange, RuleSnapshot};
+use lodestone_rules::{
+    CompiledCampaign, EntryKind, Incentive, IncentiveCampaign, NO_INCENTIVE, RuleChange, RuleSnapshot,
+};
 use lodestone_state::{CampaignUse, DECISIONS_MAX};
 use prost_types::Timestamp;
 use std::{collections::BTreeMap, sync::Arc};
@@ -46,6 +48,25 @@ pub enum IncentiveReason {
     UnknownUser = 11,
 }
 
+impl IncentiveReason {
+    /// Returns the name in `lodestone.v1.IncentiveReason`, without its prefix.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Randomised => "RANDOMISED",
+            Self::Gain => "GAIN",
+            Self::NoGain => "NO_GAIN",
+            Self::Holdout => "HOLDOUT",
+            Self::NoModel => "NO_MODEL",
+            Self::NotActive => "NOT_ACTIVE",
+            Self::Excluded => "EXCLUDED",
+            Self::UserLimit => "USER_LIMIT",
+            Self::Budget => "BUDGET",
+            Self::OtherCurrency => "OTHER_CURRENCY",
+            Self::UnknownUser => "UNKNOWN_USER",
+        }
+    }
+}
+
 /// The answer to a [`DecideRequest`].
 #[derive(Debug, Clone)]
 pub enum IncentiveAnswer {
@@ -63,7 +84,7 @@ pub enum IncentiveAnswer {
 
 /// A decision before it is written.
 enum Choice {
-    Decided(Box<IncentiveDecision>),
+    Decided(IncentiveReason, Box<IncentiveDecision>),
     NotDecided(IncentiveReason, String, BTreeMap<String, u64>),
 }
 
@@ -97,7 +118,11 @@ impl Engine {
         let (rules, position) = self.write_rules(change).await?;
         let written = rules.campaigns.get(&id).cloned();
         let lost = || EngineError::Internal(format!("the campaign {id} is not in effect after its write"));
-        Ok((written.ok_or_else(lost)?, position))
+        let written = written.ok_or_else(lost)?;
+        let incentives = &written.campaign.incentives;
+        let is_known = |id: &str| id == NO_INCENTIVE || incentives.iter().any(|of| of.incentive_id == id);
+        self.metrics.retain_incentives(&id, is_known);
+        Ok((written, position))
     }
 
     /// Returns the use of a campaign, and the observations that its pilot lacks at most, by incentive.
@@ -141,9 +166,10 @@ impl Engine {
         let (kind, id) = (EntryKind::IncentiveCampaign, &request.campaign_id);
         let campaign =
             rules.campaigns.get(id).ok_or_else(|| EngineError::Rule(RuleError::NotFound { kind, id: id.clone() }))?;
-        let decision = match self.choose(campaign, &request)? {
-            Choice::Decided(decision) => *decision,
+        let (reason, decision) = match self.choose(campaign, &request)? {
+            Choice::Decided(reason, decision) => (reason, *decision),
             Choice::NotDecided(reason, explanation, missing) => {
+                self.metrics.decided_incentive(campaign.id(), NO_INCENTIVE, reason.name());
                 let log_position = self.writer.position();
                 return Ok(IncentiveAnswer::NotDecided { reason, explanation, missing, log_position });
             }
@@ -151,9 +177,14 @@ impl Engine {
         let change = Change::Decision(decision.clone());
         let queued = self.writer.queue(vec![(change, None)]).await.map_err(EngineError::Log)?;
         // In a task of its own, because a caller that stops waiting must not release the guard before the decision counts.
+        let (metrics, stored) = (self.metrics.clone(), decision.clone());
         let written = tokio::spawn(async move {
             let written = queued.written().await;
             drop(guard);
+            if written.is_ok() {
+                let incentive = if stored.is_given() { &*stored.incentive_id } else { NO_INCENTIVE };
+                metrics.decided_incentive(&stored.campaign_id, incentive, reason.name());
+            }
             written
         });
         let written = written.await.map_err(|error| EngineError::Internal(error.to_string()))?;
@@ -334,7 +365,7 @@ impl Draft<'_> {
         };
         let decision = self.decision(reason, incentive, propensity);
         let is_randomised = available.len() == self.campaign.campaign.incentives.len();
-        Choice::Decided(Box::new(IncentiveDecision { is_randomised, explanation, ..decision }))
+        Choice::Decided(reason, Box::new(IncentiveDecision { is_randomised, explanation, ..decision }))
     }
 
     /// Chooses the available incentive with the greatest net gain, if its lower bound is above 0.
@@ -360,13 +391,13 @@ impl Draft<'_> {
                  this user"
             );
             let decision = self.decision(IncentiveReason::NoGain, None, 1.0);
-            return Choice::Decided(Box::new(IncentiveDecision { explanation, ..decision }));
+            return Choice::Decided(IncentiveReason::NoGain, Box::new(IncentiveDecision { explanation, ..decision }));
         };
         if self.is_holdout {
             let explanation =
                 format!("the user is in the hold-out of {holdout} of all users; otherwise {id} would be given");
             let decision = self.decision(IncentiveReason::Holdout, None, holdout);
-            return Choice::Decided(Box::new(IncentiveDecision { explanation, ..decision }));
+            return Choice::Decided(IncentiveReason::Holdout, Box::new(IncentiveDecision { explanation, ..decision }));
         }
         let incentive = available.iter().copied().find(|of| of.incentive_id == id);
         let gain = effect.gain_micros.value / MICROS;
@@ -383,7 +414,7 @@ impl Draft<'_> {
             expected_cost: effect.cost_micros / MICROS,
         });
         let decision = self.decision(IncentiveReason::Gain, incentive, 1.0 - holdout);
-        Choice::Decided(Box::new(IncentiveDecision { explanation, effect, ..decision }))
+        Choice::Decided(IncentiveReason::Gain, Box::new(IncentiveDecision { explanation, effect, ..decision }))
     }
 }
 

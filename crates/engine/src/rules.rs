@@ -112,7 +112,8 @@ impl Engine {
         match kind {
             EntryKind::Rule => self.metrics.forget_rule(&id),
             EntryKind::ServingConfig => self.metrics.forget_serving_config(&id),
-            EntryKind::SynonymSet | EntryKind::Attribute | EntryKind::IncentiveCampaign => {}
+            EntryKind::IncentiveCampaign => self.metrics.retain_incentives(&id, |_| false),
+            EntryKind::SynonymSet | EntryKind::Attribute => {}
         }
         Ok(position)
     }

@@ -5,8 +5,8 @@ use crate::{
 };
 use lodestone_core::{ids::ItemId, units::UnixMillis};
 
-/// Means no incentive in files of decisions.
-const NO_INCENTIVE: &str = "none";
+/// Means no incentive in files of decisions and metrics.
+pub const NO_INCENTIVE: &str = "none";
 /// The minimum effect of a campaign without one.
 const MINIMUM_EFFECT: f64 = 0.02;
 /// The last number of `lodestone.v1.LoyaltySegment`.

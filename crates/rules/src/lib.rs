@@ -18,7 +18,7 @@ mod synonyms;
 
 pub use attributes::{CompiledAttribute, searchable_attributes};
 pub use book::{EntryKind, RuleBook, RuleChange};
-pub use campaign::CompiledCampaign;
+pub use campaign::{CompiledCampaign, NO_INCENTIVE};
 pub use compiled::{Action, CompiledRule, CompiledSynonyms, RuleProblem, limits};
 pub use conditions::RequestFacts;
 pub use data::{

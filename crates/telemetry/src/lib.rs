@@ -3,6 +3,7 @@
 //! Metrics are aggregates that an operator monitors. The debug levels of a request describe a single answer, and logs
 //! describe single occurrences.
 #![forbid(unsafe_code)]
+use parking_lot::Mutex;
 use prometheus_client::{
     encoding::{EncodeLabelSet, text::encode},
     metrics::{counter::Counter, family::Family, gauge::Gauge, histogram::Histogram},
@@ -10,9 +11,9 @@ use prometheus_client::{
 };
 use std::{
     borrow::Cow,
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     panic,
-    sync::{LazyLock, Once},
+    sync::{Arc, LazyLock, Once},
     time::Duration,
 };
 
@@ -63,6 +64,13 @@ struct Rule {
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct Config {
     serving_config: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, EncodeLabelSet)]
+struct IncentiveReason {
+    campaign: String,
+    incentive: String,
+    reason: &'static str,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -149,6 +157,9 @@ pub struct Metrics {
     synonym_sets: Gauge,
     serving_config_answers: Family<Config, Counter>,
     serving_configs: Gauge,
+    incentive_decisions: Family<IncentiveReason, Counter>,
+    /// The labels of `incentive_decisions`, which the family does not list.
+    incentive_reasons: Arc<Mutex<BTreeSet<IncentiveReason>>>,
     items: Gauge,
     live_items: Gauge,
     merges: Gauge,
@@ -209,6 +220,8 @@ impl Default for Metrics {
             synonym_sets: Gauge::default(),
             serving_config_answers: Family::default(),
             serving_configs: Gauge::default(),
+            incentive_decisions: Family::default(),
+            incentive_reasons: Arc::default(),
             items: Gauge::default(),
             live_items: Gauge::default(),
             merges: Gauge::default(),
@@ -261,6 +274,8 @@ impl Metrics {
         registry.register("serving_config_answers", help, self.serving_config_answers.clone());
         let help = "Serving configurations of the API, without those of the file";
         registry.register("serving_configs", help, self.serving_configs.clone());
+        let help = "Answers of DecideIncentive by campaign, incentive and reason";
+        registry.register("incentive_decisions", help, self.incentive_decisions.clone());
         registry.register("items", "Items in the catalogue", self.items.clone());
         registry.register(
             "live_items",
@@ -414,6 +429,25 @@ impl Metrics {
         self.serving_config_answers.remove(&Config { serving_config: config.to_owned() });
     }
 
+    /// Counts an answer of DecideIncentive. `incentive`: `none` if the user receives nothing. Only existing campaigns have
+    /// answers, so their limits bound the labels.
+    pub fn decided_incentive(&self, campaign: &str, incentive: &str, reason: &'static str) {
+        let labels = IncentiveReason { campaign: campaign.to_owned(), incentive: incentive.to_owned(), reason };
+        self.incentive_decisions.get_or_create(&labels).inc();
+        self.incentive_reasons.lock().insert(labels);
+    }
+
+    /// Removes the counts of a campaign for incentives that `is_kept` refuses, so that labels do not accumulate.
+    pub fn retain_incentives(&self, campaign: &str, is_kept: impl Fn(&str) -> bool) {
+        self.incentive_reasons.lock().retain(|labels| {
+            let is_kept = labels.campaign != campaign || is_kept(&labels.incentive);
+            if !is_kept {
+                self.incentive_decisions.remove(labels);
+            }
+            is_kept
+        });
+    }
+
     pub fn wrote(&self, outcome: &'static str, count: u64) {
         self.written.get_or_create(&Outcome { outcome }).inc_by(count);
     }
@@ -466,7 +500,6 @@ impl Metrics {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::collections::BTreeSet;
 
     #[test]
     fn every_panic_is_counted_in_whatever_thread() {
@@ -516,6 +549,34 @@ mod tests {
     }
 
     #[test]
+    fn counts_of_deleted_campaigns_and_incentives_are_removed() {
+        let metrics = Metrics::default();
+        for (campaign, incentive, reason) in [
+            ("winter", "ten", "GAIN"),
+            ("winter", "ten", "GAIN"),
+            ("winter", "gift", "GAIN"),
+            ("winter", "none", "HOLDOUT"),
+            ("spring", "gift", "GAIN"),
+        ] {
+            metrics.decided_incentive(campaign, incentive, reason);
+        }
+        let counts = || {
+            let text = metrics.text(Sizes::default());
+            let lines = text.lines().filter_map(|line| line.strip_prefix("lodestone_incentive_decisions_total"));
+            lines.map(str::to_owned).collect::<BTreeSet<_>>()
+        };
+        let of = |lines: &[&str]| lines.iter().map(|line| (*line).to_owned()).collect::<BTreeSet<_>>();
+        let spring = "{campaign=\"spring\",incentive=\"gift\",reason=\"GAIN\"} 1";
+        let ten = "{campaign=\"winter\",incentive=\"ten\",reason=\"GAIN\"} 2";
+        let none = "{campaign=\"winter\",incentive=\"none\",reason=\"HOLDOUT\"} 1";
+        assert_eq!(counts().len(), 4);
+        metrics.retain_incentives("winter", |incentive| incentive != "gift");
+        assert_eq!(counts(), of(&[spring, ten, none]));
+        metrics.retain_incentives("winter", |_| false);
+        assert_eq!(counts(), of(&[spring]));
+    }
+
+    #[test]
     fn the_document_lists_exactly_the_registered_metrics() {
         let metrics = Metrics::default();
         // The encoder omits families without members.
@@ -530,6 +591,7 @@ mod tests {
         metrics.experimented("experiment", "arm");
         metrics.applied_rule("rule");
         metrics.configured("default");
+        metrics.decided_incentive("winter", "none", "HOLDOUT");
         metrics.changed_bundle("activated");
         metrics.loaded_bundle(Duration::from_secs(1));
         metrics.generations(2);
