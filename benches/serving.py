@@ -11,6 +11,7 @@ import re
 import shutil
 import signal
 import socket
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -30,6 +31,8 @@ CONNECTIONS = os.environ.get("BENCH_CONNECTIONS", "1,8,32")
 COMPARED_USERS, AGREEMENT_MIN = 100, 0.5
 # GetLoyalty per second.
 LOYALTY_RATE = "1000"
+# Requests without and with the objective LOYALTY, and the weight of the objective.
+OBJECTIVE_REQUESTS, OBJECTIVE_WEIGHT = int(os.environ.get("BENCH_OBJECTIVE_REQUESTS", "2000")), 0.5
 PEER_PROCESSES = os.cpu_count()
 
 sys.path.insert(0, str(STUBS))
@@ -100,6 +103,40 @@ class Server:
             return found
 
 
+    def objective_cost(self, users):
+        """Measures Recommend without and with the objective LOYALTY, one request after the other in turn.
+
+        Returns the medians in µs of the response time at the client and of the policy, which blends objectives. With
+        `refused` instead if the bundle cannot have the objective."""
+        from lodestone.v1 import (ranking_service_pb2 as messages, ranking_service_pb2_grpc as services,
+                                  serving_config_service_pb2 as configs, serving_config_service_pb2_grpc as config_services)
+        objectives = {"weights": [{"objective": "OBJECTIVE_LOYALTY", "weight": OBJECTIVE_WEIGHT}]}
+        config = {"serving_config_id": "bench-loyalty", "objectives": objectives}
+        with grpc.insecure_channel(self.address) as channel:
+            try:
+                create = config_services.ServingConfigServiceStub(channel).CreateServingConfig
+                create(configs.CreateServingConfigRequest(serving_config=config))
+            except grpc.RpcError as error:
+                return {"refused": error.details()}
+            stub = services.RankingServiceStub(channel)
+            times = {"": ([], []), "bench-loyalty": ([], [])}
+            for number in range(OBJECTIVE_REQUESTS):
+                # The order alternates, so that neither has the caches of the other more often.
+                for name in sorted(times, reverse=number % 2 == 0):
+                    options = {"serving_config": name, "debug_level": "DEBUG_LEVEL_TIMINGS"}
+                    viewer = {"user_id": users[number % len(users)]}
+                    request = messages.RecommendRequest(type=1, viewer=viewer, options=options)
+                    begin = time.perf_counter()
+                    answer = stub.Recommend(request)
+                    elapsed = time.perf_counter() - begin
+                    policy = next(of.duration for of in answer.info.debug.stages if of.stage == "policy")
+                    times[name][0].append(1e6 * elapsed)
+                    times[name][1].append(policy.ToNanoseconds() / 1e3)
+        without, with_loyalty = [[statistics.median(of) for of in pair] for pair in times.values()]
+        return {"requests": OBJECTIVE_REQUESTS, "response_us": {"without": without[0], "with": with_loyalty[0]},
+                "policy_us": {"without": without[1], "with": with_loyalty[1]}}
+
+
 def agreement(ours, theirs, at):
     """Returns the mean share of items of our first page that theirs has too. `at`: 0 recommendations, 1 searches."""
     shares = [len(set(a[at]) & set(b[at])) / len(a[at]) for a, b in zip(ours, theirs) if a[at]]
@@ -137,6 +174,7 @@ def main():
             our_answers = server.answers(users, titles)
             ours = {rpc: server.load(rpc) for rpc in ("recommend", "search", "suggest")}
             ours["get-loyalty"] = server.load("get-loyalty", "8", "--rate", LOYALTY_RATE, "--only-rate")
+            objective = server.objective_cost(users)
             ours["write-events"] = server.load("write-events", CONNECTIONS)
         vectors = Path(work) / "vectors"
         subprocess.run([LODESTONE, "bundle", "export-vectors", "--bundle", BUNDLE, "--out", vectors], check=True,
@@ -165,6 +203,13 @@ def main():
     loyalty = ours["get-loyalty"]["runs"][0]
     print(f"\nGetLoyalty, {loyalty['answered_per_s']:.0f} per second on {loyalty['connections']} connections: "
           f"p50 {loyalty['p50_ms']:.2f} ms, p99 {loyalty['p99_ms']:.2f} ms")
+    if "refused" in objective:
+        print(f"Recommend with the objective LOYALTY is not measured: {objective['refused']}")
+    else:
+        for name, of in (("response", objective["response_us"]), ("policy", objective["policy_us"])):
+            print(f"Recommend with the objective LOYALTY, {name}: {of['with']:.1f} µs, without {of['without']:.1f} µs, "
+                  f"{of['with'] - of['without']:+.1f} µs, ratio {of['with'] / of['without']:.3f} "
+                  f"(medians of {objective['requests']} requests each, in turn)")
 
     batch = 100
     written = max(run["capacity_per_s"] for run in ours["write-events"]["runs"]) * batch
@@ -176,8 +221,8 @@ def main():
     print(f"memory per user with 100 events: at most {per_user:,} bytes")
     if min(agreed.values()) < AGREEMENT_MIN:
         sys.exit(f"the first pages have too few items in common: {agreed}; at least {AGREEMENT_MIN:.0%} are required")
-    report = {"lodestone": ours, "python": theirs, "agreement": agreed, "events_per_s": written,
-              "bytes_per_user": per_user}
+    report = {"lodestone": ours, "loyalty_objective": objective, "python": theirs, "agreement": agreed,
+              "events_per_s": written, "bytes_per_user": per_user}
     (OUT / "serving.json").write_text(json.dumps(report, indent=2))
 
 

@@ -49,6 +49,7 @@ const IN_FLIGHT_MAX: u64 = 20_000;
 Examples:
   lodestone load-test --data data --rpc search --connections 1,8,32
   lodestone load-test --data data --rpc browse --order-by 'price desc' --page-number 500 --connections 1
+  lodestone load-test --data data --rpc get-loyalty --connections 8 --rate 1000 --only-rate
   lodestone load-test --data data --rate 500 --only-rate --latencies latencies.csv")]
 pub(crate) struct LoadTestArgs {
     #[command(flatten)]
