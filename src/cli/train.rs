@@ -357,7 +357,7 @@ impl fmt::Display for Trained {
             report.sample_count,
             report.epoch_count,
             report.list_count,
-            report.heads.join(", ")
+            if report.heads.is_empty() { "none".to_owned() } else { report.heads.join(", ") }
         )?;
         for missing in [&report.missing_user_encoder, &report.missing_ranker].into_iter().flatten() {
             writeln!(f, "{missing}")?;

@@ -2,7 +2,8 @@
 use crate::decompress;
 use ahash::AHashMap;
 use arrow_array::{
-    Array, BooleanArray, Float32Array, Float64Array, Int32Array, Int64Array, LargeStringArray, StringArray,
+    Array, ArrayRef, BooleanArray, Float32Array, Float64Array, Int8Array, Int16Array, Int32Array, Int64Array,
+    LargeStringArray, StringArray, UInt8Array, UInt16Array, UInt32Array, UInt64Array,
 };
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 use std::{
@@ -65,6 +66,8 @@ pub enum DecisionFileError {
     Empty { path: PathBuf },
     #[error("{path}: column `{column}` is missing; needed: {}; found: {found}", REQUIRED.join(", "))]
     MissingColumn { path: PathBuf, column: &'static str, found: String },
+    #[error("{path}: column `{column}` has the type {found}; expected text, integers, 32- or 64-bit numbers, or flags")]
+    ColumnType { path: PathBuf, column: String, found: String },
     #[error("{path}: row {row}, column `{column}`: `{value}` is not {limit}")]
     Value { path: PathBuf, row: usize, column: String, value: String, limit: String },
 }
@@ -87,8 +90,14 @@ pub fn read_decisions(directory: &Path) -> Result<Decisions, DecisionFileError> 
             for batch in reader.map_err(|source| error(source.to_string()))? {
                 let batch = batch.map_err(|source| error(source.to_string()))?;
                 let names: Vec<String> = batch.schema().fields().iter().map(|field| field.name().clone()).collect();
-                let cells: Option<Vec<_>> = batch.columns().iter().map(|column| cells(column)).collect();
-                let cells = cells.ok_or_else(|| error("a column is neither text nor numbers nor flags".to_owned()))?;
+                let cells = |(name, column): (&String, &ArrayRef)| {
+                    cells(column).ok_or_else(|| DecisionFileError::ColumnType {
+                        path: path.clone(),
+                        column: name.clone(),
+                        found: column.data_type().to_string(),
+                    })
+                };
+                let cells = names.iter().zip(batch.columns()).map(cells).collect::<Result<Vec<_>, _>>()?;
                 if table.is_none() {
                     table = Some(Table::new(&path, names)?);
                 }
@@ -130,26 +139,16 @@ fn cells(column: &dyn Array) -> Option<Vec<String>> {
     fn texts<T: ToString>(values: impl Iterator<Item = Option<T>>) -> Vec<String> {
         values.map(|value| value.map_or(String::new(), |value| value.to_string())).collect()
     }
-    let any = column.as_any();
-    if let Some(column) = any.downcast_ref::<StringArray>() {
-        return Some(texts(column.iter()));
+    macro_rules! first_of {
+        ($($array:ty),*) => {
+            $(if let Some(column) = column.as_any().downcast_ref::<$array>() {
+                return Some(texts(column.iter()));
+            })*
+        };
     }
-    if let Some(column) = any.downcast_ref::<LargeStringArray>() {
-        return Some(texts(column.iter()));
-    }
-    if let Some(column) = any.downcast_ref::<Float64Array>() {
-        return Some(texts(column.iter()));
-    }
-    if let Some(column) = any.downcast_ref::<Float32Array>() {
-        return Some(texts(column.iter()));
-    }
-    if let Some(column) = any.downcast_ref::<Int64Array>() {
-        return Some(texts(column.iter()));
-    }
-    if let Some(column) = any.downcast_ref::<Int32Array>() {
-        return Some(texts(column.iter()));
-    }
-    any.downcast_ref::<BooleanArray>().map(|column| texts(column.iter().map(|flag| flag.map(u8::from))))
+    first_of!(StringArray, LargeStringArray, Float64Array, Float32Array);
+    first_of!(Int64Array, Int32Array, Int16Array, Int8Array, UInt64Array, UInt32Array, UInt16Array, UInt8Array);
+    column.as_any().downcast_ref::<BooleanArray>().map(|column| texts(column.iter().map(|flag| flag.map(u8::from))))
 }
 
 /// The rows that were read so far.
@@ -279,7 +278,10 @@ impl<'a> Table<'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{Cells, write_table};
+    use crate::{Cells, columns, write_table};
+    use arrow_array::Date32Array;
+    use arrow_schema::{Field, Schema};
+    use std::sync::Arc;
 
     const HEADER: &str = "user_id,treatment,propensity,purchase,value,cost,currency,recency_days\n";
 
@@ -336,6 +338,19 @@ mod tests {
             let message = read_text(rows).unwrap_err().to_string();
             assert!(message.ends_with(expected), "{message}");
         }
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("decisions.parquet");
+        let of_type = |array: ArrayRef| {
+            let schema = Schema::new(vec![Field::new("recency_days", array.data_type().clone(), true)]);
+            columns::write(&path, schema, vec![array]).unwrap();
+            read_decisions(directory.path()).unwrap_err().to_string()
+        };
+        let message = of_type(Arc::new(Date32Array::from(vec![1])));
+        let expected =
+            "column `recency_days` has the type Date32; expected text, integers, 32- or 64-bit numbers, or flags";
+        assert!(message.ends_with(expected), "{message}");
+        let message = of_type(Arc::new(Int8Array::from(vec![1])));
+        assert!(message.contains("column `user_id` is missing"), "{message}");
         let message = read_csv(Path::new("decisions.csv"), "user_id,treatment\n".as_bytes()).unwrap_err().to_string();
         assert!(message.contains("column `propensity` is missing"), "{message}");
         let directory = tempfile::tempdir().unwrap();

@@ -11,7 +11,6 @@ use lodestone_experiments::{
     Outcome,
     off_policy::{EstimateOptions, Estimator, EvaluatedSlots, Reward, SupportLimits, evaluate_answers, slots_of},
 };
-use lodestone_loyalty::{LoyaltyModel, day_of};
 use lodestone_pipeline::{
     answers::{self, AnswerKind, AnswerRecord, PreviewedPage, RuleOnRecord},
     generation::Generation,
@@ -21,9 +20,9 @@ use lodestone_pipeline::{
     rules::RuleInput,
     run::RankingRequest,
     serving::{ServingConfig, ServingSnapshot},
-    slate::{self, RETURN_DAYS, prices_and_margins},
+    slate::{self, objective_facts},
 };
-use lodestone_rules::{Action, CompiledRule, CompiledServingConfig, Objective, RuleSnapshot};
+use lodestone_rules::{Action, CompiledRule, CompiledServingConfig, RuleSnapshot};
 use std::{
     collections::{BTreeMap, HashMap, HashSet, VecDeque},
     ops::ControlFlow,
@@ -206,19 +205,17 @@ fn configured_answer(
     let mut facts = ObjectiveFacts::default();
     if let Some(mix) = &config.objectives {
         let summary = generation.state.users.summary(user);
-        let risk = |model: &LoyaltyModel| model.return_risk(summary.as_ref(), day_of(now), RETURN_DAYS) as f32;
-        facts.return_risk = generation.loyalty.model().filter(|_| mix.has(Objective::Loyalty)).map(risk);
+        let (view, keys) = (catalog.view(offers), &generation.state.keys);
+        let row = |id: &String| view.row_of(keys, &ItemId::parse(id).ok()?);
+        let rows: Vec<Option<Row>> = record.items.iter().take(record.candidate_count()).map(row).collect();
+        let known = rows.iter().flatten().copied();
+        facts = objective_facts(generation, &view, &[mix], known, summary.as_ref(), now);
         if mix.needs_prices() {
-            let (view, keys) = (catalog.view(offers), &generation.state.keys);
-            let row = |id: &String| view.row_of(keys, &ItemId::parse(id).ok()?);
-            let rows: Vec<Option<Row>> = record.items.iter().take(record.candidate_count()).map(row).collect();
-            let known = rows.iter().flatten().copied();
-            let (prices, margins) = prices_and_margins(generation, &view, known, now, mix.has(Objective::Margin));
             let spread = |values: Vec<f32>| -> Vec<f32> {
                 let mut values = values.into_iter();
                 rows.iter().map(|row| row.and_then(|_| values.next()).unwrap_or(f32::NAN)).collect()
             };
-            (facts.prices, facts.margins) = (spread(prices), spread(margins));
+            (facts.prices, facts.margins) = (spread(facts.prices), spread(facts.margins));
         }
     }
     let before = record.with_rule(&RuleOnRecord::default()).map_err(|error| error.0)?.before;

@@ -95,8 +95,7 @@ pub fn compare_incentive_policies(
     // Hashed, because the numbers of users may have an order.
     let half = |user: u32| (u64::from(user) ^ options.seed).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 63 == 0;
     let (train, test) = log.split(half);
-    let model = UpliftModel::fit(&train, &options.uplift)?;
-    let train_scores = DoublyRobustScores::new(&train, options.uplift.margin)?;
+    let (model, train_scores) = UpliftModel::fit_with_scores(&train, &options.uplift)?;
     let mean_gain = |arm: usize| train_scores.policy_value(&vec![arm; train.observations.len()]).gain_micros.value;
     let best = (1..log.arm_count()).max_by(|left, right| mean_gain(*left).total_cmp(&mean_gain(*right)));
     let best = best.ok_or(UpliftError::NoIncentives)?;
@@ -106,16 +105,16 @@ pub fn compare_incentive_policies(
     let budget = options.budget_micros.unwrap_or(BUDGET_SHARE * everyone_cost);
     let scores = DoublyRobustScores::new(&test, options.uplift.margin)?;
     let report = |policy, arms: &[usize], order: Option<&Order>| {
-        let curve =
-            order.map(|order| scores.uplift_curve(&order.priority, &order.arms, options.resamples, options.seed));
+        let areas =
+            order.map(|order| scores.uplift_areas(&order.priority, &order.arms, options.resamples, options.seed));
         let gain = |of: &dyn Fn(u32, usize) -> f64| {
             test.observations.iter().zip(arms).map(|(row, arm)| of(row.user, *arm)).sum::<f64>() / rows.max(1) as f64
         };
         PolicyReport {
             policy,
             value: scores.policy_value(arms),
-            auuc_micros: curve.as_ref().map(|curve| curve.auuc_micros),
-            qini_micros: curve.as_ref().map(|curve| curve.qini_micros),
+            auuc_micros: areas.map(|areas| areas.auuc_micros),
+            qini_micros: areas.map(|areas| areas.qini_micros),
             true_gain_micros: true_gain.map(gain),
         }
     };
@@ -148,7 +147,7 @@ pub fn compare_incentive_policies(
         rows: log.observations.len(),
         judged_rows: rows,
         budget_micros: budget,
-        evidence: model.evidence.clone(),
+        evidence: train.evidence(options.uplift.minimum_effect),
         best_incentive: log.incentives[best - 1].clone(),
         policies,
         allocation,

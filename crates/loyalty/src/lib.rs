@@ -55,5 +55,5 @@ pub use simulate::simulate_customers;
 pub use summary::{CURRENCIES, HALF_LIVES_DAYS, RECENT_DAYS, Spend, UserSummary, VISIT_DAYS, day_of};
 pub use uplift::{
     DoublyRobustScores, Evidence, IncentiveEffect, IncentiveLog, NO_INCENTIVE, Observation, PROPENSITY_MIN,
-    PolicyValue, UpliftCurve, UpliftError, UpliftModel, UpliftOptions, required_observations,
+    PolicyValue, UpliftAreas, UpliftError, UpliftModel, UpliftOptions, required_observations,
 };

@@ -26,8 +26,6 @@ const INPUT_MAX: f64 = 5.0;
 /// Two-sided level and power of the test that the number of observations is planned for.
 const LEVEL: f64 = 0.05;
 const POWER: f64 = 0.8;
-/// Points of an uplift curve after the first.
-const CURVE_POINTS: usize = 100;
 
 /// A logged decision about one user, and what the user did within the horizon.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -386,10 +384,10 @@ impl DoublyRobustScores {
         Estimate { value: mean, low: mean - margin, high: mean + margin }
     }
 
-    /// Returns the uplift curve of an order of the rows, in which the row with the highest `priority` receives the arm of
-    /// `arms` first: the mean change of the gain per row of all rows by the share of rows that receive theirs. The
-    /// intervals are those of a bootstrap over users.
-    pub fn uplift_curve(&self, priority: &[f64], arms: &[usize], resamples: usize, seed: u64) -> UpliftCurve {
+    /// Returns the areas of the uplift curve of an order of the rows, in which the row with the highest `priority` receives
+    /// the arm of `arms` first: the mean change of the gain per row of all rows by the share of rows that receive theirs.
+    /// The intervals are those of a bootstrap over users.
+    pub fn uplift_areas(&self, priority: &[f64], arms: &[usize], resamples: usize, seed: u64) -> UpliftAreas {
         let order = descending(priority);
         let effects = self.of_rows(|row| self.gain_effect(row, arms[row]));
         let clusters = clusters(&self.users);
@@ -425,17 +423,7 @@ impl DoublyRobustScores {
             let at = |share: f64| values.get((share * (values.len().max(1) - 1) as f64).round() as usize).copied();
             Estimate { value, low: at(0.025).unwrap_or(value), high: at(0.975).unwrap_or(value) }
         };
-        let rows = self.rows().max(1) as f64;
-        let mut points = vec![[0.0, 0.0]];
-        let (mut sum, mut next) = (0.0, 1);
-        for (index, row) in order.iter().enumerate() {
-            sum += effects[*row as usize];
-            if (index + 1) * CURVE_POINTS >= next * self.rows() {
-                points.push([(index + 1) as f64 / rows, sum / rows]);
-                next = (index + 1) * CURVE_POINTS / self.rows() + 1;
-            }
-        }
-        UpliftCurve { auuc_micros: interval(auuc, 0), qini_micros: interval(qini, 1), points }
+        UpliftAreas { auuc_micros: interval(auuc, 0), qini_micros: interval(qini, 1) }
     }
 }
 
@@ -473,16 +461,14 @@ pub struct PolicyValue {
     pub purchases: Estimate,
 }
 
-/// The gain by the share of rows that receive an incentive (Radcliffe 2007, "Using control groups to target on predicted
-/// lift"), from doubly robust scores (Yadlowsky et al. 2021, arXiv 2111.07966).
-#[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct UpliftCurve {
+/// Areas of the curve of the gain by the share of rows that receive an incentive (Radcliffe 2007, "Using control groups to
+/// target on predicted lift"), from doubly robust scores (Yadlowsky et al. 2021, arXiv 2111.07966).
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct UpliftAreas {
     /// Area under the curve.
     pub auuc_micros: Estimate,
     /// Area between the curve and the straight line to its end, which is the curve of a random order.
     pub qini_micros: Estimate,
-    /// Share of rows with an incentive, and the mean change of the gain per row of all rows.
-    pub points: Vec<[f64; 2]>,
 }
 
 /// A linear regression on standardised inputs with the covariance of its weights.
@@ -562,8 +548,6 @@ pub struct UpliftModel {
     pub margin: f64,
     /// Standard errors by which the lower bound of a gain is below its mean: the normal quantile of the confidence.
     lower_standard_errors: f64,
-    /// No incentive, then each incentive.
-    pub evidence: Vec<Evidence>,
     standardisation: Standardisation,
     incentives: Vec<IncentiveModel>,
 }
@@ -571,6 +555,14 @@ pub struct UpliftModel {
 impl UpliftModel {
     /// Fits the model to logged decisions. Refuses if the observations cannot show the minimum effect.
     pub fn fit(log: &IncentiveLog, options: &UpliftOptions) -> Result<Self, UpliftError> {
+        Self::fit_with_scores(log, options).map(|(model, _)| model)
+    }
+
+    /// Fits the model, and returns it with the scores of its observations.
+    pub(crate) fn fit_with_scores(
+        log: &IncentiveLog,
+        options: &UpliftOptions,
+    ) -> Result<(Self, DoublyRobustScores), UpliftError> {
         options.check()?;
         log.check()?;
         let evidence = log.evidence(options.minimum_effect);
@@ -603,14 +595,14 @@ impl UpliftModel {
                 response: fit(&rows, columns, &purchased, Family::Bernoulli, PENALTY),
             }
         };
-        Ok(Self {
+        let model = Self {
             observation_count: log.observations.len(),
             margin: options.margin,
             lower_standard_errors: normal_quantile(options.confidence),
-            evidence,
             incentives: log.incentives.par_iter().enumerate().map(model).collect(),
             standardisation,
-        })
+        };
+        Ok((model, scores))
     }
 
     /// Returns the names of the incentives, in the order of their effects.

@@ -25,7 +25,7 @@ use lodestone_core::{
 };
 use lodestone_events::Rank;
 use lodestone_index::{KeyedNeighbours, MatchScope};
-use lodestone_loyalty::day_of;
+use lodestone_loyalty::{UserSummary, day_of};
 use lodestone_rules::Objective;
 use std::sync::Arc;
 
@@ -33,7 +33,7 @@ use std::sync::Arc;
 const VARIANTS_BYTES_MAX: usize = 1 << 20;
 
 /// Days after a visit in which the head `return_visit` counts another one, which the user's return risk is about.
-pub const RETURN_DAYS: u32 = 14;
+const RETURN_DAYS: u32 = 14;
 
 /// Number of days after its creation in which an item is new.
 pub const NEW_ITEM_DAYS: i64 = 30;
@@ -151,7 +151,11 @@ pub fn policy_rules(
     };
     let fused: Vec<f32> = candidates.iter().map(|candidate| candidate.evidence.fused).collect();
     let uses_model = |config: &ServingConfig| config.ranker && policy.order == Order::Model && !ranked.heads.is_empty();
-    let facts = objective_facts(context, candidates, policy.plan.configs.iter().filter(|config| uses_model(config)));
+    let mixes = policy.plan.configs.iter().filter(|config| uses_model(config));
+    let mixes: Vec<&ObjectiveMix> = mixes.filter_map(|config| config.objectives.as_ref()).collect();
+    let rows = candidates.iter().map(|candidate| candidate.row);
+    let of_user = context.history.summary.as_deref();
+    let facts = objective_facts(context.generation, context.catalog, &mixes, rows, of_user, context.now);
     let columns = HeadColumns::new(models.heads.iter().map(|head| head.name.as_str()));
     let ranking = |config: &Arc<ServingConfig>| {
         let weight = |head: &Head| config.head_weights.get(&head.name).copied().unwrap_or(head.weight);
@@ -286,28 +290,28 @@ pub fn arrange(
     (slate, arranged)
 }
 
-/// Gathers what the objectives of configurations read.
-fn objective_facts<'c>(
-    context: &RequestContext,
-    candidates: &[Candidate],
-    configs: impl Iterator<Item = &'c Arc<ServingConfig>> + Clone,
+/// Gathers what mixtures of objectives read apart from the heads: prices and margins of the rows, and the risk of the user.
+pub fn objective_facts(
+    generation: &Generation,
+    catalog: &Catalog,
+    mixes: &[&ObjectiveMix],
+    rows: impl Iterator<Item = Row>,
+    summary: Option<&UserSummary>,
+    now: UnixMillis,
 ) -> ObjectiveFacts {
-    let mixes = || configs.clone().filter_map(|config| config.objectives.as_ref());
-    let has = |objective: Objective| mixes().any(|mix| mix.has(objective));
-    let rows = candidates.iter().map(|candidate| candidate.row);
-    let (prices, margins) = match mixes().any(ObjectiveMix::needs_prices) {
-        true => prices_and_margins(context.generation, context.catalog, rows, context.now, has(Objective::Margin)),
+    let has = |objective: Objective| mixes.iter().any(|mix| mix.has(objective));
+    let (prices, margins) = match mixes.iter().any(|mix| mix.needs_prices()) {
+        true => prices_and_margins(generation, catalog, rows, now, has(Objective::Margin)),
         false => Default::default(),
     };
-    let loyalty = context.generation.loyalty.model().filter(|_| has(Objective::Loyalty));
-    let return_risk = loyalty
-        .map(|model| model.return_risk(context.history.summary.as_deref(), day_of(context.now), RETURN_DAYS) as f32);
+    let loyalty = generation.loyalty.model().filter(|_| has(Objective::Loyalty));
+    let return_risk = loyalty.map(|model| model.return_risk(summary, day_of(now), RETURN_DAYS) as f32);
     ObjectiveFacts { prices, margins, return_risk }
 }
 
 /// Returns the prices that a viewer sees, in units of the currency that most of the rows have, and the margins; NaN:
 /// unknown. A row without a cost has the mean margin share of the catalogue.
-pub fn prices_and_margins(
+fn prices_and_margins(
     generation: &Generation,
     catalog: &Catalog,
     rows: impl Iterator<Item = Row>,

@@ -23,9 +23,11 @@ const RFM: [&str; 2] = ["recency_days", "frequency"];
 /// One half of the users teaches, the other half judges. Policies: `random`; `everyone` receives the incentive with the
 /// greatest mean gain, whatever the budget is; `rfm` gives it to those who are least likely to purchase without; `response`
 /// to those who are most likely to purchase with it; `uplift` decides by what each incentive changes (doubly robust
-/// learner) under the budget. Gains are margin × value − cost, compared with no incentive for anyone. See
+/// learner) under the budget. Gains are margin × value − cost, compared with no incentive for anyone. Policies keep the
+/// expected cost within the budget; the cost of the table is estimated from the outcomes, and may be above it. See
 /// docs/incentives.md. Exit code 1 if the decisions are too few.
 #[derive(clap::Args)]
+#[command(group = clap::ArgGroup::new("decisions").required(true).args(["data", "generate"]))]
 #[command(after_help = "\
 Examples:
   lodestone benchmark incentive --data data --margin 0.3 --budget 2000
@@ -42,10 +44,10 @@ Examples:
 All other columns are features: numbers that were known before the decision. rfm needs recency_days and frequency.")]
 pub(crate) struct IncentiveArgs {
     /// The directory with the decisions.
-    #[arg(long, value_name = "DIR", value_parser = existing_directory, required_unless_present = "generate")]
+    #[arg(long, value_name = "DIR", value_parser = existing_directory)]
     data: Option<PathBuf>,
     /// Simulates this many decisions with known effects instead, and reports the true gains.
-    #[arg(long, value_name = "N", value_parser = within(100..=10_000_000), conflicts_with = "data")]
+    #[arg(long, value_name = "N", value_parser = within(100..=10_000_000))]
     generate: Option<usize>,
     /// Also writes the simulated decisions as a decisions.parquet.
     #[arg(long, value_name = "FILE", value_parser = new_file, requires = "generate")]
@@ -193,22 +195,26 @@ impl fmt::Display for IncentiveReport {
             "{:<9} {:>8} {:>10} {:>28} {:>9} {:>28} {:>10}",
             "policy", "treated", "cost", "gain per 1,000 decisions", "true", "Qini per 1,000", "AUUC"
         )?;
+        let tenths = |value: f64| {
+            let text = format!("{value:.1}");
+            if text == "-0.0" { "0.0".to_owned() } else { text }
+        };
         let thousand = |of: &Estimate| {
-            let [value, low, high] = [of.value, of.low, of.high].map(|micros| 1000.0 * units(micros));
-            format!("{value:.1} [{low:.1}, {high:.1}]")
+            let [value, low, high] = [of.value, of.low, of.high].map(|micros| tenths(1000.0 * units(micros)));
+            format!("{value} [{low}, {high}]")
         };
         let optional = |of: Option<String>| of.unwrap_or_else(|| "-".to_owned());
         for policy in &of.policies {
             writeln!(
                 f,
-                "{:<9} {:>8} {:>10.1} {:>28} {:>9} {:>28} {:>10}",
+                "{:<9} {:>8} {:>10} {:>28} {:>9} {:>28} {:>10}",
                 policy.policy,
                 policy.value.treated,
-                units(policy.value.cost_micros.value) * of.judged_rows as f64,
+                tenths(units(policy.value.cost_micros.value) * of.judged_rows as f64),
                 thousand(&policy.value.gain_micros),
-                optional(policy.true_gain_micros.map(|gain| format!("{:.1}", 1000.0 * units(gain)))),
+                optional(policy.true_gain_micros.map(|gain| tenths(1000.0 * units(gain)))),
                 optional(policy.qini_micros.as_ref().map(thousand)),
-                optional(policy.auuc_micros.map(|of| format!("{:.1}", 1000.0 * units(of.value))))
+                optional(policy.auuc_micros.map(|of| tenths(1000.0 * units(of.value))))
             )?;
         }
         let allocation = &of.allocation;

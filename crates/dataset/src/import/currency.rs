@@ -1,4 +1,5 @@
 //! Currencies in the text of a price.
+use super::report::{Reason, RowError};
 
 /// Signs that belong to one currency. `$`, `¥` and `kr` belong to several.
 const SIGNS: [(&str, &str); 8] = [
@@ -19,6 +20,32 @@ pub(super) struct PriceText<'a> {
     pub number: &'a str,
     /// An ISO 4217 code. None without a currency, or with a sign of several.
     pub currency: Option<String>,
+}
+
+/// Returns the code of the column of currencies. Without a price, nothing depends on it.
+pub(super) fn stated(column: &str, text: &str, is_priced: bool) -> Result<Option<String>, RowError> {
+    match text {
+        "" => Ok(None),
+        code if is_code(code) => Ok(Some(code.to_ascii_uppercase())),
+        _ if !is_priced => Ok(None),
+        code => Err(RowError::dropped(Reason::Currency, column, code, "not an ISO 4217 code of three letters")),
+    }
+}
+
+/// Returns the one currency that the values of a row name. `column` and `text`: of the price, for the error.
+pub(super) fn only(
+    mut named: impl Iterator<Item = String>,
+    column: &str,
+    text: &str,
+) -> Result<Option<String>, RowError> {
+    let Some(code) = named.next() else { return Ok(None) };
+    match named.find(|other| *other != code) {
+        None => Ok(Some(code)),
+        Some(other) => {
+            let problem = format!("in {code}, and another value of the row is in {other}");
+            Err(RowError::dropped(Reason::Currency, column, text, &problem))
+        }
+    }
 }
 
 /// Returns true for three ASCII letters.

@@ -3,7 +3,7 @@ use super::{
     Formats, ImportError, currency,
     items::{first_of_list, pieces},
     mapping::{InventoryColumns, Mapping, availability_of},
-    numbers::{self, Cell},
+    numbers::Cell,
     report::{InventoryReport, Reason, RowError},
     rows::{Row, Rows, Selection, ValueKind},
 };
@@ -164,46 +164,22 @@ impl InventoryReader<'_> {
         field: Field,
         column: &str,
     ) -> Result<(Option<PriceMicros>, Option<String>), RowError> {
-        let text = text(row, field);
-        let currency::PriceText { number, currency } = currency::split(text);
         let is_number = row.kinds[field as usize] == ValueKind::Number;
-        let cell = Cell { column, text: number, line: row.line, is_number };
-        let Some(number) = self.formats.numbers.parse(cell)? else { return Ok((None, None)) };
-        Ok((Some(numbers::price(number, column, text, &self.mapping.clean)?), currency))
+        let cell = Cell { column, text: text(row, field), line: row.line, is_number };
+        self.formats.price(cell, &self.mapping.clean)
     }
 
     /// Returns when a sale begins and ends; without a period, from the time of the file on.
     fn sale_period(&self, row: &Row) -> Result<(UnixMillis, UnixMillis), RowError> {
-        let text = text(row, Field::SalePeriod);
-        if text.is_empty() {
-            return Ok((self.time, NEVER));
-        }
-        self.formats.times.parse_period(text).filter(|(from, to)| from < to).ok_or_else(|| {
-            let problem = "not two ISO 8601 times with a slash between them, the later one last";
-            RowError::dropped(Reason::SalePeriod, &self.columns.sale_period.text(), text, problem)
-        })
+        let period = self.formats.sale_period(&self.columns.sale_period.text(), text(row, Field::SalePeriod))?;
+        Ok(period.unwrap_or((self.time, NEVER)))
     }
 
     /// Returns the currency of the prices of a row; empty if it is `constants.currency` or not named.
     fn currency(&self, row: &Row, of_prices: [Option<String>; 2], is_priced: bool) -> Result<String, RowError> {
-        let column = self.columns.currency.text();
-        let stated = match text(row, Field::Currency) {
-            "" => None,
-            code if currency::is_code(code) => Some(code.to_ascii_uppercase()),
-            // Without a price, nothing depends on the currency.
-            _ if !is_priced => None,
-            code => {
-                let problem = "not an ISO 4217 code of three letters";
-                return Err(RowError::dropped(Reason::Currency, &column, code, problem));
-            }
-        };
-        let mut named = of_prices.into_iter().flatten().chain(stated);
-        let code = named.next().unwrap_or_default();
-        if let Some(other) = named.find(|other| *other != code) {
-            let problem = format!("in {code}, and another value of the row is in {other}");
-            let (column, text) = (self.columns.price.text(), text(row, Field::Price));
-            return Err(RowError::dropped(Reason::Currency, &column, text, &problem));
-        }
+        let stated = currency::stated(&self.columns.currency.text(), text(row, Field::Currency), is_priced)?;
+        let named = of_prices.into_iter().flatten().chain(stated);
+        let code = currency::only(named, &self.columns.price.text(), text(row, Field::Price))?.unwrap_or_default();
         Ok(if code == self.mapping.constants.currency { String::new() } else { code })
     }
 }

@@ -2,7 +2,7 @@
 use super::{
     Formats, ImportError, currency,
     mapping::{CategoryLists, Condition, ItemColumns, Mapping, attribute_name_of, availability_of},
-    numbers::{self, Cell},
+    numbers::Cell,
     report::{ImportReport, Reason, RowError},
     rows::{LIST_SEPARATOR, NamedValue, Row, Rows, Selection, ValueKind},
     text::visible_text,
@@ -364,12 +364,9 @@ impl ItemReader<'_> {
         field: Field,
         column: &str,
     ) -> Result<(Option<PriceMicros>, Option<String>), RowError> {
-        let text = text(row, field);
-        let currency::PriceText { number, currency } = currency::split(text);
         let is_number = row.kinds[field as usize] == ValueKind::Number;
-        let cell = Cell { column, text: number, line: row.line, is_number };
-        let Some(number) = self.formats.numbers.parse(cell)? else { return Ok((None, None)) };
-        Ok((Some(numbers::price(number, column, text, &self.mapping.clean)?), currency))
+        let cell = Cell { column, text: text(row, field), line: row.line, is_number };
+        self.formats.price(cell, &self.mapping.clean)
     }
 
     /// Returns the paths of categories of a cell.
@@ -406,30 +403,14 @@ impl ItemReader<'_> {
         let (sale, of_sale) = self.price(row, Field::SalePrice, &columns.sale_price.text())?;
         let (original, of_original) = self.price(row, Field::OriginalPrice, &columns.original_price.text())?;
         let (cost, of_cost) = self.price(row, Field::Cost, &columns.cost.text())?;
-        let period = self.sale_period(text(Field::SalePeriod))?;
+        let period = self.formats.sale_period(&columns.sale_period.text(), text(Field::SalePeriod))?;
         // A sale without a period is what a user pays.
         let undated = sale.filter(|_| period.is_none());
-        let column = columns.currency.text();
-        let stated = match text(Field::Currency) {
-            "" => None,
-            code if currency::is_code(code) => Some(code.to_ascii_uppercase()),
-            // Without a price, nothing depends on the currency.
-            _ if regular.or(sale).or(original).or(cost).is_none() => None,
-            code => {
-                let problem = "not an ISO 4217 code of three letters";
-                return Err(RowError::dropped(Reason::Currency, &column, code, problem));
-            }
-        };
-        let mut named = [of_regular, of_sale, of_original, of_cost, stated].into_iter().flatten();
-        let constant = &self.mapping.constants.currency;
-        let code = match (named.next(), constant.as_str()) {
-            (Some(code), _) => code,
-            (None, constant) => constant.to_owned(),
-        };
-        if let Some(other) = named.find(|other| *other != code) {
-            let problem = format!("in {code}, and another value of the row is in {other}");
-            return Err(RowError::dropped(Reason::Currency, &price_column, text(Field::Price), &problem));
-        }
+        let is_priced = regular.or(sale).or(original).or(cost).is_some();
+        let stated = currency::stated(&columns.currency.text(), text(Field::Currency), is_priced)?;
+        let named = [of_regular, of_sale, of_original, of_cost, stated].into_iter().flatten();
+        let code = currency::only(named, &price_column, text(Field::Price))?;
+        let code = code.unwrap_or_else(|| self.mapping.constants.currency.clone());
         let price = undated.or(regular);
         if let (Some(_), "") = (price.or(sale).or(original).or(cost), code.as_str()) {
             let sent = [Field::Price, Field::SalePrice, Field::OriginalPrice, Field::Cost].map(text);
@@ -450,20 +431,6 @@ impl ItemReader<'_> {
             cost,
             currency: code,
         })
-    }
-
-    /// Returns the first moments of a sale and after it; none for a sale without an end.
-    fn sale_period(&self, period: &str) -> Result<Option<(UnixMillis, UnixMillis)>, RowError> {
-        if period.is_empty() {
-            return Ok(None);
-        }
-        match self.formats.times.parse_period(period).filter(|(from, to)| from < to) {
-            Some(period) => Ok(Some(period)),
-            None => {
-                let problem = "not two ISO 8601 times with a slash between them, the later one last";
-                Err(RowError::dropped(Reason::SalePeriod, &self.columns.sale_period.text(), period, problem))
-            }
-        }
     }
 
     fn stock(&mut self, row: &Row) -> Result<Option<u32>, RowError> {

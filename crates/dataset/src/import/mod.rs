@@ -17,11 +17,12 @@ use catalogue::Catalogue;
 use events::EventCleaning;
 pub use inventory::LocalInventory;
 use lodestone_catalog::Item;
-use lodestone_core::units::UnixMillis;
+use lodestone_core::units::{PriceMicros, UnixMillis};
 use lodestone_events::EventKind;
 pub use mapping::{Mapping, SHIPPED};
-use numbers::Numbers;
+use numbers::{Cell, Numbers};
 pub use report::{Dropped, ImportReport, InventoryReport};
+use report::{Reason, RowError};
 use std::{
     fs, io,
     path::{Path, PathBuf},
@@ -316,6 +317,27 @@ impl Formats {
         Ok(Self { numbers, times: Times::new(&mapping.clean).map_err(bad)? })
     }
 
+    /// Returns a price, and the currency that its text names.
+    fn price(&mut self, cell: Cell, clean: &mapping::Clean) -> Result<(Option<PriceMicros>, Option<String>), RowError> {
+        let currency::PriceText { number, currency } = currency::split(cell.text);
+        let Some(value) = self.numbers.parse(Cell { text: number, ..cell })? else { return Ok((None, None)) };
+        Ok((Some(numbers::price(value, cell.column, cell.text, clean)?), currency))
+    }
+
+    /// Returns the first moments of a sale and after it; none without a text.
+    fn sale_period(&self, column: &str, text: &str) -> Result<Option<(UnixMillis, UnixMillis)>, RowError> {
+        if text.is_empty() {
+            return Ok(None);
+        }
+        match self.times.parse_period(text).filter(|(from, to)| from < to) {
+            Some(period) => Ok(Some(period)),
+            None => {
+                let problem = "not two ISO 8601 times with a slash between them, the later one last";
+                Err(RowError::dropped(Reason::SalePeriod, column, text, problem))
+            }
+        }
+    }
+
     /// Checks, after all rows, that the numbers have one meaning.
     fn finish(self, path: &Path) -> Result<(), ImportError> {
         match self.numbers.ambiguous() {
@@ -327,16 +349,14 @@ impl Formats {
 
 /// Checks that an id is not a long number that a spreadsheet wrote in scientific notation, which loses its last digits:
 /// `5.01E+12`.
-fn check_id(column: &mapping::Names, text: &str) -> Result<(), report::RowError> {
+fn check_id(column: &mapping::Names, text: &str) -> Result<(), RowError> {
     let are_digits = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
     let is_rounded = text.split_once("E+").or_else(|| text.split_once("e+")).is_some_and(|(mantissa, exponent)| {
         let (whole, fraction) = mantissa.split_once(['.', ',']).unwrap_or((mantissa, "0"));
         are_digits(whole) && are_digits(fraction) && are_digits(exponent)
     });
     match is_rounded {
-        true => {
-            Err(report::RowError::dropped(report::Reason::RoundedId, &column.text(), text, "without its last digits"))
-        }
+        true => Err(RowError::dropped(Reason::RoundedId, &column.text(), text, "without its last digits")),
         false => Ok(()),
     }
 }

@@ -98,15 +98,15 @@ fn the_curve_of_effects_is_above_the_line_of_a_random_order() {
     let scores = DoublyRobustScores::new(&test, MARGIN).unwrap();
     let rows = test.observations.len();
     let priority: Vec<f64> = (0..rows).map(|row| model.effects(test.row(row))[0].gain_micros.value).collect();
-    let curve = scores.uplift_curve(&priority, &vec![1; rows], 200, 1);
-    assert!(curve.qini_micros.low > 0.0, "{:?}", curve.qini_micros);
-    assert!(curve.qini_micros.low <= curve.qini_micros.value && curve.qini_micros.value <= curve.qini_micros.high);
-    assert_eq!(curve.points.len(), CURVE_POINTS + 1);
-    let end = curve.points.last().unwrap();
+    let areas = scores.uplift_areas(&priority, &vec![1; rows], 200, 1);
+    assert!(areas.qini_micros.low > 0.0, "{:?}", areas.qini_micros);
+    assert!(areas.qini_micros.low <= areas.qini_micros.value && areas.qini_micros.value <= areas.qini_micros.high);
+    // Below both curves is the triangle of the line to the gain of everyone.
     let everyone = scores.policy_value(&vec![1; rows]).gain_micros.value;
-    assert!((end[0] - 1.0).abs() < 1e-12 && (end[1] - everyone).abs() < 1e-6 * everyone.abs(), "{end:?} {everyone}");
+    let triangle = areas.auuc_micros.value - areas.qini_micros.value;
+    assert!((triangle - 0.5 * everyone).abs() < 1e-6 * everyone.abs(), "{triangle} {everyone}");
     let random: Vec<f64> = (0..rows).map(|row| f64::from(fold_of(row as u32 * 77))).collect();
-    let flat = scores.uplift_curve(&random, &vec![1; rows], 200, 1).qini_micros;
+    let flat = scores.uplift_areas(&random, &vec![1; rows], 200, 1).qini_micros;
     assert!(flat.low < 0.0 && 0.0 < flat.high, "{flat:?}");
 }
 
