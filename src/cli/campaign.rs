@@ -8,13 +8,13 @@ use super::{
     paths::new_file,
     progress::style,
 };
-use anyhow::ensure;
+use anyhow::{anyhow, ensure};
 use indicatif::ProgressBar;
 use lodestone_core::{
     ids::{ItemId, UserId},
     units::UnixMillis,
 };
-use lodestone_dataset::{Cells, format_day, write_csv, write_table};
+use lodestone_dataset::{AssignedIncentive, Cells, format_day, read_incentive_assignment, write_csv, write_table};
 use lodestone_events::Event;
 use lodestone_loyalty::{RiskScore, Segment};
 use lodestone_pipeline::{
@@ -26,7 +26,7 @@ use lodestone_pipeline::{
     slate::{CurrentItems, PageStart},
 };
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     fmt,
     path::{Path, PathBuf},
 };
@@ -38,12 +38,16 @@ const BATCH: usize = 64;
 ///
 /// A row per user, the highest value at risk first: P(no return) × expected value within the longest horizon of the
 /// bundle. The products are those that Recommend FOR_YOU of the bundle would return at the end of the events, with the
-/// default serving configuration. The columns are described in docs/loyalty.md.
+/// default serving configuration. With --decisions, each row also has the incentive of its user, or none. The columns are
+/// described in docs/loyalty.md.
 #[derive(clap::Args)]
 #[command(after_help = "\
 Examples:
   lodestone loyalty campaign --data data --bundle bundle --users 500 --out campaign.csv
-  lodestone loyalty campaign --data data --bundle bundle --segment at-risk --segment lapsing --out campaign.parquet")]
+  lodestone loyalty campaign --data data --bundle bundle --segment at-risk --segment lapsing --out campaign.parquet
+  lodestone loyalty assign --data data --bundle bundle --campaign winter --holdout-share 0.1 --budget 2000 \
+      --segment at-risk --out decisions.parquet
+  lodestone loyalty campaign --data data --bundle bundle --decisions decisions.parquet --out campaign.csv")]
 pub(crate) struct CampaignArgs {
     #[command(flatten)]
     input: InputArgs,
@@ -60,6 +64,9 @@ pub(crate) struct CampaignArgs {
     /// Products per user. A user for whom fewer can be recommended has fewer.
     #[arg(long, value_name = "N", value_parser = within(1..=100), default_value_t = 12)]
     products: usize,
+    /// The incentives: the file that `lodestone loyalty assign` wrote for the same data and segments.
+    #[arg(long, value_name = "FILE", value_parser = parquet_file_to_read)]
+    decisions: Option<PathBuf>,
     /// The file of the list: .csv or .parquet.
     #[arg(long, value_name = "FILE", value_parser = table_file)]
     out: PathBuf,
@@ -69,7 +76,7 @@ pub(crate) struct CampaignArgs {
     library: LibraryArgs,
 }
 
-fn segment(text: &str) -> Result<Segment, String> {
+pub(super) fn segment(text: &str) -> Result<Segment, String> {
     let name = |of: &Segment| of.name().replace('_', "-");
     Segment::ALL.into_iter().find(|of| name(of) == text.replace('_', "-")).ok_or_else(|| {
         format!("is no segment; expected one of {}", Segment::ALL.iter().map(name).collect::<Vec<_>>().join(", "))
@@ -77,7 +84,15 @@ fn segment(text: &str) -> Result<Segment, String> {
 }
 
 pub(super) fn parquet_file(text: &str) -> Result<PathBuf, String> {
-    let path = new_file(text)?;
+    of_parquet(new_file(text)?)
+}
+
+fn parquet_file_to_read(text: &str) -> Result<PathBuf, String> {
+    let path = of_parquet(PathBuf::from(text))?;
+    if path.is_file() { Ok(path) } else { Err("is not a file".to_owned()) }
+}
+
+fn of_parquet(path: PathBuf) -> Result<PathBuf, String> {
     match path.extension().is_some_and(|of| of == "parquet") {
         true => Ok(path),
         false => Err("has another extension than .parquet, which is the format".to_owned()),
@@ -101,6 +116,8 @@ struct Target<'a> {
     user: &'a UserId,
     risk: RiskScore,
     purchase_days: i64,
+    /// Of --decisions.
+    decision: Option<AssignedIncentive>,
     products: Vec<Product>,
 }
 
@@ -124,6 +141,8 @@ struct Summary {
     horizon_days: u32,
     /// Sum over the rows.
     value_at_risk: f64,
+    /// Rows with each incentive of --decisions, and with none.
+    incentives: BTreeMap<String, usize>,
     /// Rows with fewer products than --products.
     users_with_fewer_products: usize,
     out: PathBuf,
@@ -142,6 +161,9 @@ impl fmt::Display for Summary {
             self.currency,
             self.horizon_days
         )?;
+        for (incentive, count) in &self.incentives {
+            writeln!(f, "{incentive:<24} {count:>9}")?;
+        }
         if self.users_with_fewer_products > 0 {
             writeln!(f, "{} users have fewer products", self.users_with_fewer_products)?;
         }
@@ -173,7 +195,8 @@ pub(crate) fn campaign(args: &CampaignArgs) -> anyhow::Result<Exit> {
         .iter()
         .filter_map(|user| {
             let purchase_days = user.summary.purchase_days().into();
-            Some(Target { user: &user.user, risk: target(user)?, purchase_days, products: Vec::new() })
+            let (risk, products) = (target(user)?, Vec::new());
+            Some(Target { user: &user.user, risk, purchase_days, decision: None, products })
         })
         .collect();
     targets.sort_by(|left, right| {
@@ -181,6 +204,9 @@ pub(crate) fn campaign(args: &CampaignArgs) -> anyhow::Result<Exit> {
     });
     let eligible_users = targets.len();
     targets.truncate(args.users);
+    if let Some(path) = &args.decisions {
+        join_decisions(path, &mut targets)?;
+    }
     recommend(args, &base.events, &mut targets)?;
     let summary = Summary {
         bundle: base.bundle.clone(),
@@ -190,6 +216,10 @@ pub(crate) fn campaign(args: &CampaignArgs) -> anyhow::Result<Exit> {
         currency: currency.to_owned(),
         horizon_days: base.model.horizons.last().map_or(0, |horizon| horizon.days),
         value_at_risk: targets.iter().map(|of| of.risk.value_at_risk()).sum(),
+        incentives: targets.iter().filter_map(|of| of.decision.as_ref()).fold(BTreeMap::new(), |mut counts, of| {
+            *counts.entry(of.incentive.clone()).or_default() += 1;
+            counts
+        }),
         users_with_fewer_products: targets.iter().filter(|of| of.products.len() < args.products).count(),
         out: args.out.clone(),
     };
@@ -200,6 +230,26 @@ pub(crate) fn campaign(args: &CampaignArgs) -> anyhow::Result<Exit> {
     }
     args.format.print(&summary)?;
     Ok(Exit::Success)
+}
+
+/// Sets the decision of each target.
+fn join_decisions(path: &Path, targets: &mut [Target]) -> anyhow::Result<()> {
+    let mut decisions = read_incentive_assignment(path)?;
+    for target in targets.iter_mut() {
+        target.decision = target.user.signed_in_id().and_then(|user| decisions.remove(user));
+    }
+    let mut missing = targets.iter().filter(|target| target.decision.is_none());
+    if let Some(first) = missing.next() {
+        return Err(anyhow!(
+            "--decisions {} has no decision about {} of {} users of the list, such as {}; run `lodestone loyalty assign` \
+             on the same --data with every --segment of the list",
+            path.display(),
+            missing.count() + 1,
+            targets.len(),
+            first.user.signed_in_id().unwrap_or_default()
+        ));
+    }
+    Ok(())
 }
 
 /// Ranks products for each target as a server with this bundle and these events would.
@@ -272,6 +322,15 @@ fn columns(args: &CampaignArgs, summary: &Summary, targets: &[Target]) -> Vec<(S
         (format!("expected_value_{days}d"), numbers(&|of| of.risk.expected_value)),
         ("purchase_days".to_owned(), Cells::Integers(targets.iter().map(|of| of.purchase_days).collect())),
     ];
+    if args.decisions.is_some() {
+        let decided = |of: &dyn Fn(&AssignedIncentive) -> &str| {
+            texts(&|target: &Target| target.decision.as_ref().map_or(String::new(), |decision| of(decision).to_owned()))
+        };
+        let propensity = |target: &Target| target.decision.as_ref().map(|decision| decision.propensity);
+        columns.push(("incentive_id".to_owned(), decided(&|of| &of.incentive)));
+        columns.push(("incentive_reason".to_owned(), decided(&|of| &of.reason)));
+        columns.push(("propensity".to_owned(), Cells::Numbers(targets.iter().map(propensity).collect())));
+    }
     for index in 0..args.products {
         let number = index + 1;
         let of_product = |of: &dyn Fn(&Product) -> &str| {

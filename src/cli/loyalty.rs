@@ -1,6 +1,6 @@
 //! `lodestone loyalty`
 use super::{
-    campaign::{CampaignArgs, campaign, parquet_file},
+    campaign::{CampaignArgs, campaign, parquet_file, segment},
     exit::Exit,
     output::{FormatArgs, write_file},
     paths::{existing_directory, new_file},
@@ -10,13 +10,16 @@ use anyhow::{anyhow, ensure};
 use indicatif::ProgressBar;
 use lodestone_core::{ids::UserId, units::UnixMillis};
 use lodestone_dataset::{Cells, format_day, into_events, read_history, write_table};
+use lodestone_engine::IncentiveReason;
 use lodestone_events::{Event, EventKind, is_holdout};
 use lodestone_experiments::plots::{self, Bar, BarGroup, Line, PAGE_STYLE, Scales, escape, section, wide};
 use lodestone_loyalty::{
-    AllocationLimits, CHANGE_DAYS, Candidate, HorizonModel, HorizonScore, LoyaltyModel, LoyaltyScore, Segment,
-    TrainedLoyalty, UserSummary, allocate, day_of,
+    Allocation, AllocationLimits, CHANGE_DAYS, Candidate, HorizonModel, HorizonScore, IncentiveEffect, LoyaltyModel,
+    LoyaltyScore, Segment, TrainedLoyalty, UserSummary, allocate, day_of,
 };
 use lodestone_pipeline::bundle::Bundle;
+use lodestone_rules::NO_INCENTIVE;
+use rayon::prelude::*;
 use std::{
     collections::BTreeMap,
     fmt::{self, Write},
@@ -25,6 +28,7 @@ use std::{
 
 /// Months of the heat map of cohorts.
 const MONTHS_MAX: usize = 24;
+const MICROS: f64 = 1e6;
 
 #[derive(clap::Subcommand)]
 pub(crate) enum LoyaltyCommand {
@@ -90,16 +94,18 @@ pub(crate) struct ReportArgs {
     format: FormatArgs,
 }
 
-/// Assigns incentives of a campaign to users under a budget and writes them as Parquet, a row per incentive.
+/// Decides about incentives of a campaign for all users under a budget and writes the decisions as Parquet, a row per user.
 ///
 /// Needs a bundle with an uplift model of the campaign. Only users outside the hold-out whose expected gain has a lower bound
-/// (90 %, one-sided) above 0 receive one; the sum of the expected gains is as large as the budget and the limits allow. Prints the budget
-/// price for the campaign's `budget_price`. See docs/incentives.md.
+/// (90 %, one-sided) above 0 receive one; the sum of the expected gains is as large as the budget and the limits allow. Prints
+/// the budget price for the campaign's `budget_price`. The columns are described in docs/incentives.md.
 #[derive(clap::Args)]
 #[command(after_help = "\
-Example:
+Examples:
   lodestone loyalty assign --data data --bundle bundle --campaign winter --holdout-share 0.1 \
-      --budget 2000 --out assignment.parquet")]
+      --budget 2000 --out decisions.parquet
+  lodestone loyalty assign --data data --bundle bundle --campaign winter --holdout-share 0.1 --budget 2000 \
+      --segment at-risk --segment lapsing --limit shipping=100 --segment-limit lapsing=50 --out decisions.parquet")]
 pub(crate) struct AssignArgs {
     #[command(flatten)]
     input: InputArgs,
@@ -112,10 +118,16 @@ pub(crate) struct AssignArgs {
     /// Share of the users in the campaign's hold-out, who receive nothing: `holdout_share` of the campaign, 0 to 1.
     #[arg(long, value_name = "0..1")]
     holdout_share: f64,
+    /// Segment of the users: new, growing, loyal, at-risk, lapsing or lost. May be repeated. Default: all.
+    #[arg(long = "segment", value_name = "NAME", value_parser = segment)]
+    segments: Vec<Segment>,
     /// Greatest number of users who receive an incentive, such as shipping=100. May be repeated.
     #[arg(long, value_name = "ID=N", value_parser = incentive_limit)]
     limit: Vec<(String, usize)>,
-    /// The file of the assignment.
+    /// Greatest number of users of a segment who receive an incentive, such as loyal=0. May be repeated.
+    #[arg(long, value_name = "NAME=N", value_parser = segment_limit)]
+    segment_limit: Vec<(Segment, usize)>,
+    /// The file of the decisions.
     #[arg(long, value_name = "FILE", value_parser = parquet_file)]
     out: PathBuf,
     #[command(flatten)]
@@ -123,9 +135,18 @@ pub(crate) struct AssignArgs {
 }
 
 fn incentive_limit(text: &str) -> Result<(String, usize), String> {
-    let (id, count) = text.split_once('=').ok_or("is not of the form ID=N, such as shipping=100")?;
+    limit(text, "ID=N, such as shipping=100").map(|(id, count)| (id.to_owned(), count))
+}
+
+fn segment_limit(text: &str) -> Result<(Segment, usize), String> {
+    let (name, count) = limit(text, "NAME=N, such as loyal=0")?;
+    Ok((segment(name).map_err(|problem| format!("`{name}` {problem}"))?, count))
+}
+
+fn limit<'a>(text: &'a str, form: &str) -> Result<(&'a str, usize), String> {
+    let (name, count) = text.split_once('=').ok_or_else(|| format!("is not of the form {form}"))?;
     let count = count.parse().map_err(|_| format!("`{count}` is not a number of users"))?;
-    Ok((id.to_owned(), count))
+    Ok((name, count))
 }
 
 pub(crate) fn run(command: &LoyaltyCommand) -> anyhow::Result<Exit> {
@@ -183,7 +204,7 @@ impl Base {
             bar.inc(1);
             ScoredUser { user, score: model.score(Some(&summary), day), summary }
         };
-        let users = summaries.into_iter().map(scored).collect();
+        let users = summaries.into_par_iter().map(scored).collect();
         bar.finish_and_clear();
         Ok(Self { bundle: manifest.name, model, day, users, events })
     }
@@ -276,9 +297,12 @@ struct AssignmentSummary {
     campaign: String,
     /// The day at whose end the users are scored.
     day: String,
+    /// Rows of the file.
     users: usize,
     /// Users with each incentive.
     incentives: BTreeMap<String, usize>,
+    /// Users by the reason of their decision.
+    reasons: BTreeMap<&'static str, usize>,
     expected_gain: f64,
     /// No assignment within the budget and the limits has a greater expected gain.
     expected_gain_bound: f64,
@@ -294,6 +318,9 @@ impl fmt::Display for AssignmentSummary {
         for (incentive, count) in &self.incentives {
             writeln!(f, "{incentive:<24} {count:>9}")?;
         }
+        for (reason, count) in self.reasons.iter().filter(|(reason, _)| **reason != IncentiveReason::Gain.name()) {
+            writeln!(f, "{:<24} {count:>9}", format!("{NO_INCENTIVE}, {reason}"))?;
+        }
         writeln!(
             f,
             "expected gain {:.2}, at most {:.2} is possible (duality gap {:.2}); expected cost {:.2}; budget price {:.4}",
@@ -303,8 +330,16 @@ impl fmt::Display for AssignmentSummary {
     }
 }
 
+/// A decision about one user.
+struct AssignedUser<'a> {
+    user: &'a ScoredUser,
+    reason: IncentiveReason,
+    /// The incentive with its effect; None: no incentive.
+    incentive: Option<(&'a str, IncentiveEffect)>,
+    propensity: f64,
+}
+
 fn assign(args: &AssignArgs) -> anyhow::Result<Exit> {
-    const MICROS: f64 = 1e6;
     let budget = args.budget;
     ensure!(budget.is_finite() && budget >= 0.0, "--budget is {budget}; it must be 0 or more");
     let share = args.holdout_share;
@@ -326,48 +361,22 @@ fn assign(args: &AssignArgs) -> anyhow::Result<Exit> {
     let model =
         known.model.as_ref().ok_or_else(|| anyhow!("no uplift model of {}: {}", args.campaign, known.reason))?;
     let names: Vec<&str> = model.incentives().collect();
-    let mut limits = vec![None; names.len()];
-    for (id, count) in &args.limit {
-        let index = names.iter().position(|name| name == id);
-        let index = index.ok_or_else(|| anyhow!("--limit names {id}; the incentives are {}", names.join(", ")))?;
-        limits[index] = Some(*count);
-    }
-    let (mut candidates, mut effects) = (Vec::new(), Vec::new());
-    let is_eligible = |of: &ScoredUser| !is_holdout(&args.campaign, share, &of.user);
-    for (user, of) in base.users.iter().enumerate().filter(|(_, of)| is_eligible(of)) {
-        let scored = base.model.incentive_effects(&args.campaign, &of.summary, base.day).unwrap_or_default();
-        for (incentive, (_, effect)) in scored.into_iter().enumerate() {
-            if effect.gain_lower_micros > 0.0 {
-                let (gain, cost) = (effect.gain_micros.value / MICROS, effect.cost_micros / MICROS);
-                candidates.push(Candidate { user, incentive, gain, cost });
-                effects.push(effect);
-            }
-        }
-    }
-    let limits = AllocationLimits { budget: Some(budget), incentives: limits, ..AllocationLimits::default() };
-    let found = allocate(&candidates, &limits);
+    let limits = allocation_limits(args, &names, &base.users)?;
+    let (decisions, found) = decisions(args, &base, &names, &limits);
+    ensure!(!decisions.is_empty(), "none of the {} users is in a --segment", base.users.len());
     let mut incentives: BTreeMap<String, usize> = names.iter().map(|name| ((*name).to_owned(), 0)).collect();
-    for at in &found.chosen {
-        *incentives.entry(names[candidates[*at].incentive].to_owned()).or_default() += 1;
+    let mut reasons: BTreeMap<&str, usize> = BTreeMap::new();
+    for of in &decisions {
+        *reasons.entry(of.reason.name()).or_default() += 1;
+        of.incentive.iter().for_each(|(name, _)| *incentives.entry((*name).to_owned()).or_default() += 1);
     }
-    let texts = |of: &dyn Fn(usize) -> String| Cells::Texts(found.chosen.iter().map(|at| of(*at)).collect());
-    let numbers = |of: &dyn Fn(usize) -> f64| Cells::Numbers(found.chosen.iter().map(|at| Some(of(*at))).collect());
-    let user = |at: usize| base.users[candidates[at].user].user.signed_in_id().unwrap_or_default().to_owned();
-    let columns = [
-        ("user_id", texts(&user)),
-        ("incentive_id", texts(&|at| names[candidates[at].incentive].to_owned())),
-        ("gain", numbers(&|at| effects[at].gain_micros.value / MICROS)),
-        ("gain_low", numbers(&|at| effects[at].gain_micros.low / MICROS)),
-        ("gain_high", numbers(&|at| effects[at].gain_micros.high / MICROS)),
-        ("purchase_probability_change", numbers(&|at| effects[at].purchase.value)),
-        ("expected_cost", numbers(&|at| effects[at].cost_micros / MICROS)),
-    ];
-    write_table(&args.out, columns.into_iter().map(|(name, cells)| (name.to_owned(), cells)).collect())?;
+    write_table(&args.out, assignment_columns(&decisions))?;
     args.format.print(&AssignmentSummary {
         campaign: args.campaign.clone(),
         day: format_day(base.day.into()),
-        users: base.users.len(),
+        users: decisions.len(),
         incentives,
+        reasons,
         expected_gain: found.gain,
         expected_gain_bound: found.gain_bound,
         duality_gap: found.duality_gap,
@@ -376,6 +385,96 @@ fn assign(args: &AssignArgs) -> anyhow::Result<Exit> {
         out: args.out.clone(),
     })?;
     Ok(Exit::Success)
+}
+
+/// Returns the budget and the limits; the group of a user is the position of the segment in [`Segment::ALL`].
+fn allocation_limits(args: &AssignArgs, names: &[&str], users: &[ScoredUser]) -> anyhow::Result<AllocationLimits> {
+    let mut incentives = vec![None; names.len()];
+    for (id, count) in &args.limit {
+        let index = names.iter().position(|name| name == id);
+        let index = index.ok_or_else(|| anyhow!("--limit names {id}; the incentives are {}", names.join(", ")))?;
+        ensure!(incentives[index].is_none(), "--limit names {id} twice; one limit of an incentive is possible");
+        incentives[index] = Some(*count);
+    }
+    let mut groups = vec![None; Segment::ALL.len()];
+    for (segment, count) in &args.segment_limit {
+        let (name, index) = (segment.name(), segment_index(*segment));
+        ensure!(groups[index].is_none(), "--segment-limit names {name} twice; one limit of a segment is possible");
+        let is_chosen = args.segments.is_empty() || args.segments.contains(segment);
+        ensure!(is_chosen, "--segment-limit names {name}, which is none of --segment");
+        groups[index] = Some(*count);
+    }
+    let user_groups = users.iter().map(|of| segment_index(of.score.rule.segment)).collect();
+    Ok(AllocationLimits { budget: Some(args.budget), incentives, user_groups, groups })
+}
+
+fn segment_index(segment: Segment) -> usize {
+    Segment::ALL.iter().position(|of| *of == segment).unwrap_or_default()
+}
+
+/// Decides about each user of the segments. A user of the hold-out is decided by the prices of the assignment, so that the
+/// decision has the probability with which the same user would have received an incentive.
+fn decisions<'a>(
+    args: &AssignArgs,
+    base: &'a Base,
+    names: &[&'a str],
+    limits: &AllocationLimits,
+) -> (Vec<AssignedUser<'a>>, Allocation) {
+    let is_chosen = |of: &ScoredUser| args.segments.is_empty() || args.segments.contains(&of.score.rule.segment);
+    let users: Vec<usize> = (0..base.users.len()).filter(|user| is_chosen(&base.users[*user])).collect();
+    let gaining = |user: &usize| {
+        let summary = &base.users[*user].summary;
+        let scored = base.model.incentive_effects(&args.campaign, summary, base.day).unwrap_or_default();
+        let gaining = scored.into_iter().enumerate().filter(|(_, (_, effect))| effect.gain_lower_micros > 0.0);
+        let candidate = |(incentive, (_, effect)): (usize, (&str, IncentiveEffect))| {
+            let (gain, cost) = (effect.gain_micros.value / MICROS, effect.cost_micros / MICROS);
+            (Candidate { user: *user, incentive, gain, cost }, effect)
+        };
+        gaining.map(candidate).collect::<Vec<_>>()
+    };
+    let of_users: Vec<Vec<(Candidate, IncentiveEffect)>> = users.par_iter().map(gaining).collect();
+    let is_holdout = |user: usize| is_holdout(&args.campaign, args.holdout_share, &base.users[user].user);
+    let eligible = users.iter().zip(&of_users).filter(|(user, _)| !is_holdout(**user)).flat_map(|(_, of)| of);
+    let candidates: Vec<Candidate> = eligible.map(|(candidate, _)| *candidate).collect();
+    let found = allocate(&candidates, limits);
+    let chosen: BTreeMap<usize, usize> =
+        found.chosen.iter().map(|at| (candidates[*at].user, candidates[*at].incentive)).collect();
+    let decision = |(user, of): (&usize, &Vec<(Candidate, IncentiveEffect)>)| {
+        let group = limits.user_groups.get(*user).copied().unwrap_or_default();
+        let incentive = of.iter().find(|(candidate, _)| chosen.get(user) == Some(&candidate.incentive));
+        let is_priced_in = of.iter().any(|(candidate, _)| found.reduced_gain(candidate, group) > 0.0);
+        let (reason, propensity) = match (is_holdout(*user), incentive) {
+            (false, Some(_)) => (IncentiveReason::Gain, 1.0 - args.holdout_share),
+            (true, _) if is_priced_in => (IncentiveReason::Holdout, args.holdout_share),
+            _ if of.is_empty() => (IncentiveReason::NoGain, 1.0),
+            _ => (IncentiveReason::Budget, 1.0),
+        };
+        let incentive = incentive.map(|(candidate, effect)| (names[candidate.incentive], *effect));
+        AssignedUser { user: &base.users[*user], reason, incentive, propensity }
+    };
+    (users.iter().zip(&of_users).map(decision).collect(), found)
+}
+
+fn assignment_columns(decisions: &[AssignedUser]) -> Vec<(String, Cells)> {
+    let texts = |of: &dyn Fn(&AssignedUser) -> String| Cells::Texts(decisions.iter().map(of).collect());
+    let numbers = |of: &dyn Fn(&IncentiveEffect) -> f64| {
+        let number = |decision: &AssignedUser| decision.incentive.as_ref().map(|(_, effect)| of(effect));
+        Cells::Numbers(decisions.iter().map(number).collect())
+    };
+    let incentive = |of: &AssignedUser| of.incentive.as_ref().map_or(NO_INCENTIVE, |(name, _)| *name).to_owned();
+    let columns = [
+        ("user_id", texts(&|of| of.user.user.signed_in_id().unwrap_or_default().to_owned())),
+        ("segment", texts(&|of| of.user.score.rule.segment.name().to_owned())),
+        ("incentive_id", texts(&incentive)),
+        ("reason", texts(&|of| of.reason.name().to_owned())),
+        ("propensity", Cells::Numbers(decisions.iter().map(|of| Some(of.propensity)).collect())),
+        ("gain", numbers(&|effect| effect.gain_micros.value / MICROS)),
+        ("gain_low", numbers(&|effect| effect.gain_micros.low / MICROS)),
+        ("gain_high", numbers(&|effect| effect.gain_micros.high / MICROS)),
+        ("purchase_probability_change", numbers(&|effect| effect.purchase.value)),
+        ("expected_cost", numbers(&|effect| effect.cost_micros / MICROS)),
+    ];
+    columns.into_iter().map(|(name, cells)| (name.to_owned(), cells)).collect()
 }
 
 fn report(args: &ReportArgs) -> anyhow::Result<Exit> {

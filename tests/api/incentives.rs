@@ -12,13 +12,17 @@ use lodestone_core::{
     ids::{EventId, ItemId, UserId},
     units::{PriceMicros, Quantity, UnixMillis},
 };
-use lodestone_dataset::{LoggedDecisions, export};
+use lodestone_dataset::{DatasetEvent, LoggedDecisions, export, write_events};
 use lodestone_engine::{Engine, event_log};
-use lodestone_events::{Event, EventKind, EventLine, IncentiveDecision};
+use lodestone_events::{Event, EventKind, EventLine, IncentiveDecision, is_holdout};
 use lodestone_loyalty::{LoyaltyModel, TrainedLoyalty, fit_campaign_uplift, fit_loyalty};
 use lodestone_rollout::HealthBounds;
 use rand::{Rng, SeedableRng, rngs::StdRng};
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    process::Command,
+    sync::Arc,
+};
 use tonic::{Code, Status, transport::Channel};
 
 fn client(server: &GrpcServer) -> IncentiveServiceClient<Channel> {
@@ -241,10 +245,24 @@ async fn nothing_is_given_without_budget_in_another_currency_or_to_those_who_are
         assert!(!answer.explanation.is_empty() && answer.propensity == 0.0);
         assert_eq!(used(&server, &request.campaign_id).await.decision_count, 0);
     }
-    // The same id decides once something allows it.
+    let counted = |campaign: &str, incentive: &str, reason: &str| {
+        let labels = format!("{{campaign=\"{campaign}\",incentive=\"{incentive}\",reason=\"{reason}\"}}");
+        server.metric(&format!("incentive_decisions_total{labels}"))
+    };
+    assert_eq!(counted("none", "none", "BUDGET"), Some(1));
+    assert_eq!(counted("euro", "none", "OTHER_CURRENCY"), Some(1));
+    assert_eq!(counted("targeted", "none", "NO_MODEL"), Some(1));
+    // The same id decides once something allows it. A repeated call is no other decision.
     let answer = decide(&server, request("euro", "d", "a")).await.unwrap();
     assert!(answer.decided && answer.propensity > 0.0, "{answer:?}");
-    let other = decide(&server, request("none", "d", "a")).await.unwrap_err();
+    decide(&server, request("euro", "d", "a")).await.unwrap();
+    let incentive = if answer.incentive_id.is_empty() { "none" } else { &answer.incentive_id };
+    let reason_name = reason_of(&answer).as_str_name().trim_start_matches("INCENTIVE_REASON_");
+    assert_eq!(counted("euro", incentive, reason_name), Some(1));
+    let delete = proto::DeleteIncentiveCampaignRequest { campaign_id: "none".to_owned(), etag: String::new() };
+    client(&server).delete_incentive_campaign(delete).await.unwrap();
+    assert_eq!(counted("none", "none", "BUDGET"), None);
+    let other = decide(&server, request("small", "d", "a")).await.unwrap_err();
     assert_eq!(reason(&other), (Code::AlreadyExists, "DECISION_EXISTS".to_owned()));
 }
 
@@ -527,4 +545,107 @@ async fn exported_decisions_have_propensities_and_redemptions() {
         assert!((decision.propensity - expected).abs() < 1e-12, "{decision:?}");
         assert_eq!(is_redeemed, Some(&decision.decision_id) == redeemed.as_ref(), "{decision:?}");
     }
+}
+
+/// Runs a command of the program and returns its report, or the error of one that fails.
+fn lodestone(arguments: &[&str]) -> Result<serde_json::Value, String> {
+    let output = Command::new(env!("CARGO_BIN_EXE_lodestone")).args(arguments).output().unwrap();
+    let error = String::from_utf8(output.stderr).unwrap();
+    if output.status.success() { Ok(serde_json::from_slice(&output.stdout).unwrap()) } else { Err(error) }
+}
+
+/// `loyalty assign` decides within the budget and its limits and keeps the hold-out, and `loyalty campaign` lists users with
+/// the incentive or none.
+#[test]
+fn a_campaign_by_mail_has_an_incentive_or_none_for_each_user() {
+    let shop = Shop::new();
+    publish(&shop, "enough", trained(9000));
+    let work = tempfile::tempdir().unwrap();
+    let path = |name: &str| work.path().join(name).to_str().unwrap().to_owned();
+    let bundle = shop.store_path().join("enough").to_str().unwrap().to_owned();
+    let of = |event: Event| {
+        let Event { id, kind, user, at, mut lines, currency, .. } = event;
+        let line = lines.pop().unwrap();
+        let row = DatasetEvent::of_item(id.to_string(), kind, Some(user), at, line.item);
+        DatasetEvent { price: line.price, currency, ..row }
+    };
+    let rows: Vec<DatasetEvent> = history(UnixMillis::now()).into_iter().map(of).collect();
+    write_events(&work.path().join("events.parquet"), &rows).unwrap();
+    let data = work.path().to_str().unwrap();
+    let assign = |options: &[&str]| {
+        let fixed = ["loyalty", "assign", "--data", data, "--bundle", &bundle, "--campaign", "c", "--format", "json"];
+        let out = path("decisions.parquet");
+        lodestone(&[&fixed[..], &["--holdout-share", "0.2", "--out", &out], options].concat())
+    };
+    let count = |report: &serde_json::Value, of: &str, name: &str| report[of][name].as_u64().unwrap_or_default();
+
+    let all = assign(&["--budget", "100000"]).unwrap();
+    assert_eq!(count(&all, "reasons", "BUDGET"), 0, "{all}");
+    let (given, holdout) = (count(&all, "reasons", "GAIN"), count(&all, "reasons", "HOLDOUT"));
+    assert!(given > 200 && holdout > 30 && all["budget_price"] == 0.0, "{all}");
+    assert_eq!(given + holdout + count(&all, "reasons", "NO_GAIN"), USERS as u64);
+    let none = assign(&["--budget", "0"]).unwrap();
+    assert_eq!((count(&none, "reasons", "GAIN"), count(&none, "incentives", "ten")), (0, 0), "{none}");
+    let limited = assign(&["--budget", "100000", "--limit", "ten=7", "--limit", "shipping=0"]).unwrap();
+    assert_eq!((count(&limited, "incentives", "ten"), count(&limited, "incentives", "shipping")), (7, 0), "{limited}");
+    let segments = ["new=0", "growing=2", "loyal=0", "at-risk=1", "lapsing=0", "lost=0"];
+    let of_segments: Vec<&str> = segments.iter().flat_map(|limit| ["--segment-limit", *limit]).collect();
+    let grouped = assign(&[&["--budget", "100000"][..], &of_segments].concat()).unwrap();
+    assert!((1..=3).contains(&count(&grouped, "reasons", "GAIN")), "{grouped}");
+    for (options, expected) in [
+        (vec!["--limit", "nope=1"], "--limit names nope; the incentives are shipping, ten"),
+        (vec!["--limit", "ten=1", "--limit", "ten=2"], "--limit names ten twice"),
+        (vec!["--limit", "ten=many"], "`many` is not a number of users"),
+        (vec!["--segment-limit", "rich=1"], "`rich` is no segment; expected one of new, growing"),
+        (vec!["--segment-limit", "loyal"], "is not of the form NAME=N"),
+        (
+            vec!["--segment", "lost", "--segment-limit", "loyal=1"],
+            "--segment-limit names loyal, which is none of --segment",
+        ),
+    ] {
+        let error = assign(&[&["--budget", "10"][..], &options].concat()).unwrap_err();
+        assert!(error.contains(expected), "{error}");
+    }
+
+    let campaign = |out: &str| {
+        let segments = ["new", "growing", "loyal", "at-risk", "lapsing", "lost"];
+        let segments: Vec<&str> = segments.iter().flat_map(|name| ["--segment", *name]).collect();
+        let (out, decisions) = (path(out), path("decisions.parquet"));
+        let fixed = ["loyalty", "campaign", "--data", data, "--bundle", &bundle, "--products", "2", "--users", "60"];
+        let files = ["--decisions", &decisions, "--out", &out, "--format", "json"];
+        lodestone(&[&fixed[..], &files, &segments].concat())
+    };
+    let scarce = assign(&["--budget", "60"]).unwrap();
+    assert!(
+        scarce["expected_cost"].as_f64().unwrap() <= 60.0 && scarce["budget_price"].as_f64().unwrap() > 0.0,
+        "{scarce}"
+    );
+    assert!(count(&scarce, "reasons", "BUDGET") > 50 && count(&scarce, "reasons", "GAIN") > 5, "{scarce}");
+    let report = campaign("list.csv").unwrap();
+    let text = std::fs::read_to_string(path("list.csv")).unwrap();
+    let mut lines = text.lines().map(|line| line.split(',').collect::<Vec<_>>());
+    let header = lines.next().unwrap();
+    let column = |name: &str| header.iter().position(|column| *column == name).unwrap();
+    let [user, incentive, reason, propensity, product] =
+        ["user_id", "incentive_id", "incentive_reason", "propensity", "product_2"].map(column);
+    let mut found: BTreeMap<&str, u64> = BTreeMap::new();
+    for row in lines {
+        *found.entry(row[incentive]).or_default() += 1;
+        let is_kept = is_holdout("c", 0.2, &UserId::signed_in(row[user]).unwrap());
+        match row[reason] {
+            "GAIN" => assert_eq!((row[incentive], row[propensity], is_kept), ("ten", "0.8", false)),
+            "HOLDOUT" => assert_eq!((row[incentive], row[propensity], is_kept), ("none", "0.2", true)),
+            "BUDGET" | "NO_GAIN" => assert_eq!((row[incentive], row[propensity]), ("none", "1")),
+            other => panic!("{other}"),
+        }
+        assert!(!row[product].is_empty(), "{row:?}");
+    }
+    assert_eq!(found.values().sum::<u64>(), 60);
+    assert!(found.iter().all(|(name, number)| count(&report, "incentives", name) == *number), "{report} {found:?}");
+    let segment = column("segment");
+    let listed: BTreeSet<&str> = text.lines().skip(1).filter_map(|line| line.split(',').nth(segment)).collect();
+    assert!(listed.len() > 1, "{listed:?}");
+    assign(&["--budget", "60", "--segment", listed.first().unwrap()]).unwrap();
+    let error = campaign("other.csv").unwrap_err();
+    assert!(error.contains("has no decision about") && error.contains("every --segment"), "{error}");
 }

@@ -8,6 +8,7 @@ mod decompress;
 mod events;
 mod export;
 pub mod import;
+mod incentive_assignment;
 mod incentive_decisions;
 mod items;
 mod purchases;
@@ -21,6 +22,7 @@ pub use events::{
     read_history_if_any, write_attributed_events, write_events,
 };
 pub use export::{ExportError, Exported, export};
+pub use incentive_assignment::{AssignedIncentive, read_incentive_assignment};
 pub use incentive_decisions::LoggedDecisions;
 pub use items::{read_items, write_items};
 pub use purchases::{CustomerPurchases, DatasetPurchase, PurchaseFileError, format_day, parse_day, read_purchases};

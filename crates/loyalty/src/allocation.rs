@@ -52,6 +52,24 @@ pub struct Allocation {
     pub duality_gap: f64,
     /// Gain of one more unit of the budget.
     pub budget_price: f64,
+    /// Gain of one more user with each incentive, by its number; 0 without a limit.
+    #[serde(skip)]
+    incentive_prices: Vec<f64>,
+    /// Gain of one more user with an incentive in each group; 0 without a limit.
+    #[serde(skip)]
+    group_prices: Vec<f64>,
+}
+
+impl Allocation {
+    /// Returns the gain of a candidate minus the prices of the budget and the limits that it uses. Above 0: it would be
+    /// chosen in addition, except for the last user for whom a limit suffices. `group`: the group of its user.
+    pub fn reduced_gain(&self, candidate: &Candidate, group: usize) -> f64 {
+        let price = |prices: &[f64], index: usize| prices.get(index).copied().unwrap_or(0.0);
+        candidate.gain
+            - self.budget_price * candidate.cost
+            - price(&self.incentive_prices, candidate.incentive)
+            - price(&self.group_prices, group)
+    }
 }
 
 /// A constraint: the budget, then the incentives and groups with a limit.
@@ -60,7 +78,7 @@ struct Constraint {
     kind: Kind,
 }
 
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, PartialEq)]
 enum Kind {
     Budget,
     Incentive(usize),
@@ -88,12 +106,18 @@ pub fn allocate(candidates: &[Candidate], limits: &AllocationLimits) -> Allocati
     let bound = problem.dual(&multipliers);
     let chosen = problem.assignment(&multipliers);
     let gain: f64 = chosen.iter().map(|at| candidates[*at].gain).sum();
+    let price = |kind: Kind| {
+        let mut priced = problem.constraints.iter().zip(&multipliers);
+        priced.find(|(of, _)| of.kind == kind).map_or(0.0, |(_, multiplier)| *multiplier)
+    };
     Allocation {
         gain,
         cost: chosen.iter().map(|at| candidates[*at].cost).sum(),
         gain_bound: bound.max(gain),
         duality_gap: (bound - gain).max(0.0),
-        budget_price: if limits.budget.is_some() { multipliers[0] } else { 0.0 },
+        budget_price: price(Kind::Budget),
+        incentive_prices: (0..limits.incentives.len()).map(|index| price(Kind::Incentive(index))).collect(),
+        group_prices: (0..limits.groups.len()).map(|index| price(Kind::Group(index))).collect(),
         chosen,
     }
 }
@@ -337,6 +361,25 @@ mod tests {
         let found = allocate(&candidates, &limits);
         assert!(found.cost <= 500.0 && found.cost > 499.0, "{}", found.cost);
         assert!(found.duality_gap < 0.001 * found.gain, "{found:?}");
+        // The prices decide a user alone as the assignment does, except for those whom the rest of the budget suffices for.
+        let above: std::collections::BTreeSet<usize> =
+            candidates.iter().filter(|of| found.reduced_gain(of, 0) > 0.0).map(|of| of.user).collect();
+        let (chosen, by_price) = (found.chosen.len(), above.len());
+        assert!(chosen.abs_diff(by_price) < 25 && chosen > 300, "{chosen} {by_price}");
+        let halves = AllocationLimits {
+            user_groups: (0..2000).map(|user| user % 2).collect(),
+            groups: vec![Some(40), None],
+            ..AllocationLimits::default()
+        };
+        let grouped = allocate(&candidates, &halves);
+        let of_first = grouped.chosen.iter().filter(|at| candidates[**at].user % 2 == 0).count();
+        assert_eq!(of_first, 40);
+        let above: std::collections::BTreeSet<usize> = candidates
+            .iter()
+            .filter(|of| of.user % 2 == 0 && grouped.reduced_gain(of, 0) > 0.0)
+            .map(|of| of.user)
+            .collect();
+        assert!(above.len().abs_diff(40) < 3, "{}", above.len());
         let limits = AllocationLimits { incentives: vec![Some(100), None, Some(50)], ..limits };
         let limited = allocate(&candidates, &limits);
         assert!(
