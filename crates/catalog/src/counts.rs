@@ -170,17 +170,27 @@ impl Catalog {
     /// Returns the spelling that most of the first items in a bit set use for a text of a field; the normal form if
     /// none has it.
     pub fn spelling(&self, field: &Field, normal: &str, among: &[u64]) -> String {
-        let mut spellings: AHashMap<&str, usize> = AHashMap::new();
-        let rows = masks(among).flat_map(|(block, mask)| {
-            let mut with_text = self.columns(block).with_text(field, normal);
+        let (mut spellings, mut left) = (AHashMap::<&str, usize>::new(), SPELLING_ROWS);
+        for (block, mask) in masks(among) {
+            let (mut with_text, spelling) = self.columns(block).with_text(field, normal);
             with_text.iter_mut().zip(mask).for_each(|(with_text, among)| *with_text &= among);
-            let rows: Vec<Row> = bits::ones(&with_text, 0).map(|at| Row((block * BLOCK_ROWS + at) as u32)).collect();
-            rows
-        });
-        for row in rows.take(SPELLING_ROWS) {
-            let known = |text: &&str| spellings.contains_key(text) || field.normal(text) == normal;
-            if let Some(text) = texts(&self.get(row).item, field).find(known) {
-                *spellings.entry(text).or_default() += 1;
+            let count = bits::count(&with_text, BLOCK_ROWS).min(left);
+            match spelling {
+                // No item has to be read.
+                Some(spelling) if count > 0 => *spellings.entry(spelling).or_default() += count,
+                _ => {
+                    for at in bits::ones(&with_text, 0).take(count) {
+                        let row = Row((block * BLOCK_ROWS + at) as u32);
+                        let known = |text: &&str| spellings.contains_key(text) || field.normal(text) == normal;
+                        if let Some(text) = texts(&self.get(row).item, field).find(known) {
+                            *spellings.entry(text).or_default() += 1;
+                        }
+                    }
+                }
+            }
+            left -= count;
+            if left == 0 {
+                break;
             }
         }
         let most = spellings.into_iter().max_by(|a, b| a.1.cmp(&b.1).then(b.0.cmp(a.0)));

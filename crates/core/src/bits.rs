@@ -15,12 +15,33 @@ pub fn set(bits: &mut Vec<u64>, index: usize) {
 }
 
 /// Returns the indices of the set bits in ascending order, starting at the word `first_word`.
-pub fn ones(bits: &[u64], first_word: usize) -> impl Iterator<Item = usize> + '_ {
-    bits.iter().enumerate().skip(first_word).flat_map(|(index, &word)| {
-        let without_lowest = |word: &u64| Some(word & (word - 1)).filter(|rest| *rest != 0);
-        std::iter::successors((word != 0).then_some(word), without_lowest)
-            .map(move |word| index * 64 + word.trailing_zeros() as usize)
-    })
+pub fn ones(bits: &[u64], first_word: usize) -> Ones<'_> {
+    Ones { bits, next: first_word, word: 0 }
+}
+
+/// The indices of the set bits of a bit set, ascending.
+#[derive(Clone)]
+pub struct Ones<'b> {
+    bits: &'b [u64],
+    /// The index of the word behind the current one.
+    next: usize,
+    /// The bits of the current word that are left.
+    word: u64,
+}
+
+impl Iterator for Ones<'_> {
+    type Item = usize;
+
+    #[inline]
+    fn next(&mut self) -> Option<usize> {
+        while self.word == 0 {
+            self.word = *self.bits.get(self.next)?;
+            self.next += 1;
+        }
+        let bit = self.word.trailing_zeros() as usize;
+        self.word &= self.word - 1;
+        Some((self.next - 1) * 64 + bit)
+    }
 }
 
 /// Returns the indices of the set bits in descending order.
@@ -38,6 +59,16 @@ pub fn of(indices: impl IntoIterator<Item = usize>, length: usize) -> Vec<u64> {
     let mut bits = vec![0; length.div_ceil(64)];
     indices.into_iter().for_each(|index| bits[index / 64] |= 1 << (index % 64));
     bits
+}
+
+/// Returns the bits that are set in both sets, of the length of the shorter one.
+pub fn and(a: &[u64], b: &[u64]) -> Vec<u64> {
+    a.iter().zip(b).map(|(a, b)| a & b).collect()
+}
+
+/// Returns whether no bit is set.
+pub fn is_empty(bits: &[u64]) -> bool {
+    bits.iter().all(|word| *word == 0)
 }
 
 /// Counts the set bits among the first `length` bits.
@@ -58,6 +89,7 @@ mod tests {
             let set: Vec<usize> = (0..400).filter(|index| has(&bits, *index)).collect();
             prop_assert_eq!(ones(&bits, 0).collect::<Vec<_>>(), set.clone());
             prop_assert_eq!(&of(set.iter().copied(), bits.len() * 64), &bits);
+            prop_assert_eq!(is_empty(&bits), set.is_empty());
             prop_assert_eq!(count(&bits, length), set.iter().filter(|index| **index < length).count());
             prop_assert!(ones_descending(&bits).eq(set.iter().rev().copied()));
             prop_assert!(ones(&bits, 2).eq(set.into_iter().filter(|index| *index >= 128)));

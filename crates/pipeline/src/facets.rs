@@ -436,13 +436,15 @@ mod tests {
         #[test]
         fn counts_of_a_part_of_the_rows_are_those_of_its_items(brands in prop::collection::vec(0usize..4, 1..2500), seed in any::<u64>()) {
             let name = |brand: usize| ["", "Acme", "Zeta", "Öko"][brand].to_owned();
-            let catalog = catalog(brands.iter().map(|brand| Item { brand: name(*brand), ..item() }));
+            let catalog = catalog(brands.iter().map(|brand| Item { brand: name(*brand), tags: vec![name(*brand)], ..item() }));
             let among: Vec<u64> = catalog.alive().iter().enumerate().map(|(n, word)| word & seed.rotate_left(n as u32)).collect();
-            let found = count(&catalog, &spec("brand"), &among, false).values;
-            for (brand, normal) in [(1, "Acme"), (2, "Zeta"), (3, "Öko")] {
-                let expected = brands.iter().enumerate().filter(|(n, of)| **of == brand && lodestone_core::bits::has(&among, *n));
-                let value = found.iter().find(|value| value.key == FacetKey::Text(normal.to_owned()));
-                prop_assert_eq!(value.map_or(0, |value| value.item_count), expected.count() as u64);
+            for field in ["brand", "tags"] {
+                let found = count(&catalog, &spec(field), &among, false).values;
+                for (brand, text) in [(1, "Acme"), (2, "Zeta"), (3, "Öko")] {
+                    let expected = brands.iter().enumerate().filter(|(n, of)| **of == brand && lodestone_core::bits::has(&among, *n));
+                    let value = found.iter().find(|value| value.key == FacetKey::Text(text.to_owned()));
+                    prop_assert_eq!(value.map_or(0, |value| value.item_count), expected.count() as u64, "{} {}", field, text);
+                }
             }
         }
     }

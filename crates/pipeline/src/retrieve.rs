@@ -68,8 +68,7 @@ impl<'a> EligibleRows<'a> {
 
     /// Keeps the rows that are in stock.
     pub fn in_stock(&self, catalog: &Catalog) -> Self {
-        let bits = self.bits.iter().zip(catalog.offered()).map(|(eligible, offered)| eligible & offered);
-        Self { bits: Cow::Owned(bits.collect()) }
+        Self { bits: Cow::Owned(bits::and(&self.bits, catalog.offered())) }
     }
 
     /// Removes the excluded rows.
@@ -108,7 +107,7 @@ impl<'a> EligibleRows<'a> {
 
     /// In ascending order.
     pub fn rows(&self) -> impl Iterator<Item = Row> {
-        bits::ones(&self.bits, 0).map(|row| Row(row as u32))
+        rows_of(&self.bits)
     }
 
     /// In descending order, so that items that were written last come first.
@@ -124,6 +123,11 @@ impl<'a> EligibleRows<'a> {
     pub fn contains(&self, row: Row) -> bool {
         bits::has(&self.bits, row.index())
     }
+}
+
+/// Returns the rows of a bit set in ascending order.
+pub fn rows_of(bits: &[u64]) -> impl Iterator<Item = Row> {
+    bits::ones(bits, 0).map(|row| Row(row as u32))
 }
 
 /// How many candidates the first stage returns.

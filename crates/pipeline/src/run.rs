@@ -622,7 +622,7 @@ fn respond(
     if let RankingRequest::Search(request) = request {
         total_size = match &context.matches {
             None => products::count(context.catalog, context.eligible.bits(), context.one_per_group),
-            Some(matches) => match_count(&context, &matches.rows),
+            Some(matches) => products::count(context.catalog, &matches.rows, context.one_per_group),
         };
         slate.tail = tail(&context, request, &slate, total_size);
     }
@@ -709,14 +709,6 @@ fn shown_filter(request: &RankingRequest, effects: &RuleEffects) -> Option<Filte
     }
 }
 
-/// Returns the number of results that different rows are.
-fn match_count(context: &RequestContext, rows: &[Row]) -> usize {
-    match context.one_per_group {
-        true => context.catalog.product_count(&row_bits(context.catalog, rows)),
-        false => rows.len(),
-    }
-}
-
 /// Returns why a search has no result.
 fn empty_reason(context: &RequestContext, request: &SearchRequest) -> EmptyReason {
     // Without a query, every item matches.
@@ -744,14 +736,18 @@ fn word_matches(context: &mut RequestContext, request: &SearchRequest) -> Search
 
 fn matches_among(context: &RequestContext, sent_query: &str, eligible: &EligibleRows) -> SearchMatches {
     let query = context.query_text(context.query().unwrap_or(sent_query));
-    let matching = context.generation.lexical.matching(query, &|row| eligible.contains(row));
+    let matching = context.generation.lexical.matching(query, eligible.bits());
     let matching = matching
         .inspect_err(|error| tracing::warn!(%error, "the lexical source failed"))
         .ok()
-        .filter(|matching| !matching.rows.is_empty());
+        .filter(|matching| !bits::is_empty(&matching.rows));
     match matching {
         Some(MatchingRows { rows, exact, scope }) => SearchMatches { rows, exact, by: MatchedBy::Words(scope) },
-        None => SearchMatches { rows: Vec::new(), exact: Vec::new(), by: MatchedBy::Meaning },
+        None => SearchMatches {
+            rows: vec![0; eligible.bits().len()],
+            exact: vec![0; eligible.bits().len()],
+            by: MatchedBy::Meaning,
+        },
     }
 }
 
@@ -777,21 +773,21 @@ fn count_facets(context: &mut RequestContext, request: &RankingRequest) -> Facet
     context.start_stage();
     let (catalog, filter) = (context.catalog, request.filter());
     let counted = match &context.matches {
-        Some(matches) => Cow::Owned(row_bits(catalog, &matches.rows)),
-        None => Cow::Borrowed(context.eligible.bits()),
+        Some(matches) => &matches.rows[..],
+        None => context.eligible.bits(),
     };
     let one_per_group = context.one_per_group;
     let count = |spec: &FacetSpec, rows: &[u64]| facets::count(catalog, spec, rows, one_per_group);
     // What the loosest filter leaves, which has the rows of every facet that counts without conditions.
     let all = loosest_filter(specs, filter).map(|loosest| match (&context.matches, &context.wide_matches) {
-        (None, _) => eligible_rows(context, loosest.as_ref()).bits().to_vec(),
-        (Some(_), wide) => row_bits(catalog, wide.as_ref().map_or(&[][..], |wide| &wide.rows[..])),
+        (None, _) => Cow::Owned(eligible_rows(context, loosest.as_ref()).bits().to_vec()),
+        (Some(_), wide) => Cow::Borrowed(wide.as_ref().map_or(&[][..], |wide| &wide.rows[..])),
     });
     let facet = |spec: &FacetSpec| match (&all, filter.filter(|filter| counts_wider(spec, filter))) {
         (Some(all), Some(filter)) => count(spec, &rows_with(context, request, all, filter.without(&spec.field))),
-        _ => count(spec, &counted),
+        _ => count(spec, counted),
     };
-    let item_count = products::count(catalog, &counted, one_per_group) as u64;
+    let item_count = products::count(catalog, counted, one_per_group) as u64;
     let mut facets: Vec<Facet> = specs.iter().map(facet).collect();
     if dynamic_count > 0 {
         let paths = filter.map(|filter| filter.selected_texts(&Field::CategoryPath)).unwrap_or_default();
@@ -799,8 +795,8 @@ fn count_facets(context: &mut RequestContext, request: &RankingRequest) -> Facet
         let parent = if let [path] = paths[..] { path } else { "" };
         let rules = context.generation.state.rules();
         let refused = |attribute: &str| rules.refuses_facets_of(attribute);
-        let chosen = facets::choose(catalog, &counted, specs, refused, dynamic_count, parent, one_per_group);
-        facets.extend(chosen.iter().map(|spec| count(spec, &counted)));
+        let chosen = facets::choose(catalog, counted, specs, refused, dynamic_count, parent, one_per_group);
+        facets.extend(chosen.iter().map(|spec| count(spec, counted)));
     }
     let facets = Facets { facets, item_count };
     context.end_stage("facets");
@@ -815,25 +811,25 @@ fn rows_with(context: &RequestContext, request: &RankingRequest, all: &[u64], fi
         None => all.to_vec(),
     };
     let (Some(_), Some(query)) = (&context.matches, request.query()) else { return rows };
-    if rows.iter().any(|word| *word != 0) {
+    if !bits::is_empty(&rows) {
         return rows;
     }
     // The rows with this filter match the query by fewer words, or by meaning.
     let eligible = eligible_rows(context, filter.as_ref());
     let matches = matches_among(context, query, &eligible);
     if matches.by != MatchedBy::Meaning {
-        return row_bits(catalog, &matches.rows);
+        return matches.rows;
     }
     let input = RetrievalInput { eligible: &eligible, boosted: None, ..context.retrieval_input() };
     let found = retrieve::for_query(&input).map(|found| found.list).unwrap_or_default();
     let mut seen = SeenGroups::default();
     let mut is_new = |row: &Row| !context.one_per_group || catalog.group_of(*row).is_none_or(|group| seen.add(group));
     let rows = found.into_iter().map(|candidate| candidate.row).filter(|row| is_new(row));
-    row_bits(catalog, &rows.take(context.limits.fused).collect::<Vec<Row>>())
+    row_bits(catalog, rows.take(context.limits.fused))
 }
 
-fn row_bits(catalog: &Catalog, rows: &[Row]) -> Vec<u64> {
-    bits::of(rows.iter().map(|row| row.index()), catalog.row_count())
+fn row_bits(catalog: &Catalog, rows: impl Iterator<Item = Row>) -> Vec<u64> {
+    bits::of(rows.map(Row::index), catalog.row_count())
 }
 
 /// Stores the candidates of a search and, if it has a query, its matches.
@@ -859,7 +855,7 @@ fn search(context: &mut RequestContext, request: &SearchRequest) {
         if scope == MatchScope::SomeWords {
             context.degrade(DegradationCode::QueryRelaxed, "");
         }
-        let (rows, count) = (matches.rows.iter().copied(), context.limits.fused);
+        let (rows, count) = (retrieve::rows_of(&matches.rows), context.limits.fused);
         (context.candidates, context.field_position) =
             first_by_fields(context, order, rows, count, CandidateSource::Lexical);
         remove_pinned_groups(context, &request.options);
@@ -868,11 +864,10 @@ fn search(context: &mut RequestContext, request: &SearchRequest) {
         select_candidates(context, &request.options);
         match matches.by {
             MatchedBy::Meaning => {
-                matches.rows = context.candidates.list.iter().map(|candidate| candidate.row).collect();
-                matches.rows.sort_unstable();
+                matches.rows = row_bits(context.catalog, context.candidates.list.iter().map(|candidate| candidate.row));
                 if !order.is_empty() {
                     // All of them are candidates already.
-                    let (rows, count) = (matches.rows.iter().copied(), matches.rows.len());
+                    let (rows, count) = (retrieve::rows_of(&matches.rows), context.candidates.list.len());
                     (context.candidates, context.field_position) =
                         first_by_fields(context, order, rows, count, CandidateSource::QueryVector);
                     remove_pinned_groups(context, &request.options);
@@ -883,13 +878,10 @@ fn search(context: &mut RequestContext, request: &SearchRequest) {
             MatchedBy::Words(scope @ (MatchScope::AllWords | MatchScope::Identifier)) => {
                 // Those that follow all others because they are sold out leave room for items that match less.
                 let found = match &context.retrievable {
-                    Some(retrievable) => {
-                        let rows = matches.rows.iter().copied();
-                        Cow::Owned(rows.filter(|row| retrievable.contains(*row)).collect::<Vec<Row>>())
-                    }
+                    Some(retrievable) => Cow::Owned(bits::and(&matches.rows, retrievable.bits())),
                     None => Cow::Borrowed(&*matches.rows),
                 };
-                let match_count = match_count(context, &found);
+                let match_count = products::count(context.catalog, &found, context.one_per_group);
                 let candidates = &mut context.candidates.list;
                 let is_match = |candidate: &Candidate| matches.contains(candidate.row);
                 let is_alone = scope == MatchScope::Identifier;
@@ -962,7 +954,7 @@ fn tail(context: &RequestContext, request: &SearchRequest, slate: &Slate, total_
         let in_slate: AHashSet<Row> = slate.shown_products(context.catalog).collect();
         match &context.matches {
             None => context.eligible.count() == in_slate.iter().filter(|row| context.eligible.contains(**row)).count(),
-            Some(matches) => matches.rows.iter().all(|row| in_slate.contains(row)),
+            Some(matches) => retrieve::rows_of(&matches.rows).all(|row| in_slate.contains(&row)),
         }
     };
     (total_size > slate.entries.len() || !has_all()).then(|| Tail {

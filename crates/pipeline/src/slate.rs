@@ -20,6 +20,7 @@ use crate::{
 use ahash::AHashSet;
 use lodestone_catalog::{Catalog, Filter, Item, OfferKey, OrderBy, Part, Position, ReadMask};
 use lodestone_core::{
+    bits,
     ids::{ItemId, ItemKey, Row},
     units::UnixMillis,
 };
@@ -65,12 +66,11 @@ pub struct PolicyContext<'a> {
     pub seed: u64,
 }
 
-/// The items that match a search. Facets and the total size count them.
+/// The items that match a search, as bit sets over rows. Facets and the total size count them.
 pub struct SearchMatches {
-    /// Ascending.
-    pub rows: Vec<Row>,
-    /// Those whose id or SKU is the query, ascending.
-    pub exact: Vec<Row>,
+    pub rows: Vec<u64>,
+    /// Those whose id or SKU is the query.
+    pub exact: Vec<u64>,
     pub by: MatchedBy,
 }
 
@@ -84,23 +84,22 @@ pub enum MatchedBy {
 
 impl SearchMatches {
     pub fn contains(&self, row: Row) -> bool {
-        self.rows.binary_search(&row).is_ok()
+        bits::has(&self.rows, row.index())
     }
 
     /// Returns those of the matches that are eligible, which are the matches of fewer rows. None: there are none, so that
     /// other rows may match by fewer words.
     pub fn among(&self, eligible: &EligibleRows) -> Option<Self> {
-        let kept = |rows: &[Row]| rows.iter().copied().filter(|row| eligible.contains(*row)).collect::<Vec<Row>>();
-        let rows = kept(&self.rows);
-        let is_same = !rows.is_empty() || self.by == MatchedBy::Meaning;
-        is_same.then(|| Self { rows, exact: kept(&self.exact), by: self.by })
+        let rows = bits::and(&self.rows, eligible.bits());
+        let is_same = !bits::is_empty(&rows) || self.by == MatchedBy::Meaning;
+        is_same.then(|| Self { rows, exact: bits::and(&self.exact, eligible.bits()), by: self.by })
     }
 
     /// How a candidate matches the query.
     fn query_match(&self, candidate: &Candidate) -> QueryMatch {
         let (row, is_lexical) = (candidate.row, candidate.ranks[CandidateSource::Lexical.index()] != NOT_FOUND);
         match self.by {
-            _ if self.exact.binary_search(&row).is_ok() => QueryMatch::Identifier,
+            _ if bits::has(&self.exact, row.index()) => QueryMatch::Identifier,
             MatchedBy::Words(MatchScope::Identifier | MatchScope::AllWords) if self.contains(row) => {
                 QueryMatch::AllWords
             }

@@ -5,7 +5,7 @@ use crate::{
     generation::Generation,
     popularity::PopularityView,
     request::{QueryMatch, SoldOut},
-    retrieve::EligibleRows,
+    retrieve::{EligibleRows, rows_of},
 };
 use lodestone_catalog::{Catalog, Filter, OrderBy, Part, Position, Selected, SortValue, StoredValue, select};
 use lodestone_core::ids::Row;
@@ -104,8 +104,8 @@ impl Tail {
             TailMembers::All => catalog.select_by(order, eligible.rows(), part),
             TailMembers::Matches { query, synonyms, scope } => {
                 let query = QueryText { text: query, synonyms };
-                let rows = generation.lexical.matching_in(query, *scope, &|row| eligible.contains(row))?;
-                catalog.select_by(order, rows.into_iter(), part)
+                let rows = generation.lexical.matching_in(query, *scope, eligible.bits())?;
+                catalog.select_by(order, rows_of(&rows), part)
             }
         })
     }

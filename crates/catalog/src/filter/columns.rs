@@ -28,6 +28,8 @@ pub(crate) const BLOCK_ROWS: usize = 1024;
 pub(crate) type Mask = [u64; BLOCK_ROWS / 64];
 
 const NONE: Mask = [0; BLOCK_ROWS / 64];
+/// The number of indices that take as much memory as a mask.
+const SPARSE_MAX: usize = size_of::<Mask>() / size_of::<u16>();
 
 /// The fields that are a number in every item, or a time.
 const NUMBERS: [Field; 8] = [
@@ -68,8 +70,16 @@ pub struct Columns {
 /// The texts of a field with several values for each item.
 #[derive(Debug, Clone, Default)]
 struct LabelColumn {
-    /// The indices of the items with each text in normal form, ascending.
-    items: AHashMap<Box<str>, Vec<u16>>,
+    /// The items with each text in normal form.
+    items: AHashMap<Box<str>, Items>,
+}
+
+/// Items of a block; never none.
+#[derive(Debug, Clone)]
+enum Items {
+    /// The indices of at most [`SPARSE_MAX`] items, ascending.
+    Sparse(Vec<u16>),
+    Dense(Box<Mask>),
 }
 
 /// The values of a field with one value for each item. An attribute may be a text in one item and a number in another.
@@ -104,6 +114,8 @@ struct KnownText {
     /// Equal for equal texts in all blocks.
     hash: u64,
     item_count: u16,
+    /// How all of its items write it. None: they differ, or it is not known.
+    spelling: Option<Arc<str>>,
 }
 
 #[derive(Debug, Clone)]
@@ -171,34 +183,25 @@ impl Numbers {
 impl LabelColumn {
     /// Adds a label in normal form.
     fn insert(&mut self, at: usize, label: String) {
-        let items = self.items.entry(label.into()).or_default();
-        if let Err(index) = items.binary_search(&(at as u16)) {
-            items.insert(index, at as u16);
-        }
+        self.items.entry(label.into()).or_insert_with(|| Items::Sparse(Vec::new())).insert(at);
     }
 
     fn remove(&mut self, at: usize, label: &str) {
-        let Some(items) = self.items.get_mut(label) else { return };
-        if let Ok(index) = items.binary_search(&(at as u16)) {
-            items.remove(index);
-        }
-        if items.is_empty() {
+        if let Some(items) = self.items.get_mut(label)
+            && items.remove_is_last(at)
+        {
             self.items.remove(label);
         }
     }
 
     fn with_text(&self, normal: &str) -> Mask {
-        let mut mask = NONE;
-        self.items.get(normal).into_iter().flatten().for_each(|at| set(&mut mask, *at as usize));
-        mask
+        self.items.get(normal).map_or(NONE, Items::mask)
     }
 
     /// Returns the items with a text that meets a condition.
     fn with(&self, meets: impl Fn(&str) -> bool) -> Mask {
-        let mut mask = NONE;
-        let items = self.items.iter().filter(|(label, _)| meets(label)).flat_map(|(_, items)| items);
-        items.for_each(|at| set(&mut mask, usize::from(*at)));
-        mask
+        let items = self.items.iter().filter(|(label, _)| meets(label));
+        items.fold(NONE, |mask, (_, items)| or(mask, &items.mask()))
     }
 
     /// Returns the items whose texts satisfy the predicate: HAS compares whole texts, and `!=` matches also items
@@ -221,18 +224,67 @@ impl LabelColumn {
 
     fn count<'c>(&'c self, among: &Mask, counts: &mut ValueCounts<'c>) {
         for (label, items) in self.items.iter().filter(|(label, _)| !label.is_empty()) {
-            let count = items.iter().filter(|at| bits::has(among, usize::from(**at))).count();
-            counts.add_text(hash(&**label), label, count as u64);
+            counts.add_text(hash(&**label), label, items.count(among));
         }
     }
 
     fn count_groups<'c>(&'c self, among: &Mask, groups: BlockGroups, counts: &mut ValueCounts<'c>) {
         for (label, items) in self.items.iter().filter(|(label, _)| !label.is_empty()) {
             let hash = hash(&**label);
-            let counted = items.iter().map(|at| usize::from(*at)).filter(|at| bits::has(among, *at));
-            for group in counted.filter_map(|at| groups.get(at)) {
+            for (_, group) in groups.of(&and(items.mask(), among)) {
                 counts.add_text_of_group(hash, label, group);
             }
+        }
+    }
+}
+
+impl Items {
+    fn insert(&mut self, at: usize) {
+        match self {
+            Self::Dense(mask) => set(mask, at),
+            Self::Sparse(items) => {
+                if let Err(index) = items.binary_search(&(at as u16)) {
+                    items.insert(index, at as u16);
+                }
+                if items.len() > SPARSE_MAX {
+                    *self = Self::Dense(Box::new(self.mask()));
+                }
+            }
+        }
+    }
+
+    /// Removes an item, and returns whether none is left.
+    fn remove_is_last(&mut self, at: usize) -> bool {
+        match self {
+            Self::Dense(mask) => {
+                clear(mask, at);
+                **mask == NONE
+            }
+            Self::Sparse(items) => {
+                if let Ok(index) = items.binary_search(&(at as u16)) {
+                    items.remove(index);
+                }
+                items.is_empty()
+            }
+        }
+    }
+
+    fn mask(&self) -> Mask {
+        match self {
+            Self::Dense(mask) => **mask,
+            Self::Sparse(items) => {
+                let mut mask = NONE;
+                items.iter().for_each(|at| set(&mut mask, usize::from(*at)));
+                mask
+            }
+        }
+    }
+
+    /// Returns the number of items that are in `among` too.
+    fn count(&self, among: &Mask) -> u64 {
+        match self {
+            Self::Dense(mask) => bits::count(&and(**mask, among), BLOCK_ROWS) as u64,
+            Self::Sparse(items) => items.iter().filter(|at| bits::has(among, usize::from(**at))).count() as u64,
         }
     }
 }
@@ -244,19 +296,26 @@ impl Default for Texts {
 }
 
 impl Texts {
-    fn insert(&mut self, at: usize, normal: &str) {
+    /// Sets a text in normal form. `written`: as its item writes it; none if that is not known.
+    fn insert(&mut self, at: usize, normal: &str, written: Option<&str>) {
         self.remove(at);
         let index = match self.index_of.get(normal) {
             Some(index) => *index,
-            None => self.create(normal),
+            None => self.create(normal, written),
         };
-        self.known[usize::from(index)].item_count += 1;
+        let known = &mut self.known[usize::from(index)];
+        known.item_count += 1;
+        if known.spelling.as_deref() != written {
+            known.spelling = None;
+        }
         self.codes[at] = index + 1;
     }
 
-    fn create(&mut self, normal: &str) -> u16 {
-        let known = KnownText { text: SortText::new(normal), hash: hash(normal), item_count: 0 };
-        let shared = known.text.shared();
+    fn create(&mut self, normal: &str, written: Option<&str>) -> u16 {
+        let text = SortText::new(normal);
+        let shared = text.shared();
+        let spelling = written.map(|written| if written == normal { shared.clone() } else { written.into() });
+        let known = KnownText { text, hash: hash(normal), item_count: 0, spelling };
         let index = match self.free.pop() {
             Some(index) => {
                 self.known[usize::from(index)] = known;
@@ -368,9 +427,9 @@ impl Column {
         self.texts.as_ref().and_then(|texts| texts.get(at)).is_some_and(|text| text.as_str() == normal)
     }
 
-    /// Sets a text in normal form.
-    fn text(&mut self, at: usize, normal: &str) {
-        self.texts.get_or_insert_default().insert(at, normal);
+    /// Sets a text in normal form. `written`: as its item writes it; none if that is not known.
+    fn text(&mut self, at: usize, normal: &str, written: Option<&str>) {
+        self.texts.get_or_insert_default().insert(at, normal, written);
     }
 
     fn list(&mut self, at: usize, texts: &[String]) {
@@ -460,6 +519,13 @@ impl Column {
         self.lists.as_ref().map_or(texts, |lists| or(texts, &lists.with_text(normal)))
     }
 
+    /// Returns how all items write a text in normal form; none if they differ, if it is not known, or if some items have
+    /// several texts.
+    fn spelling(&self, normal: &str) -> Option<&str> {
+        let texts = self.texts.as_ref().filter(|_| self.lists.is_none())?;
+        texts.known[usize::from(*texts.index_of.get(normal)?)].spelling.as_deref()
+    }
+
     fn with_flag(&self, flag: bool) -> Mask {
         self.flags.map_or(NONE, |[is_true, present]| if flag { is_true } else { and_not(present, &is_true) })
     }
@@ -526,7 +592,7 @@ impl Columns {
         }
         if old.map(|old| &*old.group_id) != Some(&*new.group_id) {
             // Ids are compared exactly.
-            Arc::make_mut(&mut self.group_id).text(at, &new.group_id);
+            Arc::make_mut(&mut self.group_id).text(at, &new.group_id, Some(&*new.group_id));
         }
         change_text(&mut self.brand, at, old.map(|old| &*old.brand), &new.brand);
         change_text(&mut self.currency, at, old.map(|old| &*old.currency), &new.currency);
@@ -605,7 +671,7 @@ impl Columns {
         self.set_number(&Field::Discount, at, pricing.discount());
         self.set_number(&Field::Margin, at, margin);
         if let Some(currency) = currency {
-            set_text(&mut self.currency, at, currency);
+            set_text(&mut self.currency, at, currency, None);
         }
     }
 
@@ -614,7 +680,7 @@ impl Columns {
         for field in [Field::Price, Field::OriginalPrice, Field::Discount, Field::Margin] {
             self.set_number(&field, at, None);
         }
-        set_text(&mut self.currency, at, "");
+        set_text(&mut self.currency, at, "", None);
     }
 
     /// Sets the stock of an item to that of an offer.
@@ -622,7 +688,7 @@ impl Columns {
         self.set_number(&Field::StockQuantity, at, Some(f64::from(stock)));
         let stated = self.stated_availability.as_ref().as_ref().and_then(|stated| stated[at]);
         let availability = Availability::of(stated, Some(stock));
-        set_text(&mut self.availability, at, availability_normal(availability));
+        set_text(&mut self.availability, at, availability_normal(availability), Some(availability.name()));
         let in_stock = availability.is_in_stock();
         if self.in_stock.value(at) != SortValue::Flag(in_stock) {
             Arc::make_mut(&mut self.in_stock).flag(at, in_stock);
@@ -715,7 +781,7 @@ impl Columns {
             if old.and_then(|old| old.attributes.get(name)) != Some(value) {
                 let column = Arc::make_mut(attributes.entry(name.as_str().into()).or_default());
                 match value {
-                    AttributeValue::Text(text) => column.text(at, &normalize(text)),
+                    AttributeValue::Text(text) => column.text(at, &normalize(text), Some(&**text)),
                     AttributeValue::Texts(texts) => column.list(at, texts),
                     AttributeValue::Number(number) => Numbers::set(&mut column.numbers, at, *number),
                     AttributeValue::Flag(flag) => column.flag(at, *flag),
@@ -788,11 +854,14 @@ impl Columns {
         }
     }
 
-    /// Returns the items with a text in normal form.
-    pub(crate) fn with_text(&self, field: &Field, normal: &str) -> Mask {
+    /// Returns the items with a text in normal form, and how all of them write it; none if they differ, or if only the
+    /// items tell.
+    pub(crate) fn with_text(&self, field: &Field, normal: &str) -> (Mask, Option<&str>) {
         match self.labels(field) {
-            Some(labels) => labels.with_text(normal),
-            None => self.column(field).map_or(NONE, |column| column.with_text(normal)),
+            Some(labels) => (labels.with_text(normal), None),
+            None => {
+                self.column(field).map_or((NONE, None), |column| (column.with_text(normal), column.spelling(normal)))
+            }
         }
     }
 }
@@ -866,9 +935,9 @@ fn change_labels(column: &mut Arc<LabelColumn>, at: usize, old: Option<Vec<Strin
 }
 
 /// Sets the text of one item to a normal form. A column that has it already is not copied.
-fn set_text(column: &mut Arc<Column>, at: usize, normal: &str) {
+fn set_text(column: &mut Arc<Column>, at: usize, normal: &str, written: Option<&str>) {
     if !column.has_text(at, normal) {
-        Arc::make_mut(column).text(at, normal);
+        Arc::make_mut(column).text(at, normal, written);
     }
 }
 
@@ -883,7 +952,7 @@ fn availability_normal(availability: Availability) -> &'static str {
 /// Replaces the text of one item.
 fn change_text(column: &mut Arc<Column>, at: usize, old: Option<&str>, new: &str) {
     if old != Some(new) {
-        Arc::make_mut(column).text(at, &normalize(new));
+        Arc::make_mut(column).text(at, &normalize(new), Some(new));
     }
 }
 

@@ -168,6 +168,9 @@ impl Rank {
 
 /// Returns the logarithm of a slow count with respect to 1970, which does not underflow for old counts.
 fn rank(slow: f64, at_s: u32) -> f64 {
+    if slow == 0.0 {
+        return f64::NEG_INFINITY;
+    }
     slow.log2() + f64::from(at_s) / DAY_S / SLOW_HALF_LIFE
 }
 
@@ -227,6 +230,9 @@ impl Counts {
 
     /// Returns the greater of both counts, which include the same events or parts of them.
     pub fn max(self, other: Self) -> Self {
+        if self.at_s == 0 || other.at_s == 0 {
+            return if self.at_s == 0 { other } else { self };
+        }
         let at_s = self.at_s.max(other.at_s);
         let (a, b) = (self.at(at_s), other.at(at_s));
         let others = a.others.max(b.others);

@@ -1,6 +1,6 @@
 //! Collectors: run a query over all segments and return rows.
 use super::{super::hnsw::TopRows, LexicalError};
-use lodestone_core::ids::Row;
+use lodestone_core::{bits, ids::Row};
 use tantivy::{
     DocId, DocSet, Searcher, SegmentReader, TERMINATED,
     columnar::Column,
@@ -10,6 +10,8 @@ use tantivy::{
 /// Maximum rows that are scored for an unfinished word, because half of a catalogue may match a prefix of one letter,
 /// and a search while the user types must be fast.
 const PREFIX_ROWS_MAX: usize = 4000;
+/// Documents whose rows are read at once.
+const DOCUMENTS_READ: usize = 64;
 
 /// Returns the `count` best rows of a query that pass `keep`, best first.
 pub(super) fn best_of(
@@ -89,21 +91,29 @@ impl<'s> LiveRows<'s> {
     }
 }
 
-/// Returns all rows of a query that pass `keep`, in no order.
-pub(super) fn all_of(
+/// Sets the bits of the rows of a query that are in `among`. Both are bit sets over rows of equal length.
+pub(super) fn add_rows_of(
     searcher: &Searcher,
     query: &dyn Query,
-    keep: &dyn Fn(Row) -> bool,
-) -> Result<Vec<Row>, LexicalError> {
+    among: &[u64],
+    rows: &mut [u64],
+) -> Result<(), LexicalError> {
     let weight = query.weight(EnableScoring::disabled_from_searcher(searcher))?;
-    let mut hits = Vec::new();
     for segment in searcher.segment_readers() {
-        let rows = LiveRows::of(segment)?;
+        let (row_of, alive) = (segment.fast_fields().u64("row")?, segment.alive_bitset());
+        let mut found = [None; DOCUMENTS_READ];
         weight.for_each_no_score(segment, &mut |documents| {
-            hits.extend(documents.iter().filter_map(|document| rows.of_document(*document)).filter(|row| keep(*row)));
+            for documents in documents.chunks(DOCUMENTS_READ) {
+                row_of.first_vals(documents, &mut found);
+                for (document, row) in documents.iter().zip(found) {
+                    let row = row.filter(|_| alive.is_none_or(|alive| alive.is_alive(*document)));
+                    let Some(row) = row.map(|row| row as usize).filter(|row| bits::has(among, *row)) else { continue };
+                    rows[row / 64] |= 1 << (row % 64);
+                }
+            }
         })?;
     }
-    Ok(hits)
+    Ok(())
 }
 
 /// Returns all rows of a query that pass `keep`, with their scores, in no order.

@@ -11,10 +11,10 @@ use super::{
     spelling::Vocabulary,
 };
 use ahash::AHashSet;
-use collect::{all_of, any_of, best_of, best_of_some, scores_of};
+use collect::{add_rows_of, any_of, best_of, best_of_some, scores_of};
 use document::{ItemTexts, has_equal_texts, has_texts, joined, ordered};
 use lodestone_catalog::Item;
-use lodestone_core::{ids::Row, text};
+use lodestone_core::{bits, ids::Row, text};
 use lodestone_rules::Synonyms;
 use parking_lot::{Mutex, RwLock};
 use query::ParsedQuery;
@@ -24,6 +24,7 @@ use tantivy::{
     Directory, Index, IndexReader, IndexWriter, ReloadPolicy, Searcher, TantivyDocument, Term,
     directory::{WatchCallback, WatchHandle},
     indexer::{IndexWriterOptions, LogMergePolicy},
+    query::Query,
     schema::{FAST, Field, INDEXED, IndexRecordOption, Schema, TextFieldIndexing, TextOptions},
 };
 
@@ -87,13 +88,12 @@ impl MatchScope {
     }
 }
 
-/// All rows that match a query.
+/// All rows that match a query, as bit sets over rows.
 #[derive(Debug)]
 pub struct MatchingRows {
-    /// Ascending, each once.
-    pub rows: Vec<Row>,
-    /// The rows whose id or SKU is the query, ascending.
-    pub exact: Vec<Row>,
+    pub rows: Vec<u64>,
+    /// The rows whose id or SKU is the query.
+    pub exact: Vec<u64>,
     pub scope: MatchScope,
 }
 
@@ -430,35 +430,31 @@ impl Lexical {
         Ok(Matches { rows, exact: exact_count, complete, coverage })
     }
 
-    /// Returns all rows that pass `keep` and match the query. The scope is the first in the order of [`MatchScope`] in
-    /// which a row matches, as in [`Lexical::search_all_then_any`].
-    pub fn matching<'q>(
-        &self,
-        query: impl Into<QueryText<'q>>,
-        keep: &dyn Fn(Row) -> bool,
-    ) -> Result<MatchingRows, LexicalError> {
+    /// Returns the rows of a bit set that match the query. The scope is the first in the order of [`MatchScope`] in which
+    /// a row matches, as in [`Lexical::search_all_then_any`].
+    pub fn matching<'q>(&self, query: impl Into<QueryText<'q>>, among: &[u64]) -> Result<MatchingRows, LexicalError> {
         let searcher = self.reader.searcher();
         let parsed = self.parse(query.into());
-        let rows_in = |scope: MatchScope| self.rows_in(&searcher, &parsed, scope, keep);
+        let rows_in = |scope: MatchScope| self.rows_in(&searcher, &parsed, scope, among);
         let exact = rows_in(MatchScope::Identifier)?;
-        if !exact.is_empty() && has_digit(&parsed.normal) {
+        if !bits::is_empty(&exact) && has_digit(&parsed.normal) {
             return Ok(MatchingRows { rows: exact.clone(), exact, scope: MatchScope::Identifier });
         }
         let rows = rows_in(MatchScope::AllWords)?;
-        if !rows.is_empty() {
+        if !bits::is_empty(&rows) {
             return Ok(MatchingRows { rows, exact, scope: MatchScope::AllWords });
         }
         Ok(MatchingRows { rows: rows_in(MatchScope::SomeWords)?, exact, scope: MatchScope::SomeWords })
     }
 
-    /// Returns the rows that pass `keep` and match the query in this scope, ascending and each once.
+    /// Returns the rows of a bit set that match the query in this scope.
     pub fn matching_in<'q>(
         &self,
         query: impl Into<QueryText<'q>>,
         scope: MatchScope,
-        keep: &dyn Fn(Row) -> bool,
-    ) -> Result<Vec<Row>, LexicalError> {
-        self.rows_in(&self.reader.searcher(), &self.parse(query.into()), scope, keep)
+        among: &[u64],
+    ) -> Result<Vec<u64>, LexicalError> {
+        self.rows_in(&self.reader.searcher(), &self.parse(query.into()), scope, among)
     }
 
     fn rows_in(
@@ -466,14 +462,24 @@ impl Lexical {
         searcher: &Searcher,
         parsed: &ParsedQuery,
         scope: MatchScope,
-        keep: &dyn Fn(Row) -> bool,
-    ) -> Result<Vec<Row>, LexicalError> {
-        let mut rows = all_of(searcher, &*self.term(self.fields.id, &parsed.normal), keep)?;
-        if let Some(words) = scope.words() {
-            rows.extend(all_of(searcher, &*self.query(parsed, words), keep)?);
+        among: &[u64],
+    ) -> Result<Vec<u64>, LexicalError> {
+        let mut rows = vec![0; among.len()];
+        let mut add = |query: Box<dyn Query>| add_rows_of(searcher, &*query, among, &mut rows);
+        add(self.term(self.fields.id, &parsed.normal))?;
+        match scope.words().map(|matching| (matching, parsed.alternative_words(matching))) {
+            None => {}
+            // One list of documents after the other is read faster than all at once in the order of documents.
+            Some((_, Some(words))) => {
+                let Fields { title, labels, description, .. } = self.fields;
+                for (word, field) in
+                    words.into_iter().flat_map(|word| [title, labels, description].map(|of| (word, of)))
+                {
+                    add(self.term(field, word))?;
+                }
+            }
+            Some((matching, None)) => add(self.query(parsed, matching))?,
         }
-        rows.sort_unstable();
-        rows.dedup();
         Ok(rows)
     }
 
@@ -681,7 +687,7 @@ mod tests {
         let matches = all("sku-0");
         assert_eq!(matches.rows.iter().map(|(row, _)| row.0).collect::<Vec<_>>(), [0]);
         assert!(matches.is_identifier() && !all("lamp").is_identifier());
-        assert_eq!(lexical.matching("SKU-0", &|_| true).unwrap().rows, [Row(0)]);
+        assert_eq!(lexical.matching("SKU-0", &[u64::MAX]).unwrap().rows, [1]);
         // The identifier of one item is a word of another one.
         let mut post = Item::titled(ItemId::parse("post").unwrap(), "Carriage");
         post.description = "charge for carriage".to_owned();
@@ -975,7 +981,7 @@ mod tests {
         for matching in [MatchMode::All, MatchMode::Any, MatchMode::Prefix] {
             assert!(rows(&lexical, "chocolate", matching).is_empty());
         }
-        assert!(lexical.matching("chocolate", &|_| true).unwrap().rows.is_empty());
+        assert_eq!(lexical.matching("chocolate", &[u64::MAX]).unwrap().rows, [0]);
     }
 
     proptest! {

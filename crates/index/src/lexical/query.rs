@@ -27,6 +27,26 @@ pub(super) struct ParsedQuery {
     optional: Vec<String>,
 }
 
+impl ParsedQuery {
+    /// Returns the words of which a row must have one, and nothing else; none if some rows must have several.
+    pub(super) fn alternative_words(&self, matching: MatchMode) -> Option<Vec<&str>> {
+        let words = self.groups.iter().flat_map(|group| &group.alternatives);
+        match matching {
+            MatchMode::Any => Some(words.flatten().chain(&self.optional).map(String::as_str).collect()),
+            // Optional words change the score alone.
+            MatchMode::All if self.groups.len() == 1 => words
+                .map(|words| if let [word] = &words[..] { Some(&**word) } else { None }.filter(|w| !has_parts(w)))
+                .collect(),
+            MatchMode::All | MatchMode::Prefix => None,
+        }
+    }
+}
+
+/// Returns whether a word also matches by its bigrams.
+fn has_parts(word: &str) -> bool {
+    word.chars().all(text::is_cjk) && word.chars().count() >= 3
+}
+
 impl Lexical {
     /// Parses a query.
     pub(super) fn parse(&self, query: QueryText) -> ParsedQuery {
@@ -133,7 +153,7 @@ impl Lexical {
     /// split the same characters differently in a title.
     fn required_word(&self, text: &str) -> Box<dyn Query> {
         let word = self.word(text);
-        if !text.chars().all(text::is_cjk) || text.chars().count() < 3 {
+        if !has_parts(text) {
             return word;
         }
         let bigrams = text::grams(text, 2).map(|bigram| (Occur::Must, self.word(bigram))).collect();
