@@ -110,12 +110,12 @@ impl Catalog {
         })
     }
 
-    /// Returns the names of attributes of the items of at most [`NAME_BLOCKS`] blocks at equal distances.
+    /// Returns the names of attributes in at most [`NAME_BLOCKS`] blocks at equal distances, also of deleted items.
     pub fn attribute_names(&self) -> AHashSet<&str> {
         let blocks = self.alive().len().div_ceil(WORDS);
         let names = (0..blocks)
             .step_by(blocks.div_ceil(NAME_BLOCKS).max(1))
-            .flat_map(|block| self.columns(block).attribute_kinds().map(|(name, _)| name));
+            .flat_map(|block| self.columns(block).attribute_names());
         names.collect()
     }
 

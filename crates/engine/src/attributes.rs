@@ -100,10 +100,12 @@ impl Engine {
             return Vec::new();
         }
         let with_nearest = move |_: &mut usize| {
+            let is_known = |name: &str| rules.attributes.contains_key(name) || catalog.has_attribute(name);
             let mut names = catalog.attribute_names();
             names.extend(rules.attributes.keys().map(String::as_str));
             let of = |(name, field): (String, RequestField)| {
-                let nearest = nearest_name(&name, names.iter().copied()).map(str::to_owned);
+                let near = near_names(&name, names.iter().copied());
+                let nearest = near.into_iter().find(|name| is_known(name)).map(str::to_owned);
                 UnknownAttribute { field, name, nearest }
             };
             Ok(unknown.into_iter().map(of).collect())
@@ -165,9 +167,9 @@ fn conflicts(catalog: &Catalog, name: &str, kind: AttributeKind) -> AttributeCon
     AttributeConflicts { item_count: rows.len(), items }
 }
 
-/// Returns the name with the least edit distance (optimal string alignment) from an unknown one, at most a third of its
-/// length. Letter case and `_` do not count.
-fn nearest_name<'n>(unknown: &str, names: impl Iterator<Item = &'n str>) -> Option<&'n str> {
+/// Returns the names whose edit distance (optimal string alignment) from an unknown one is at most a third of its length,
+/// the nearest first. Letter case and `_` do not count.
+fn near_names<'n>(unknown: &str, names: impl Iterator<Item = &'n str>) -> Vec<&'n str> {
     let folded = |name: &str| name.replace('_', "").to_ascii_lowercase();
     let unknown = folded(unknown);
     let limit = unknown.len() / 3;
@@ -179,7 +181,9 @@ fn nearest_name<'n>(unknown: &str, names: impl Iterator<Item = &'n str>) -> Opti
         }
         Some((strsim::osa_distance(&unknown, &folded), name)).filter(|(distance, _)| *distance <= limit)
     });
-    near.min().map(|(_, name)| name)
+    let mut near: Vec<(usize, &str)> = near.collect();
+    near.sort_unstable();
+    near.into_iter().map(|(_, name)| name).collect()
 }
 
 #[cfg(test)]
@@ -187,21 +191,19 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_nearest_name_differs_by_a_third_of_its_letters_at_most() {
+    fn near_names_differ_by_a_third_of_their_letters_at_most() {
         let names = ["color", "screen_size", "colors", "weight_g", "kg"];
-        let nearest = |unknown| nearest_name(unknown, names.into_iter());
         for (unknown, expected) in [
-            ("colour", Some("color")),
-            ("Color", Some("color")),
-            ("clor", Some("color")),
-            ("screenSize", Some("screen_size")),
-            ("scren_szie", Some("screen_size")),
-            ("wieght_g", Some("weight_g")),
-            ("gk", None),
-            ("depth", None),
+            ("colour", &["color", "colors"][..]),
+            ("Color", &["color", "colors"]),
+            ("clor", &["color"]),
+            ("screenSize", &["screen_size"]),
+            ("scren_szie", &["screen_size"]),
+            ("wieght_g", &["weight_g"]),
+            ("gk", &[]),
+            ("depth", &[]),
         ] {
-            assert_eq!(nearest(unknown), expected, "{unknown}");
+            assert_eq!(near_names(unknown, names.into_iter()), expected, "{unknown}");
         }
-        assert_eq!(nearest_name("color", [].into_iter()), None);
     }
 }

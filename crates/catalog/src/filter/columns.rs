@@ -813,6 +813,11 @@ impl Columns {
         self.attributes.iter().map(|(name, column)| (&**name, AttributeKind::ALL.map(|kind| column.of_kind(kind))))
     }
 
+    /// Returns the names of the attributes, also of deleted items.
+    pub(crate) fn attribute_names(&self) -> impl Iterator<Item = &str> {
+        self.attributes.keys().map(|name| &**name)
+    }
+
     fn labels(&self, field: &Field) -> Option<&LabelColumn> {
         match field {
             Field::Category => Some(&self.category),
