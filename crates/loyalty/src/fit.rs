@@ -385,14 +385,20 @@ impl<'a> Training<'a> {
         let users: Vec<(Inputs, UserInputs)> = self.users.par_iter().map(of_user).collect();
         let buyers: Vec<(Inputs, PurchaseSummary)> =
             users.iter().filter_map(|(inputs, of)| Some((*inputs, of.purchases()?))).collect();
-        let visitors: Vec<(Inputs, PurchaseSummary)> =
-            users.iter().filter_map(|(inputs, of)| Some((*inputs, of.visits()?))).collect();
-        let visits: Vec<PurchaseSummary> = visitors.iter().map(|(_, visits)| *visits).collect();
-        if let Ok(known) = BetaGeometric::fit(&visits, Dropout::AfterRepeatPurchases) {
-            return_visit.add_level(&known, &visitors, weeks, weight);
+        // Visits are frequent, so that BG/NBD says nothing about their level if the windows show it.
+        if weight > 0.0 {
+            let visitors: Vec<(Inputs, PurchaseSummary)> =
+                users.iter().filter_map(|(inputs, of)| Some((*inputs, of.visits()?))).collect();
+            let visits: Vec<PurchaseSummary> = visitors.iter().map(|(_, visits)| *visits).collect();
+            if let Ok(known) = BetaGeometric::fit(&visits, Dropout::AfterRepeatPurchases) {
+                let difference = return_visit.add_level(&known, &visitors, weeks, weight);
+                return_visit.level_variance += weight * 0.25 * difference * difference;
+            }
         }
         let Some(known) = model.beta_geometric.filter(|_| !buyers.is_empty()) else { return };
-        purchase.add_level(&known, &buyers, weeks, weight);
+        let difference = purchase.add_level(&known, &buyers, weeks, weight);
+        // The variance of two estimates of the level.
+        purchase.level_variance += 0.25 * difference * difference;
         let (mut probabilities, mut further, mut expected) = (0.0, 0.0, 0.0);
         for (inputs, purchases) in &buyers {
             let probability = sigmoid(purchase.logit(inputs));
@@ -561,14 +567,20 @@ impl LogitModel {
         self
     }
 
-    /// Moves the constant by `weight` of the distance to the level that BG/NBD predicts within `weeks`.
-    fn add_level(&mut self, known: &BetaGeometric, users: &[(Inputs, PurchaseSummary)], weeks: f64, weight: f64) {
+    /// Moves the constant by `weight` of the distance to the level that BG/NBD predicts within `weeks`, and returns the
+    /// distance.
+    fn add_level(
+        &mut self,
+        known: &BetaGeometric,
+        users: &[(Inputs, PurchaseSummary)],
+        weeks: f64,
+        weight: f64,
+    ) -> f64 {
         let total = users.iter().map(|(_, days)| known.purchase_probability(days, weeks)).sum();
         let logits: Vec<f64> = users.iter().map(|(inputs, _)| self.logit(inputs)).collect();
         let difference = constant(&logits, total);
         self.weights[0] += weight * difference;
-        // The variance of two estimates.
-        self.level_variance += 0.25 * difference * difference;
+        difference
     }
 
     /// The logit of a row of the training, whose window may be shorter than the horizon.
