@@ -703,31 +703,45 @@ impl Group {
     }
 }
 
+/// A row as its group is built.
+struct GroupMember {
+    probability: f64,
+    /// The change of the probability by the logit.
+    slope: f64,
+    /// The variance of the logit by the weights.
+    weight_variance: f64,
+    outcome: f64,
+}
+
 /// Splits rows by their probability into groups of equal size.
 fn grouped(model: &LogitModel, rows: &[&Row], outcome: impl Fn(&Row) -> bool) -> Vec<Group> {
-    // Probability, its slope by the logit, variance of the logit by the weights, outcome.
-    let mut scored: Vec<(f64, f64, f64, bool)> = rows
+    let mut scored: Vec<GroupMember> = rows
         .iter()
         .map(|row| {
             let probability = sigmoid(model.logit(&row.inputs));
-            let slope = probability * (1.0 - probability);
-            (probability, slope, model.weight_variance(&row.inputs), outcome(row))
+            GroupMember {
+                probability,
+                slope: probability * (1.0 - probability),
+                weight_variance: model.weight_variance(&row.inputs),
+                outcome: f64::from(u8::from(outcome(row))),
+            }
         })
         .collect();
-    scored.sort_by(|left, right| left.0.total_cmp(&right.0));
+    scored.sort_by(|left, right| left.probability.total_cmp(&right.probability));
     let size = scored.len().div_ceil(GROUPS).max(1);
-    let group = |members: &[(f64, f64, f64, bool)]| {
+    let group = |members: &[GroupMember]| {
         let count = members.len() as f64;
-        let mean = |of: &dyn Fn(&(f64, f64, f64, bool)) -> f64| members.iter().map(of).sum::<f64>() / count;
+        let mean = |of: &dyn Fn(&GroupMember) -> f64| members.iter().map(of).sum::<f64>() / count;
         // The errors of users of a group have the same cause, so standard errors are averaged and not variances.
-        let variance = |of: &dyn Fn(f64) -> f64| mean(&|member| member.1 * of(member.2).sqrt()).powi(2);
+        let variance =
+            |of: &dyn Fn(f64) -> f64| mean(&|member| member.slope * of(member.weight_variance).sqrt()).powi(2);
         Group {
-            share: mean(&|of| f64::from(u8::from(of.3))),
-            probability: mean(&|of| of.0),
+            share: mean(&|member| member.outcome),
+            probability: mean(&|member| member.probability),
             weight_variance: variance(&|weights| weights),
             interval_variance: variance(&|weights| model.interval_variance(weights)),
             level_variance: variance(&|_| model.level_variance),
-            chance_variance: mean(&|of| of.1) / count,
+            chance_variance: mean(&|member| member.slope) / count,
         }
     };
     scored.chunks(size).map(group).collect()
