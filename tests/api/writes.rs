@@ -653,7 +653,7 @@ async fn a_restart_leads_to_the_same_answers_with_few_and_with_many_written_item
     let served = Served::start(&shop).await;
     assert_eq!((served.metric("live_items"), served.metric("merges")), (0, 1));
     assert_eq!(answers(&served).await, many);
-    assert!(many.iter().all(|ids| !ids.contains("kettle4")) && many.iter().all(|ids| ids.len() > 1));
+    assert!(many.iter().all(|ids| !ids.contains("kettle4") && !ids.is_empty()));
     // Later writes are live again.
     served.upsert(kettles(4..5)).await.unwrap();
     served.upsert(vec![item("samovar", "Brass samovar")]).await.unwrap();
