@@ -14,10 +14,11 @@ use anyhow::Context;
 use clap::Subcommand;
 use lodestone_core::units::UnixMillis;
 use lodestone_engine::ANSWERS;
+use lodestone_events::storage;
 use lodestone_pipeline::answers::{self, AnswerRecord, Damage, SlotExplanation, SlotRecord, SlotRow};
 use std::{
     collections::BTreeMap,
-    fmt, fs,
+    fmt,
     path::{Path, PathBuf},
 };
 
@@ -189,7 +190,7 @@ impl DayFiles<'_> {
 
     fn write(&mut self, day: String, rows: &[SlotRow]) -> anyhow::Result<()> {
         let directory = self.out.join(format!("day={day}"));
-        fs::create_dir_all(&directory).with_context(|| directory.display().to_string())?;
+        storage::create_private_directory(&directory).with_context(|| directory.display().to_string())?;
         answers::write_rows(&directory.join("answers.parquet"), rows)?;
         self.written.push(day);
         Ok(())

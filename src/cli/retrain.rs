@@ -238,7 +238,7 @@ struct Work {
 
 impl Work {
     fn open(path: PathBuf) -> anyhow::Result<Self> {
-        fs::create_dir_all(&path).with_context(|| path.display().to_string())?;
+        events::storage::create_private_directory(&path).with_context(|| path.display().to_string())?;
         Ok(Self { path })
     }
 
@@ -274,7 +274,8 @@ impl Work {
         }
         let searchable = builder.declared_searchable().clone();
         let gathered = GatheredFrom { source, gathered: builder.write(&self.data())?, searchable };
-        fs::write(&description, serde_json::to_vec(&gathered)?).with_context(|| description.display().to_string())?;
+        events::storage::replace(&description, &serde_json::to_vec(&gathered)?)
+            .with_context(|| description.display().to_string())?;
         Ok((gathered, false))
     }
 

@@ -2,6 +2,7 @@
 use super::DatasetError;
 use arrow_array::{Array, ArrayRef, BooleanArray, Float64Array, Int64Array, ListArray, RecordBatch, StringArray};
 use arrow_schema::{Field, Schema};
+use lodestone_events::storage;
 use parquet::{
     arrow::{ArrowWriter, arrow_reader::ParquetRecordBatchReaderBuilder},
     basic::{Compression, ZstdLevel},
@@ -9,6 +10,7 @@ use parquet::{
 };
 use std::{
     fs::File,
+    io,
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -148,7 +150,8 @@ pub fn write_table(path: &Path, columns: Vec<(String, Cells)>) -> Result<(), Dat
 /// Writes named columns of equal length as a comma-separated file with a header.
 pub fn write_csv(path: &Path, columns: Vec<(String, Cells)>) -> Result<(), DatasetError> {
     let io = |error: csv::Error| DatasetError::Io { path: path.to_owned(), source: error.into() };
-    let mut writer = csv::Writer::from_path(path).map_err(io)?;
+    let file = storage::create_private(path).map_err(|source| DatasetError::Io { path: path.to_owned(), source })?;
+    let mut writer = csv::Writer::from_writer(file);
     writer.write_record(columns.iter().map(|(name, _)| name)).map_err(io)?;
     let rows = columns.first().map_or(0, |(_, cells)| cells.len());
     for row in 0..rows {
@@ -178,9 +181,20 @@ impl Cells {
     }
 }
 
-/// Writes one batch to a file.
+/// Writes one batch to a private file.
 pub(super) fn write(path: &Path, schema: Schema, columns: Vec<ArrayRef>) -> Result<(), DatasetError> {
-    let mut rows = ParquetRows::create(path, schema)?;
+    write_to(path, storage::create_private, schema, columns)
+}
+
+/// Writes one batch to a file that `create` creates.
+pub(super) fn write_to(
+    path: &Path,
+    create: fn(&Path) -> io::Result<File>,
+    schema: Schema,
+    columns: Vec<ArrayRef>,
+) -> Result<(), DatasetError> {
+    let file = create(path).map_err(|source| DatasetError::Io { path: path.to_owned(), source })?;
+    let mut rows = ParquetRows::of_file(path, file, schema)?;
     rows.write(columns)?;
     rows.finish()
 }
@@ -194,10 +208,15 @@ pub(super) struct ParquetRows {
 }
 
 impl ParquetRows {
+    /// Creates a private file: events have user ids.
     pub(crate) fn create(path: &Path, schema: Schema) -> Result<Self, DatasetError> {
+        let file = storage::create_private(path);
+        Self::of_file(path, file.map_err(|source| DatasetError::Io { path: path.to_owned(), source })?, schema)
+    }
+
+    fn of_file(path: &Path, file: File, schema: Schema) -> Result<Self, DatasetError> {
         let io = |source| DatasetError::Io { path: path.to_owned(), source };
         let schema = Arc::new(schema);
-        let file = File::create(path).map_err(io)?;
         let same = file.try_clone().map_err(io)?;
         let properties = WriterProperties::builder().set_compression(Compression::ZSTD(ZstdLevel::default())).build();
         let writer = ArrowWriter::try_new(same, schema.clone(), Some(properties));

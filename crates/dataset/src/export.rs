@@ -9,7 +9,6 @@ use lodestone_core::units::UnixMillis;
 use lodestone_events::{Attribution, Change, Event, EventLine, LogError, log, storage};
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fs,
     ops::{ControlFlow, Range},
     path::{Path, PathBuf},
     sync::Arc,
@@ -58,7 +57,7 @@ pub fn export(directory: &Path, days: Range<i64>, out: &Path) -> Result<Exported
         Change::Decision(decision) => decisions.add(decision),
         Change::Item(_) | Change::Rule(_) => {}
     })?;
-    fs::create_dir_all(out).map_err(|source| DatasetError::Io { path: out.to_owned(), source })?;
+    storage::create_private_directory(out).map_err(|source| DatasetError::Io { path: out.to_owned(), source })?;
     decisions.write(out)?;
     let mut exported = Exported { position, ..Exported::default() };
     let days_with_events: Vec<i64> = days_with_events.into_iter().collect();
@@ -113,7 +112,8 @@ impl DayFile {
         let at = jiff::Timestamp::from_millisecond(day.saturating_mul(UnixMillis::DAY));
         let date = at.map_err(|_| ExportError::Day(day))?.strftime("%Y-%m-%d").to_string();
         let directory = out.join(format!("date={date}"));
-        fs::create_dir_all(&directory).map_err(|source| DatasetError::Io { path: directory.clone(), source })?;
+        storage::create_private_directory(&directory)
+            .map_err(|source| DatasetError::Io { path: directory.clone(), source })?;
         let path = directory.join("events.parquet");
         let rows = ParquetRows::create(&path.with_extension("new"), schema_of(&columns(&[])))?;
         Ok(Self { path, rows, pending: Vec::new() })

@@ -13,7 +13,7 @@ use lodestone_core::{
     ids::ItemId,
     units::{PriceMicros, UnixMillis},
 };
-use std::{path::Path, sync::Arc};
+use std::{fs::File, path::Path, sync::Arc};
 
 /// Writes the items in their order.
 pub fn write_items(path: &Path, items: &[Item]) -> Result<(), DatasetError> {
@@ -65,7 +65,9 @@ pub fn write_items(path: &Path, items: &[Item]) -> Result<(), DatasetError> {
         .iter()
         .map(|(name, array)| Field::new(*name, array.data_type().clone(), array.data_type() != &DataType::Utf8))
         .collect();
-    columns::write(path, Schema::new(fields), columns.into_iter().map(|(_, array)| array).collect())
+    // Bundles have this file too, which another account may read than the one that trained them.
+    let columns = columns.into_iter().map(|(_, array)| array).collect();
+    columns::write_to(path, |path| File::create(path), Schema::new(fields), columns)
 }
 
 /// Returns the number of items without reading them.

@@ -11,7 +11,7 @@ use crossbeam_channel::Sender;
 use lodestone_catalog::ItemChange;
 use lodestone_core::units::UnixMillis;
 use lodestone_events::{
-    Applied, Change, EventLog, Fold, LogError, Outcome, Writer, panic_message, storage::create_directory,
+    Applied, Change, EventLog, Fold, LogError, Outcome, Writer, panic_message, storage::create_private_directory,
 };
 use lodestone_index::Languages;
 use lodestone_pipeline::{
@@ -138,7 +138,7 @@ pub fn event_log(data: &Path) -> Result<PathBuf, LogMissing> {
 /// Verifies the bundle, opens the models, recovers the state and starts the threads.
 pub fn open(options: OpenOptions) -> Result<Engine, OpenError> {
     let synonyms = options.synonyms.map(Synonyms::open).transpose()?.unwrap_or_default();
-    create_directory(options.data).map_err(io_error(options.data))?;
+    create_private_directory(options.data).map_err(io_error(options.data))?;
     let (bundle, pointer) = open_bundle(&options)?;
     let runtime = Runtime::load(options.library)?;
     let (log, recovered) = recover_state(&options, &bundle)?;

@@ -16,8 +16,6 @@ use std::{
 const FILE: &str = "token.key";
 const KEY_BYTES: usize = 32;
 const SUM_BYTES: usize = 4;
-/// Only the owner reads and writes the file.
-const MODE: u32 = 0o600;
 
 const SIGNATURE_BYTES: usize = 12;
 const ID_BYTES: usize = 16;
@@ -82,7 +80,7 @@ impl TokenKey {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 let key = random_key();
                 let bytes = [&key[..], &Sha256::digest(key)[..SUM_BYTES]].concat();
-                storage::replace(&path, &bytes, MODE).map_err(|source| TokenKeyError::Io { path, source })?;
+                storage::replace(&path, &bytes).map_err(|source| TokenKeyError::Io { path, source })?;
                 Ok(Self(key))
             }
             Err(source) => Err(TokenKeyError::Io { path, source }),

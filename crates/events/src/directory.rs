@@ -4,7 +4,7 @@ use crate::{
     storage::{self, FileId, FileSystem, Storage},
 };
 use std::{
-    fs::{self, File, OpenOptions},
+    fs::{self, File},
     io::{self, Write},
     path::{Path, PathBuf},
     sync::Arc,
@@ -73,8 +73,8 @@ impl LogDirectory {
     pub(crate) fn locked(mut self) -> Result<Self, LogError> {
         let path = self.path.join(LOCK);
         let failed = |source: io::Error| LogError::Open { path: path.clone(), source: Arc::new(source) };
-        storage::create_directory(&self.path).map_err(failed)?;
-        let file = OpenOptions::new().create(true).append(true).open(&path).map_err(failed)?;
+        storage::create_private_directory(&self.path).map_err(failed)?;
+        let file = storage::append_private(&path).map_err(failed)?;
         match file.try_lock() {
             Ok(()) => {}
             Err(fs::TryLockError::WouldBlock) => return Err(LogError::InUse { path: self.path }),

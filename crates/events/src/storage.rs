@@ -3,11 +3,19 @@
 //! The log and its checkpoints change files through [`Storage`]. [`FileSystem`] is the program's implementation. The
 //! power-loss tests have another one, which drops or tears what was not synced.
 use std::{
-    fs::{self, File, OpenOptions},
+    fs::{self, DirBuilder, File, OpenOptions},
     io::{self, Write},
-    os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt},
+    os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt, PermissionsExt},
     path::Path,
 };
+
+/// Permissions of the files of a data directory: they contain user ids, histories and keys, so only the owner reads and
+/// writes them.
+const PRIVATE_FILE: u32 = 0o600;
+/// Permissions of a data directory and of the directories in it.
+const PRIVATE_DIRECTORY: u32 = 0o700;
+/// Permissions that the umask reduces.
+const ANY_DIRECTORY: u32 = 0o777;
 
 /// A file system. A change is durable only after the sync of its file or of its directory.
 pub trait Storage: Send + Sync {
@@ -60,7 +68,7 @@ pub struct FileSystem;
 
 impl Storage for FileSystem {
     fn create(&self, path: &Path) -> io::Result<Box<dyn StorageFile>> {
-        Ok(Box::new(File::create(path)?))
+        Ok(Box::new(create_private(path)?))
     }
 
     fn open(&self, path: &Path) -> io::Result<Box<dyn StorageFile>> {
@@ -99,13 +107,43 @@ impl StorageFile for File {
     }
 }
 
-/// Creates a directory and the missing directories above it, durably.
+/// Creates a file that only its owner reads and writes, or truncates an existing one and makes it private.
+pub fn create_private(path: &Path) -> io::Result<File> {
+    make_private(OpenOptions::new().write(true).create(true).truncate(true).mode(PRIVATE_FILE).open(path)?)
+}
+
+/// Opens a file for appending, and creates it if it does not exist. Only its owner reads and writes it.
+pub fn append_private(path: &Path) -> io::Result<File> {
+    make_private(OpenOptions::new().append(true).create(true).mode(PRIVATE_FILE).open(path)?)
+}
+
+/// Takes the permissions of an existing file from all but its owner.
+fn make_private(file: File) -> io::Result<File> {
+    let metadata = file.metadata()?;
+    // The permissions of a device or a pipe belong to the system.
+    if metadata.is_file() && metadata.permissions().mode() & 0o777 & !PRIVATE_FILE != 0 {
+        file.set_permissions(fs::Permissions::from_mode(PRIVATE_FILE))?;
+    }
+    Ok(file)
+}
+
+/// Creates a directory that only its owner enters, and the missing directories above it, durably. Keeps the permissions
+/// of directories that exist: the operator set them, for example for the group of a volume.
+pub fn create_private_directory(path: &Path) -> io::Result<()> {
+    create_missing(path, PRIVATE_DIRECTORY)
+}
+
+/// Creates a directory and the missing directories above it, durably, with the permissions of the umask.
 pub fn create_directory(path: &Path) -> io::Result<()> {
+    create_missing(path, ANY_DIRECTORY)
+}
+
+fn create_missing(path: &Path, mode: u32) -> io::Result<()> {
     if path.is_dir() {
         return Ok(());
     }
-    create_directory(above(path))?;
-    match fs::create_dir(path) {
+    create_missing(above(path), mode)?;
+    match DirBuilder::new().mode(mode).create(path) {
         Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
         _ => {}
     }
@@ -126,9 +164,8 @@ fn above(path: &Path) -> &Path {
     path.parent().filter(|above| !above.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
-/// Replaces or creates a file atomically and durably: after a crash it has either the old or the new content. `mode`
-/// are the permissions of the new file, before the umask.
-pub fn replace(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
+/// Replaces or creates a private file atomically and durably: after a crash it has either the old or the new content.
+pub fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let mut name = path.file_name().unwrap_or_default().to_owned();
     name.push(".new");
     let new = path.with_file_name(name);
@@ -137,7 +174,7 @@ pub fn replace(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
         _ => {}
     }
-    let written = OpenOptions::new().write(true).create_new(true).mode(mode).open(&new).and_then(|mut file| {
+    let written = OpenOptions::new().write(true).create_new(true).mode(PRIVATE_FILE).open(&new).and_then(|mut file| {
         file.write_all(bytes)?;
         file.sync_all()
     });
@@ -152,7 +189,6 @@ pub fn replace(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::os::unix::fs::PermissionsExt;
 
     #[test]
     fn a_replaced_file_has_its_content_and_permissions() {
@@ -163,11 +199,34 @@ mod tests {
         let path = below.join("x.key");
         // Left by a crash, with permissions of another program version.
         fs::write(below.join("x.key.new"), b"partial").unwrap();
-        replace(&path, b"first", 0o600).unwrap();
-        replace(&path, b"second", 0o600).unwrap();
+        replace(&path, b"first").unwrap();
+        replace(&path, b"second").unwrap();
         assert_eq!(fs::read(&path).unwrap(), b"second");
         assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
         assert_eq!(fs::read_dir(&below).unwrap().count(), 1);
-        assert!(replace(&below.join("none").join("x"), b"", 0o600).is_err());
+        assert!(replace(&below.join("none").join("x"), b"").is_err());
+    }
+
+    #[test]
+    fn files_and_directories_are_private_also_if_they_were_not() {
+        let directory = tempfile::tempdir().unwrap();
+        let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
+        let below = directory.path().join("a").join("b");
+        create_private_directory(&below).unwrap();
+        assert_eq!((mode(&below), mode(above(&below))), (0o700, 0o700));
+        for create in [create_private, append_private] {
+            let (new, old) = (below.join("new"), below.join("old"));
+            fs::write(&old, b"of an earlier version").unwrap();
+            fs::set_permissions(&old, fs::Permissions::from_mode(0o664)).unwrap();
+            for path in [new, old] {
+                drop(create(&path).unwrap());
+                assert_eq!(mode(&path), 0o600);
+                fs::remove_file(&path).unwrap();
+            }
+        }
+        // The group of a volume keeps its access.
+        fs::set_permissions(&below, fs::Permissions::from_mode(0o770)).unwrap();
+        create_private_directory(&below).unwrap();
+        assert_eq!(mode(&below), 0o770);
     }
 }

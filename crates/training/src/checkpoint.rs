@@ -95,7 +95,7 @@ impl Checkpoint {
 
     /// Replaces the file atomically, so that a crash leaves no partial checkpoint.
     pub(crate) fn write(&self, path: &Path) -> io::Result<()> {
-        storage::replace(path, &self.encode_to_vec(), 0o644)
+        storage::replace(path, &self.encode_to_vec())
     }
 
     /// Returns the query encoder; none if the checkpoint has another program's content.

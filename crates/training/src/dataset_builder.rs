@@ -115,7 +115,7 @@ impl DatasetBuilder {
         if partial.exists() {
             fs::remove_dir_all(&partial).map_err(io)?;
         }
-        fs::create_dir_all(&partial).map_err(io)?;
+        storage::create_private_directory(&partial).map_err(io)?;
         dataset::write_items(&partial.join(ITEMS), &items)?;
         dataset::write_attributed_events(&partial.join(EVENTS), &rows, &self.tokens)?;
         self.decisions.write(&partial)?;

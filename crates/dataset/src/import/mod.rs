@@ -18,7 +18,7 @@ use events::EventCleaning;
 pub use inventory::LocalInventory;
 use lodestone_catalog::Item;
 use lodestone_core::units::{PriceMicros, UnixMillis};
-use lodestone_events::EventKind;
+use lodestone_events::{EventKind, storage};
 pub use mapping::{Mapping, SHIPPED};
 use numbers::{Cell, Numbers};
 pub use report::{Dropped, ImportReport, InventoryReport};
@@ -191,7 +191,7 @@ pub fn import(
             return Err(ImportError::Shrink { path, shrink, report: Box::new(report) });
         }
     }
-    fs::create_dir_all(out).map_err(|source| ImportError::Io { path: out.to_owned(), source })?;
+    storage::create_private_directory(out).map_err(|source| ImportError::Io { path: out.to_owned(), source })?;
     // Both files are complete before one replaces an older one.
     replace(
         &items_path,

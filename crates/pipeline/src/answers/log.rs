@@ -8,6 +8,7 @@ use super::{
 };
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
 use lodestone_core::units::UnixMillis;
+use lodestone_events::storage;
 use lodestone_telemetry::Metrics;
 use std::{
     fs,
@@ -61,7 +62,7 @@ impl AnswerLog {
     /// Creates the directory and starts the thread. Files of earlier runs are only read.
     pub fn open(directory: &Path, config: &AnswerLogConfig, metrics: Metrics) -> Result<Self, AnswerLogError> {
         let failed = |source| AnswerLogError::Io { path: directory.to_owned(), source };
-        fs::create_dir_all(directory).map_err(failed)?;
+        storage::create_private_directory(directory).map_err(failed)?;
         let compressor = compressor().map_err(failed)?;
         let (sender, jobs) = bounded(QUEUED_MAX);
         let writer = LogWriter {

@@ -6,6 +6,7 @@
 //! reader searches for the next header.
 use super::record::{AnswerId, AnswerRecord};
 use lodestone_core::format::OtherVersion;
+use lodestone_events::storage;
 use prost::Message;
 use std::{
     fs::{self, File},
@@ -125,7 +126,8 @@ pub(super) struct Segment {
 impl Segment {
     /// Creates the next file of a day, such as `2026-11-25`, and the directory if it does not exist.
     pub(super) fn create(directory: &Path, day: &str) -> Result<Self, AnswerLogError> {
-        fs::create_dir_all(directory).map_err(|source| AnswerLogError::Io { path: directory.to_owned(), source })?;
+        let unusable = |source| AnswerLogError::Io { path: directory.to_owned(), source };
+        storage::create_private_directory(directory).map_err(unusable)?;
         let number = list(directory)?
             .iter()
             .filter_map(|path| path.file_stem()?.to_str()?.strip_prefix(day)?.strip_prefix('.')?.parse::<u32>().ok())
@@ -133,7 +135,8 @@ impl Segment {
             .map_or(0, |last| last + 1);
         let path = directory.join(format!("{day}.{number:05}.{EXTENSION}"));
         let failed = |source| AnswerLogError::Io { path: path.clone(), source };
-        let mut file = File::options().write(true).create_new(true).open(&path).map_err(failed)?;
+        // Its number is new, and one process writes a log.
+        let mut file = storage::create_private(&path).map_err(failed)?;
         if let Err(source) = file.write_all(MAGIC) {
             // Otherwise a full disk would collect empty files.
             let _ = fs::remove_file(&path);

@@ -103,6 +103,8 @@ pub enum BundleError {
     Missing { path: PathBuf },
     #[error("bundle file {path} is damaged: its SHA-256 is {found}, the manifest says {expected}")]
     Damaged { path: PathBuf, found: String, expected: String },
+    #[error("bundle file {path} is damaged: it has {found} bytes, the manifest says {expected}")]
+    Length { path: PathBuf, found: u64, expected: u64 },
     #[error("bundle file {path}: {problem}")]
     Content { path: PathBuf, problem: String },
     #[error(transparent)]
@@ -117,7 +119,7 @@ impl Bundle {
     /// Reads a bundle. Verifies each file against the manifest's checksum before its content is used.
     pub fn open(directory: &Path) -> Result<Self, BundleError> {
         let path = directory.join(MANIFEST);
-        let text = fs::read(&path).map_err(|source| BundleError::Io { path: path.clone(), source })?;
+        let text = read_regular(&path).map_err(|source| BundleError::Io { path: path.clone(), source })?;
         let manifest = Manifest::parse(&text).map_err(|source| BundleError::Manifest { path: path.clone(), source })?;
         manifest.check(directory)?;
         let file = |name: &str| read_verified(directory, name, &manifest);
@@ -294,9 +296,24 @@ impl Bundle {
 }
 
 /// Writes a file and syncs it.
-pub fn write_synced(path: &Path, bytes: &[u8]) -> io::Result<()> {
+fn write_synced(path: &Path, bytes: &[u8]) -> io::Result<()> {
     fs::write(path, bytes)?;
     fs::File::open(path)?.sync_all()
+}
+
+/// Reads a regular file, or a link to one. Reading a pipe would wait for its writer, possibly for ever.
+pub fn read_regular(path: &Path) -> io::Result<Vec<u8>> {
+    length_of_regular(path)?;
+    fs::read(path)
+}
+
+/// Returns the size of a regular file, or of one that a link names, in bytes.
+fn length_of_regular(path: &Path) -> io::Result<u64> {
+    let metadata = fs::metadata(path)?;
+    match metadata.is_file() {
+        true => Ok(metadata.len()),
+        false => Err(io::Error::new(io::ErrorKind::InvalidInput, "is not a regular file")),
+    }
 }
 
 fn read_verified(directory: &Path, name: &str, manifest: &Manifest) -> Result<Vec<u8>, BundleError> {
@@ -304,7 +321,12 @@ fn read_verified(directory: &Path, name: &str, manifest: &Manifest) -> Result<Ve
     let Some(sum) = manifest.files.get(name) else {
         return Err(BundleError::Content { path, problem: "the manifest does not list it".to_owned() });
     };
-    let bytes = match fs::read(&path) {
+    // Before the content, so that a file that grew is not read.
+    let bytes = match length_of_regular(&path) {
+        Ok(found) if found != sum.bytes => return Err(BundleError::Length { path, found, expected: sum.bytes }),
+        length => length.and_then(|_| fs::read(&path)),
+    };
+    let bytes = match bytes {
         Ok(bytes) => bytes,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(BundleError::Missing { path }),
         Err(source) => return Err(BundleError::Io { path, source }),

@@ -1,7 +1,7 @@
 //! The control thread: executes rollout commands in order, follows the store's pointer and enforces health bounds.
 use super::{
     BUNDLE_COPIES, BundleRecords, BundleSource, BundleState, Command, QueuedCommand, RolloutConfig, RolloutError,
-    RolloutInput, format_error_chain, last_served::LastServed,
+    RolloutInput, format_error_chain, last_served::LastServed, without_paths,
 };
 use crate::{
     generations::Generations,
@@ -139,7 +139,11 @@ impl Controller {
         let BundleSource::Store(store) = &*self.source else { return Err(unknown()) };
         let directory = store.fetch(name, &self.data.join(BUNDLE_COPIES)).map_err(|error| match error {
             StoreError::Unknown { .. } | StoreError::Name { .. } => unknown(),
-            StoreError::Access { .. } => RolloutError::Store(format_error_chain(&error)),
+            StoreError::Access { .. } => {
+                let reason = format_error_chain(&error);
+                tracing::error!(bundle = name, reason, "the store cannot be read");
+                RolloutError::Store(without_paths(&reason, &[store.location()]))
+            }
             error => self.refused(name, format_error_chain(&error)),
         })?;
         self.records.set(name, Some(BundleState::Loading), "");
@@ -175,6 +179,12 @@ impl Controller {
     }
 
     fn refused(&self, name: &str, reason: String) -> RolloutError {
+        tracing::error!(bundle = name, reason, "refused a bundle");
+        let data = self.data.display().to_string();
+        let reason = match &*self.source {
+            BundleSource::Store(store) => without_paths(&reason, &[store.location(), &data]),
+            BundleSource::Directory(_) => without_paths(&reason, &[&data]),
+        };
         self.records.set(name, Some(BundleState::Refused), &reason);
         self.metrics.changed_bundle("refused");
         RolloutError::Refused { name: name.to_owned(), reason }

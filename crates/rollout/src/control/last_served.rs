@@ -8,7 +8,6 @@ use std::{fs, io, path::Path};
 
 /// File name in the data directory.
 const SERVING: &str = "serving.json";
-const MODE: u32 = 0o644;
 
 #[derive(serde::Serialize, serde::Deserialize)]
 pub(super) struct LastServed {
@@ -35,7 +34,7 @@ impl LastServed {
 
     pub(super) fn write(&self, data: &Path) -> io::Result<()> {
         let text = serde_json::to_vec(self).expect("strings and numbers serialize to JSON");
-        storage::replace(&data.join(SERVING), &text, MODE)
+        storage::replace(&data.join(SERVING), &text)
     }
 
     /// Reads the served bundles. None if the store's current bundle has changed since.

@@ -236,12 +236,13 @@ impl Rollout {
         let source = self.source.clone();
         let listed = tokio::task::spawn_blocking(move || match &*source {
             BundleSource::Directory(_) => Ok(Vec::new()),
-            BundleSource::Store(store) => store.names(),
+            BundleSource::Store(store) => store.names().map_err(|error| {
+                let reason = format_error_chain(&error);
+                tracing::error!(reason, "the store cannot be read");
+                RolloutError::Store(without_paths(&reason, &[store.location()]))
+            }),
         });
-        let names = listed
-            .await
-            .map_err(|_| RolloutError::Ended)?
-            .map_err(|error| RolloutError::Store(format_error_chain(&error)))?;
+        let names = listed.await.map_err(|_| RolloutError::Ended)??;
         let routes = self.generations.routes();
         let records = self.records.by_name.lock().clone();
         let mut all: BTreeMap<String, BundleStatus> = BTreeMap::new();
@@ -284,6 +285,26 @@ fn status(name: &str, routes: &Routes, record: Option<&BundleRecord>) -> BundleS
     }
 }
 
+/// Removes the directories of paths from an error, because callers of the API need not know where files are: first
+/// those of `roots`, which may contain spaces, then those of every word that is an absolute path or a URL. The names of
+/// files stay.
+fn without_paths(text: &str, roots: &[&str]) -> String {
+    let mut text = text.to_owned();
+    let is_absolute = |root: &&str| root.len() > 1 && (root.starts_with('/') || root.contains("://"));
+    for root in roots.iter().map(|root| root.trim_end_matches('/')).filter(is_absolute) {
+        text = text.replace(&format!("{root}/"), "").replace(root, "…");
+    }
+    let short = |word: &str| {
+        let start = word.find(|c: char| c.is_alphanumeric() || c == '/').unwrap_or(0);
+        let (quote, path) = word.split_at(start);
+        match path.starts_with('/') || path.contains("://") {
+            true => format!("{quote}{}", path.rsplit('/').next().unwrap_or_default()),
+            false => word.to_owned(),
+        }
+    };
+    text.split(' ').map(short).collect::<Vec<_>>().join(" ")
+}
+
 /// Formats an error and its causes on one line, skipping causes that the text already contains.
 fn format_error_chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
@@ -296,4 +317,23 @@ fn format_error_chain(error: &dyn std::error::Error) -> String {
         cause = error.source();
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn errors_name_files_without_their_directories() {
+        for (text, expected) in [
+            ("bundle file /srv/my shop/a/ranker.onnx is damaged", "bundle file a/ranker.onnx is damaged"),
+            ("bundle /var/lib/x/manifest.json: no such file", "bundle manifest.json: no such file"),
+            ("the library (`/usr/lib/libonnxruntime.so`) is old", "the library (`libonnxruntime.so`) is old"),
+            ("store s3://secret-bucket/shop: denied", "store shop: denied"),
+            ("store /srv/my shop: denied", "store …: denied"),
+            ("the model has 3/4 of the heads", "the model has 3/4 of the heads"),
+        ] {
+            assert_eq!(without_paths(text, &["/srv/my shop", "store", "/"]), expected);
+        }
+    }
 }

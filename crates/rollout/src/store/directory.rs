@@ -1,7 +1,7 @@
 //! A store in a directory of a local or shared file system.
 use super::files::{Condition, Failure, Files, StoredFile};
 use lodestone_events::storage;
-use lodestone_pipeline::bundle::sha256;
+use lodestone_pipeline::bundle::{read_regular, sha256};
 use std::{
     fs,
     io::{self, ErrorKind, Write},
@@ -12,7 +12,7 @@ pub(super) struct Directory(pub PathBuf);
 
 impl Files for Directory {
     fn get(&self, path: &str) -> Result<Option<StoredFile>, Failure> {
-        match fs::read(self.0.join(path)) {
+        match read_regular(&self.0.join(path)) {
             Ok(bytes) => Ok(Some(StoredFile { version: sha256(&bytes), bytes })),
             Err(error) if [ErrorKind::NotFound, ErrorKind::NotADirectory].contains(&error.kind()) => Ok(None),
             Err(error) => Err(failure(path, error)),

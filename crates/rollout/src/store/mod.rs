@@ -9,7 +9,7 @@ mod remote;
 use directory::Directory;
 use files::{Condition, Failure, Files};
 use lodestone_events::storage;
-use lodestone_pipeline::bundle::{Bundle, BundleError, MANIFEST, Manifest, write_synced};
+use lodestone_pipeline::bundle::{Bundle, BundleError, MANIFEST, Manifest, read_regular};
 use remote::Remote;
 use std::{
     fs, io,
@@ -130,14 +130,14 @@ impl Store {
         }
         let io = |path: PathBuf| move |source| StoreError::Io { path, source };
         let _ = fs::remove_dir_all(&partial);
-        fs::create_dir_all(&partial).map_err(io(partial.clone()))?;
+        storage::create_private_directory(&partial).map_err(io(partial.clone()))?;
         for file in manifest.files.keys() {
             let path = format!("{name}/{file}");
             if !self.files.download(&path, &partial.join(file)).map_err(|source| self.failed(source))? {
                 return Err(BundleError::Missing { path: PathBuf::from(path) }.into());
             }
         }
-        write_synced(&partial.join(MANIFEST), &text).map_err(io(partial.join(MANIFEST)))?;
+        storage::replace(&partial.join(MANIFEST), &text).map_err(io(partial.join(MANIFEST)))?;
         let _ = fs::remove_dir_all(&copy);
         storage::rename(&partial, &copy).map_err(io(copy.clone()))?;
         Ok(copy)
@@ -165,7 +165,7 @@ impl Store {
         let manifest = Bundle::open(bundle)?.manifest;
         let name = &manifest.name;
         let path = bundle.join(MANIFEST);
-        let text = fs::read(&path).map_err(|source| StoreError::Io { path, source })?;
+        let text = read_regular(&path).map_err(|source| StoreError::Io { path, source })?;
         self.parse_manifest(name, &text)?;
         let taken = || StoreError::Taken { location: self.location.clone(), name: name.clone() };
         match self.manifest_bytes(name)? {

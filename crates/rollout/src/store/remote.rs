@@ -1,6 +1,7 @@
 //! A bundle store in an object store. The only file that uses the crate object_store.
 use super::files::{Condition, Failure, Files, StoredFile};
 use futures_util::TryStreamExt;
+use lodestone_events::storage;
 use object_store::{
     ObjectStore, ObjectStoreExt, PutMode, PutOptions, UpdateVersion, buffered::BufWriter, parse_url_opts, path::Path,
 };
@@ -86,7 +87,7 @@ impl Files for Remote {
                 Err(object_store::Error::NotFound { .. }) => return Ok(false),
                 Err(error) => return Err(error.into()),
             };
-            let (mut file, mut parts) = (File::create(to).await?, object.into_stream());
+            let (mut file, mut parts) = (File::from_std(storage::create_private(to)?), object.into_stream());
             while let Some(part) = parts.try_next().await? {
                 file.write_all(&part).await?;
             }
