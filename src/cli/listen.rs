@@ -26,6 +26,16 @@ impl ListenAddresses {
         Ok(Self { text: text.to_owned(), addresses })
     }
 
+    /// Returns the address as given, `HOST:PORT`.
+    pub(crate) fn text(&self) -> &str {
+        &self.text
+    }
+
+    /// Returns true if only this machine reaches the addresses.
+    pub(crate) fn is_loopback(&self) -> bool {
+        self.addresses.iter().all(|address| address.ip().to_canonical().is_loopback())
+    }
+
     /// Listens on the first of the addresses that can be bound.
     pub(crate) async fn bind(&self) -> anyhow::Result<TcpListener> {
         TcpListener::bind(&self.addresses[..]).await.with_context(|| format!("cannot listen on {}", self.text))

@@ -17,6 +17,7 @@ mod gate;
 mod import;
 mod inventory;
 mod items;
+mod key;
 mod listen;
 mod load_test;
 mod lock;
@@ -27,6 +28,7 @@ mod output;
 mod paths;
 mod progress;
 mod retrain;
+mod security;
 mod serve;
 mod signal;
 mod simulate;
@@ -78,6 +80,9 @@ enum Command {
     #[command(subcommand)]
     Bundle(bundle::BundleCommand),
     Serve(serve::ServeArgs),
+    /// Manages the API keys of a server.
+    #[command(subcommand)]
+    Key(key::KeyCommand),
     /// Exports and shows logged answers with the probability of every item shown.
     #[command(subcommand)]
     Answers(answers::AnswersCommand),
@@ -147,6 +152,7 @@ pub fn run() -> Exit {
         Command::Gate(args) => gate::gate(&args),
         Command::Bundle(command) => bundle::run(command),
         Command::Serve(args) => serve::serve(args),
+        Command::Key(command) => key::run(&command),
         Command::Answers(command) => answers::run(&command),
         Command::Events(command) => events::run(&command),
         Command::Benchmark(command) => benchmark::run(command),

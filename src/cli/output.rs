@@ -2,6 +2,7 @@
 //! and logs go to standard error.
 use super::paths::new_file;
 use anyhow::Context;
+use lodestone_events::storage;
 use serde::Serialize;
 use std::{
     fmt::Display,
@@ -62,6 +63,16 @@ impl OutputArgs {
             None => self.format.print(result),
             Some(path) => write_file("--out", path, &self.format.render(result)?),
         }
+    }
+}
+
+impl OutputArgs {
+    /// [`OutputArgs::write`] of a secret: only the owner reads the file.
+    pub(crate) fn write_private(&self, result: &(impl Serialize + Display)) -> anyhow::Result<()> {
+        let Some(path) = &self.out else { return self.format.print(result) };
+        let text = self.format.render(result)?;
+        let written = storage::create_private(path).and_then(|mut file| file.write_all(text.as_bytes()));
+        written.with_context(|| format!("--out {}", path.display()))
     }
 }
 

@@ -5,6 +5,7 @@ use super::{
     exit::Exit,
     listen::ListenAddresses,
     numbers::within,
+    security::{Security, SecurityArgs},
     signal::StopSignals,
     store_options,
 };
@@ -125,9 +126,15 @@ pub(crate) struct ServeArgs {
     /// Deadline of requests that set none.
     #[arg(long, value_name = "MS", env = "LODESTONE_DEADLINE_MS_DEFAULT", value_parser = clap::value_parser!(u64).range(1..), default_value_t = 1000)]
     deadline_ms_default: u64,
+    /// Greatest number of connections. Further ones are closed at once. Each needs a file descriptor; see `ulimit -n`.
+    #[arg(long, value_name = "N", env = "LODESTONE_CONNECTIONS_MAX", value_parser = within(1..=1_000_000),
+          default_value_t = ServerConfig::default().connections_max)]
+    connections_max: usize,
     #[command(flatten)]
     library: LibraryArgs,
-    // Last, because its help heading continues.
+    // Last, because their help headings continue.
+    #[command(flatten)]
+    security: SecurityArgs,
     #[command(flatten)]
     rollout: RolloutArgs,
 }
@@ -215,6 +222,8 @@ pub(crate) fn serve(args: ServeArgs) -> anyhow::Result<Exit> {
     }
     lodestone_telemetry::count_panics();
     let addresses = Addresses::resolve(&args)?;
+    // Certificates and keys are checked before anything is loaded or bound.
+    let security = args.security.open(&addresses.grpc)?;
     let sources = catalog_sources(&args)?;
     // All files are read before anything is loaded.
     let configs = sources.iter().map(|source| engine_config(&args, source)).collect::<anyhow::Result<Vec<_>>>()?;
@@ -230,7 +239,7 @@ pub(crate) fn serve(args: ServeArgs) -> anyhow::Result<Exit> {
     // Network I/O takes a third of the time of ranking; more threads would only compete for the cores.
     let io_threads = (cores / 2).max(1);
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(io_threads).enable_all().build()?;
-    runtime.block_on(run_server(&args, &addresses, catalogs))?;
+    runtime.block_on(run_server(&args, &addresses, security, catalogs))?;
     Ok(Exit::Success)
 }
 
@@ -323,7 +332,12 @@ fn open_engine(args: &ServeArgs, source: &CatalogSource, config: EngineConfig, c
 }
 
 /// Serves until a signal stops the server, then writes checkpoints.
-async fn run_server(args: &ServeArgs, addresses: &Addresses, catalogs: Catalogs) -> anyhow::Result<()> {
+async fn run_server(
+    args: &ServeArgs,
+    addresses: &Addresses,
+    security: Security,
+    catalogs: Catalogs,
+) -> anyhow::Result<()> {
     let listener = addresses.grpc.bind().await?;
     let address = listener.local_addr()?;
     for (catalog, engine) in catalogs.iter() {
@@ -332,6 +346,9 @@ async fn run_server(args: &ServeArgs, addresses: &Addresses, catalogs: Catalogs)
     let config = ServerConfig {
         deadline_default: Duration::from_millis(args.deadline_ms_default),
         event_ahead_max: Duration::from_secs(args.event_ahead_s_max.into()),
+        connections_max: args.connections_max,
+        tls: security.tls,
+        api_keys: security.api_keys,
         ..ServerConfig::default()
     };
     if let Some(addresses) = &addresses.metrics {

@@ -1,9 +1,11 @@
 //! The gRPC server: validates requests, calls the engine, maps its errors to statuses. No other module uses tonic or
 //! the generated types, except for clients in the command line.
+mod access;
 mod catalog_service;
 mod catalogs;
 #[cfg(test)]
 mod codes;
+mod connections;
 mod convert;
 mod event_service;
 mod event_stream;
@@ -19,6 +21,7 @@ mod services;
 mod serving_config_service;
 mod status;
 mod synonym_service;
+mod tls;
 mod transport;
 mod violations;
 
@@ -31,6 +34,8 @@ pub mod proto {
     pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));
 }
 
+use access::Authorization;
+pub use access::{ApiKeys, KeyFileError, NewKey, Role, check_key_file, check_key_name};
 use catalogs::CatalogRouter;
 pub use catalogs::{CATALOG_METADATA, Catalogs, DEFAULT_CATALOG};
 pub(crate) use convert::{item_to_proto, timestamp};
@@ -46,22 +51,25 @@ use proto::{
 };
 use services::Services;
 use std::{collections::BTreeSet, future::Future, pin::Pin, sync::Arc, time::Duration};
+pub use tls::{Tls, TlsError, TlsFiles};
 use tokio::{
     net::TcpListener,
     sync::{oneshot, watch},
-    task::AbortHandle,
+    task::{AbortHandle, JoinSet},
 };
-use tonic::{
-    codec::CompressionEncoding,
-    server::NamedService,
-    service::Routes,
-    transport::{Server, server::TcpIncoming},
-};
+use tonic::{codec::CompressionEncoding, server::NamedService, service::Routes, transport::Server};
 use tonic_health::{ServingStatus, server::HealthReporter};
 use transport::Transport;
 
 /// Greatest size of a request message in bytes, after decompression.
 const REQUEST_BYTES_MAX: usize = 32 << 20;
+/// Greatest size of a message of RankingService, which has at most a few thousand ids: a message of empty parts takes 300
+/// times its size in memory.
+const RANKING_REQUEST_BYTES_MAX: usize = 256 << 10;
+/// Greatest size of the headers of a request, with 32 bytes for each (RFC 9113, section 6.5.2).
+const HEADER_BYTES_MAX: u32 = 16 << 10;
+/// Time without traffic after which a client is asked whether it still exists, and the time for its answer.
+const KEEPALIVE: (Duration, Duration) = (Duration::from_secs(30), Duration::from_secs(20));
 /// Greatest size of a response message in bytes, before compression: clients accept 4 MiB unless they are configured
 /// otherwise.
 const RESPONSE_BYTES_MAX: usize = 4 << 20;
@@ -100,6 +108,13 @@ macro_rules! with_limits {
     };
 }
 
+/// Returns the greatest size of a request message of the method with this path.
+fn request_bytes_max(path: &str) -> usize {
+    let service = path.trim_start_matches('/').split('/').next();
+    let is_ranking = service == Some(RankingServiceServer::<Services>::NAME);
+    if is_ranking { RANKING_REQUEST_BYTES_MAX } else { REQUEST_BYTES_MAX }
+}
+
 /// Limits of requests.
 #[derive(Debug, Clone)]
 pub struct ServerConfig {
@@ -111,6 +126,18 @@ pub struct ServerConfig {
     pub drain: Duration,
     /// Greatest time by which an event may be ahead of the server's clock.
     pub event_ahead_max: Duration,
+    /// Greatest number of connections.
+    pub connections_max: usize,
+    /// Time for a TLS handshake, and then for a client to begin HTTP/2.
+    pub handshake_max: Duration,
+    /// Time for the message of a request to arrive. Streams of requests have no such limit.
+    pub request_read_max: Duration,
+    /// None: connections are not encrypted.
+    pub tls: Option<Arc<Tls>>,
+    /// None: every caller may call everything.
+    pub api_keys: Option<Arc<ApiKeys>>,
+    /// Interval in which changed certificates and keys are read again.
+    pub reload: Duration,
 }
 
 impl Default for ServerConfig {
@@ -120,6 +147,12 @@ impl Default for ServerConfig {
             deadline_max: Duration::from_secs(10),
             drain: Duration::from_secs(10),
             event_ahead_max: Duration::from_secs(300),
+            connections_max: 16_384,
+            handshake_max: Duration::from_secs(10),
+            request_read_max: Duration::from_secs(30),
+            tls: None,
+            api_keys: None,
+            reload: Duration::from_secs(5),
         }
     }
 }
@@ -157,15 +190,23 @@ pub async fn serve(
     let metrics = catalogs.default_engine().metrics().clone();
     let by_catalog = catalogs.iter().map(of_catalog).collect();
     let router = CatalogRouter::new(of_server.prepare(), by_catalog, metrics.clone());
+    let router = Authorization::new(router, config.api_keys.clone(), metrics.clone());
     let (stop, stopped) = oneshot::channel::<()>();
-    // The builder's setting does not apply to a listener that is already bound.
-    let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
+    let incoming = connections::accept(listener, &config);
+    // The task ends when it is dropped.
+    let mut reloads = JoinSet::new();
+    if config.tls.is_some() || config.api_keys.is_some() {
+        reloads.spawn(reload(config.clone()));
+    }
+    let read_max = config.request_read_max;
     let server = Server::builder()
         // Also the limit of small messages of streams that are not read yet: half of it, by h2's count of overhead.
         .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
-        .http2_keepalive_interval(Some(Duration::from_secs(30)))
+        .http2_keepalive_interval(Some(KEEPALIVE.0))
+        .http2_keepalive_timeout(Some(KEEPALIVE.1))
+        .http2_max_header_list_size(HEADER_BYTES_MAX)
         .max_concurrent_streams(1024)
-        .layer(tower::layer::layer_fn(move |router| Transport::new(router, metrics.clone())))
+        .layer(tower::layer::layer_fn(move |router| Transport::new(router, metrics.clone(), read_max)))
         .serve_with_incoming_shutdown(router, incoming, async {
             let _ = stopped.await;
         });
@@ -203,6 +244,20 @@ async fn shut_down<E>(
     tokio::time::timeout(drain, server).await.unwrap_or(Ok(()))
 }
 
+/// Reads files of security again when they have changed, until the task is aborted.
+async fn reload(config: ServerConfig) {
+    loop {
+        tokio::time::sleep(config.reload).await;
+        let (tls, api_keys) = (config.tls.clone(), config.api_keys.clone());
+        let reload = move || {
+            tls.iter().for_each(|tls| tls.reload());
+            api_keys.iter().for_each(|keys| keys.reload());
+        };
+        // Fails only if the runtime ends.
+        let _ = tokio::task::spawn_blocking(reload).await;
+    }
+}
+
 /// Reports the health of services.
 async fn set_status(health: &HealthReporter, services: &[&str], status: ServingStatus) {
     for service in services {
@@ -212,7 +267,8 @@ async fn set_status(health: &HealthReporter, services: &[&str], status: ServingS
 
 /// Returns the services of one catalogue.
 fn routes(services: Services) -> Routes {
-    Routes::new(with_limits!(RankingServiceServer::new(services.clone())))
+    let ranking = with_gzip!(RankingServiceServer::new(services.clone()));
+    Routes::new(ranking.max_decoding_message_size(RANKING_REQUEST_BYTES_MAX))
         .add_service(with_limits!(EventServiceServer::new(services.clone())))
         .add_service(with_limits!(ExplainServiceServer::new(services.clone())))
         .add_service(with_limits!(CatalogServiceServer::new(services.clone())))

@@ -1,5 +1,5 @@
 //! Builds every status of the server, with its reason as `google.rpc.ErrorInfo`.
-use super::{CATALOG_METADATA, REQUEST_BYTES_MAX, RESPONSE_BYTES_MAX, convert::FilterForms, violations::Violation};
+use super::{CATALOG_METADATA, RESPONSE_BYTES_MAX, convert::FilterForms, request_bytes_max, violations::Violation};
 use lodestone_engine::{EngineError, EntryKind, PageTokenError, RuleError};
 use lodestone_events::LogError;
 use lodestone_pipeline::serving::UnknownConfig;
@@ -26,6 +26,8 @@ const METADATA_CHARS_MAX: usize = 200;
 const MESSAGE_BYTES_MAX: usize = 700;
 /// Greatest size of the violations of a status in bytes. They are sent in base64, which adds a third.
 const VIOLATIONS_BYTES_MAX: usize = 2500;
+/// Greatest number of violations in a status.
+const VIOLATIONS_MAX: usize = 20;
 /// Greatest length of the description of a violation in a status.
 const DESCRIPTION_CHARS_MAX: usize = 500;
 
@@ -40,6 +42,11 @@ enum Reason {
     MethodUnknown,
     ServiceUnknown,
     ConnectionFailed,
+    RequestIncomplete,
+    ApiKeyMissing,
+    ApiKeyInvalid,
+    RoleMissing,
+    CatalogDenied,
     PageTokenInvalid,
     PageTokenExpired,
     CatalogNotFound,
@@ -88,7 +95,7 @@ enum Reason {
 
 impl Reason {
     #[cfg(test)]
-    const ALL: [Self; 52] = [
+    const ALL: [Self; 57] = [
         Self::InvalidRequest,
         Self::MessageMalformed,
         Self::MessageTooLarge,
@@ -97,6 +104,11 @@ impl Reason {
         Self::MethodUnknown,
         Self::ServiceUnknown,
         Self::ConnectionFailed,
+        Self::RequestIncomplete,
+        Self::ApiKeyMissing,
+        Self::ApiKeyInvalid,
+        Self::RoleMissing,
+        Self::CatalogDenied,
         Self::PageTokenInvalid,
         Self::PageTokenExpired,
         Self::CatalogNotFound,
@@ -153,6 +165,11 @@ impl Reason {
             Self::MethodUnknown => "METHOD_UNKNOWN",
             Self::ServiceUnknown => "SERVICE_UNKNOWN",
             Self::ConnectionFailed => "CONNECTION_FAILED",
+            Self::RequestIncomplete => "REQUEST_INCOMPLETE",
+            Self::ApiKeyMissing => "API_KEY_MISSING",
+            Self::ApiKeyInvalid => "API_KEY_INVALID",
+            Self::RoleMissing => "ROLE_MISSING",
+            Self::CatalogDenied => "CATALOG_DENIED",
             Self::PageTokenInvalid => "PAGE_TOKEN_INVALID",
             Self::PageTokenExpired => "PAGE_TOKEN_EXPIRED",
             Self::CatalogNotFound => "CATALOG_NOT_FOUND",
@@ -214,6 +231,11 @@ impl Reason {
             | Self::CompressionUnsupported
             | Self::MethodUnknown
             | Self::ServiceUnknown
+            | Self::RequestIncomplete
+            | Self::ApiKeyMissing
+            | Self::ApiKeyInvalid
+            | Self::RoleMissing
+            | Self::CatalogDenied
             | Self::PageTokenInvalid
             | Self::PageTokenExpired
             | Self::ItemNotFound
@@ -299,7 +321,9 @@ impl Reason {
             | Self::TooManyDecisions
             | Self::MessageTooLarge
             | Self::ResponseTooLarge => Code::ResourceExhausted,
-            Self::DeadlineExceeded => Code::DeadlineExceeded,
+            Self::ApiKeyMissing | Self::ApiKeyInvalid => Code::Unauthenticated,
+            Self::RoleMissing | Self::CatalogDenied => Code::PermissionDenied,
+            Self::DeadlineExceeded | Self::RequestIncomplete => Code::DeadlineExceeded,
             Self::StorageFailed
             | Self::LogDisplaced
             | Self::WritesStopped
@@ -348,7 +372,8 @@ fn bounded_message(mut message: String) -> String {
     message
 }
 
-/// Returns INVALID_ARGUMENT with all violations, as far as headers may carry them.
+/// Returns INVALID_ARGUMENT with the first [`VIOLATIONS_MAX`] violations, as far as headers may carry them, and the number
+/// of those that are left out.
 pub(crate) fn invalid(violations: Vec<Violation>) -> Status {
     let message = match &violations[..] {
         [only] => format!("{}: {}", only.field, only.description),
@@ -357,7 +382,7 @@ pub(crate) fn invalid(violations: Vec<Violation>) -> Status {
     let first = violations.first();
     let (field, limit) = (first.map(|of| of.field.clone()), first.and_then(|of| of.limit));
     let (count, mut bytes) = (violations.len(), 0);
-    let fitting = violations.into_iter().map(|mut violation| {
+    let fitting = violations.into_iter().take(VIOLATIONS_MAX).map(|mut violation| {
         if let Some((end, _)) = violation.description.char_indices().nth(DESCRIPTION_CHARS_MAX) {
             violation.description.truncate(end);
             violation.description.push('…');
@@ -383,8 +408,9 @@ pub(crate) fn invalid(violations: Vec<Violation>) -> Status {
 pub(crate) fn of_transport(refused: &Status, path: &str) -> Status {
     let text = refused.message();
     let names_encodings = refused.metadata().contains_key("grpc-accept-encoding");
+    let limit = request_bytes_max(path);
     let (reason, message) = match refused.code() {
-        Code::OutOfRange | Code::ResourceExhausted => (Reason::MessageTooLarge, too_large(text)),
+        Code::OutOfRange | Code::ResourceExhausted => (Reason::MessageTooLarge, too_large(text, limit)),
         Code::Internal => (Reason::MessageMalformed, format!("the request is not a valid message: {text}")),
         Code::Unimplemented if names_encodings => {
             (Reason::CompressionUnsupported, format!("{text}; use gzip or no compression"))
@@ -393,21 +419,21 @@ pub(crate) fn of_transport(refused: &Status, path: &str) -> Status {
         Code::NotFound => (Reason::ServiceUnknown, text.to_owned()),
         _ => (Reason::ConnectionFailed, format!("the request did not arrive: {text}")),
     };
-    let limit = (reason == Reason::MessageTooLarge).then(|| REQUEST_BYTES_MAX.to_string());
+    let limit = (reason == Reason::MessageTooLarge).then(|| limit.to_string());
     let status = status_about(reason, message, ErrorDetails::new(), [(LIMIT, limit)]);
     with_metadata(status, refused.metadata())
 }
 
 /// Describes a request message that is too large. `text` is the library's message, which has its size unless it is
 /// compressed.
-fn too_large(text: &str) -> String {
+fn too_large(text: &str, limit: usize) -> String {
     let mut numbers = text.split_whitespace().filter_map(|word| word.parse::<usize>().ok());
-    let size = match numbers.find(|number| *number != REQUEST_BYTES_MAX) {
+    let size = match numbers.find(|number| *number != limit) {
         Some(bytes) => format!("{bytes} bytes"),
         None => "more bytes".to_owned(),
     };
     format!(
-        "the request message has {size}; the limit is {REQUEST_BYTES_MAX} after decompression. Send fewer events or items \
+        "the request message has {size}; the limit is {limit} after decompression. Send fewer events or items \
          in one message"
     )
 }
@@ -426,6 +452,35 @@ pub(crate) fn response_too_large(bytes: usize) -> Status {
     );
     let limit = Some(RESPONSE_BYTES_MAX.to_string());
     status_about(Reason::ResponseTooLarge, message, ErrorDetails::new(), [(LIMIT, limit)])
+}
+
+/// Returns the status of a call without an API key.
+pub(crate) fn api_key_missing() -> Status {
+    let message = "the call has no API key; send it as metadata `authorization: Bearer KEY`";
+    status(Reason::ApiKeyMissing, message, ErrorDetails::new())
+}
+
+/// Returns the status of a call whose API key is unknown, revoked or expired. Does not say which.
+pub(crate) fn api_key_invalid() -> Status {
+    status(Reason::ApiKeyInvalid, "the API key is unknown, revoked or expired", ErrorDetails::new())
+}
+
+/// Returns the status of a call whose API key lacks the role of the method.
+pub(crate) fn role_missing(role: &str) -> Status {
+    let message = format!("the method needs an API key with the role `{role}`");
+    status_about(Reason::RoleMissing, message, ErrorDetails::new(), [("role", Some(role.to_owned()))])
+}
+
+/// Returns the status of a call whose API key may not use the catalogue, whether it exists or not.
+pub(crate) fn catalog_denied() -> Status {
+    let message = format!("the API key may not use the catalogue that the metadata `{CATALOG_METADATA}` names");
+    status(Reason::CatalogDenied, message, ErrorDetails::new())
+}
+
+/// Returns the status of a request whose message did not arrive within `limit`.
+pub(crate) fn request_incomplete(limit: Duration) -> Status {
+    let message = format!("the request message did not arrive within {} s", limit.as_secs_f64());
+    status(Reason::RequestIncomplete, message, ErrorDetails::new())
 }
 
 /// Returns the status of a call whose caller's time limit has passed.
@@ -720,6 +775,7 @@ mod tests {
             assert_eq!(info.reason, "INVALID_REQUEST");
             assert!(!request.field_violations.is_empty());
             let omitted = info.metadata.get(OMITTED_VIOLATIONS).map_or(0, |count| count.parse::<usize>().unwrap());
+            assert!(request.field_violations.len() <= VIOLATIONS_MAX);
             assert!([1, 3, 1000].contains(&(request.field_violations.len() + omitted)));
         }
     }

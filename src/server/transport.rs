@@ -3,16 +3,21 @@
 use super::{proto::DESCRIPTORS, services::timeout, status};
 use futures_util::future::BoxFuture;
 use http::{HeaderMap, Request, Response, header::HeaderName};
+use http_body::Frame;
 use http_body_util::BodyExt;
+use hyper::body::Bytes;
 use lodestone_telemetry::Metrics;
 use prost::Message;
 use std::{
     collections::HashMap,
     convert::Infallible,
+    future::Future,
+    pin::Pin,
     sync::LazyLock,
-    task::{Context, Poll},
+    task::{Context, Poll, ready},
     time::Duration,
 };
+use tokio::time::{Sleep, sleep};
 use tonic::{Code, Status, body::Body};
 use tower::Service;
 
@@ -21,23 +26,67 @@ const ACCEPT_ENCODING: HeaderName = HeaderName::from_static("grpc-accept-encodin
 /// The server ends a call this much before the caller's deadline. tonic would end it at the deadline as CANCELLED.
 const DEADLINE_MARGIN: Duration = Duration::from_millis(2);
 
-/// The names of all RPCs by path, such as `/lodestone.v1.RankingService/Search`, for the labels of metrics.
-static RPCS: LazyLock<HashMap<String, String>> = LazyLock::new(|| {
+/// A method of a service.
+struct Rpc {
+    name: String,
+    /// Whether the caller may send messages as long as the call lasts.
+    is_client_streaming: bool,
+}
+
+/// All RPCs by path, such as `/lodestone.v1.RankingService/Search`.
+static RPCS: LazyLock<HashMap<String, Rpc>> = LazyLock::new(|| {
     let files = prost_types::FileDescriptorSet::decode(DESCRIPTORS).expect("the descriptors were compiled by build.rs");
     let mut rpcs = HashMap::new();
     for file in files.file {
         for service in &file.service {
             let path = |method: &str| format!("/{}.{}/{method}", file.package(), service.name());
-            let named = service.method.iter().map(|method| (path(method.name()), method.name().to_owned()));
+            let named = service.method.iter().map(|method| {
+                let (name, is_client_streaming) = (method.name().to_owned(), method.client_streaming());
+                (path(method.name()), Rpc { name, is_client_streaming })
+            });
             rpcs.extend(named);
         }
     }
     rpcs
 });
 
-/// Returns the RPC of a path; `unknown` if there is none.
+/// Returns the name of the RPC of a path, for the labels of metrics; `unknown` if there is none.
 pub(super) fn rpc_of(path: &str) -> &'static str {
-    RPCS.get(path).map_or("unknown", String::as_str)
+    RPCS.get(path).map_or("unknown", |rpc| rpc.name.as_str())
+}
+
+/// The body of a request with one message, which must arrive within a time: otherwise calls that never send their last
+/// byte would hold the memory of the others.
+struct TimedBody {
+    inner: Body,
+    limit: Duration,
+    /// Set when the body is not complete at once, which is rare.
+    timer: Option<Pin<Box<Sleep>>>,
+}
+
+impl http_body::Body for TimedBody {
+    type Data = Bytes;
+    type Error = Status;
+
+    fn poll_frame(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+        let this = self.get_mut();
+        let polled = http_body::Body::poll_frame(Pin::new(&mut this.inner), context);
+        if polled.is_pending() {
+            let limit = this.limit;
+            let timer = this.timer.get_or_insert_with(|| Box::pin(sleep(limit)));
+            ready!(timer.as_mut().poll(context));
+            return Poll::Ready(Some(Err(status::request_incomplete(limit))));
+        }
+        polled
+    }
+
+    fn is_end_stream(&self) -> bool {
+        http_body::Body::is_end_stream(&self.inner)
+    }
+
+    fn size_hint(&self) -> http_body::SizeHint {
+        http_body::Body::size_hint(&self.inner)
+    }
 }
 
 /// The layer around all services.
@@ -45,11 +94,13 @@ pub(super) fn rpc_of(path: &str) -> &'static str {
 pub(crate) struct Transport<S> {
     inner: S,
     metrics: Metrics,
+    /// Time for the message of a request to arrive.
+    read_max: Duration,
 }
 
 impl<S> Transport<S> {
-    pub(crate) fn new(inner: S, metrics: Metrics) -> Self {
-        Self { inner, metrics }
+    pub(crate) fn new(inner: S, metrics: Metrics, read_max: Duration) -> Self {
+        Self { inner, metrics, read_max }
     }
 }
 
@@ -71,6 +122,12 @@ where
         let deadline = request.headers().get("grpc-timeout").and_then(|value| timeout(value.to_str().ok()?));
         let path = request.uri().path().to_owned();
         let metrics = self.metrics.clone();
+        let is_reflection = || path.starts_with("/grpc.reflection.");
+        let is_client_streaming = RPCS.get(&path).map_or_else(is_reflection, |rpc| rpc.is_client_streaming);
+        if !is_client_streaming {
+            let limit = self.read_max;
+            request = request.map(|inner| Body::new(TimedBody { inner, limit, timer: None }));
+        }
         let response = self.inner.call(request);
         Box::pin(async move {
             let response = match deadline.map(|time| time.saturating_sub(DEADLINE_MARGIN)) {
@@ -147,7 +204,7 @@ mod tests {
     #[tokio::test]
     async fn a_call_ends_before_its_deadline_with_a_reason() {
         let request = Request::builder().header("grpc-timeout", "20m").body(Body::empty()).unwrap();
-        let response = Transport::new(Never, Metrics::default()).call(request).await.unwrap();
+        let response = Transport::new(Never, Metrics::default(), Duration::from_secs(1)).call(request).await.unwrap();
         let status = Status::from_header_map(response.headers()).unwrap();
         assert_eq!(status.code(), Code::DeadlineExceeded);
         assert_eq!(status.get_error_details().error_info().unwrap().reason, "DEADLINE_EXCEEDED");

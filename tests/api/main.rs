@@ -28,6 +28,7 @@ mod rank;
 mod read_your_events;
 mod relaxed;
 mod rules;
+mod security;
 mod serving_configs;
 mod state;
 mod support;

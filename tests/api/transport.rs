@@ -205,14 +205,14 @@ async fn refusals_of_the_library(server: &Server) {
     assert_eq!(count, 5000);
 
     // So many violations that not all of them fit into the headers.
-    let exclude_item_ids = vec!["x".repeat(1000); 1000];
+    let exclude_item_ids = vec!["x".repeat(200); 1000];
     let options = Some(proto::RankingOptions { exclude_item_ids, ..Default::default() });
     let request = proto::SearchRequest { options, ..search("mug", String::new()) };
     let status = RankingServiceClient::new(server.channel.clone()).search(request).await.unwrap_err();
     assert_refused(&status, Code::InvalidArgument, "INVALID_REQUEST", &["1000 fields"]);
     let details = status.get_error_details();
     let shown = details.bad_request().unwrap().field_violations.len();
-    assert!(shown > 10);
+    assert!((10..=20).contains(&shown), "{shown} violations");
     assert_eq!(details.error_info().unwrap().metadata["omitted_violations"], (1000 - shown).to_string());
 }
 

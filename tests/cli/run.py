@@ -631,7 +631,35 @@ def loyalty(work):
     refused(["nowhere"], "loyalty", "report", "--data", DATA, "--bundle", work / "nowhere", "--out", page)
 
 
+def security(work):
+    """API keys are printed once, and a server that strangers reach does not start."""
+    keys, secret = work / "keys.toml", work / "secret.json"
+    create = ["key", "create", "--keys", keys, "--role", "rank"]
+    ran = run(*create, "--name", "shop", "--role", "events", "--catalog", "default", "--expires-days", "90")
+    key = ran.stdout.split("\n")[0]
+    check(ran.returncode == SUCCESS and key.startswith("lodestone_") and len(key) == len("lodestone_") + 64,
+          f"a key is printed {ran.stderr}")
+    check(key not in keys.read_text() and keys.stat().st_mode & 0o777 == 0o600, "the file has its hash only, and is private")
+    ran = run(*create, "--name", "other", "--format", "json", "--out", secret)
+    check(ran.returncode == SUCCESS and ran.stdout == "" and secret.stat().st_mode & 0o777 == 0o600
+          and json.loads(secret.read_text())["key"] != key, "a second key is another one, in a private file")
+    before = keys.read_text()
+    refused(["--api-keys", "two keys of this name", "shop"], *create, "--name", "shop")
+    refused(["--role", "root", "privacy"], "key", "create", "--keys", keys, "--name", "x", "--role", "root")
+    check(keys.read_text() == before and before.count("[[keys]]") == 2, "a refused key changes nothing")
+    data = work / "unreached"
+    serve = ["serve", "--bundle", BUNDLE, "--data", data, "--listen"]
+    refused(["--listen 0.0.0.0:0", "--tls-cert", "--api-keys", "--insecure"], *serve, "0.0.0.0:0")
+    refused(["--listen 0.0.0.0:0", "no encryption", "--tls-cert"], *serve, "0.0.0.0:0", "--api-keys", keys)
+    refused(["--tls-cert", "none.pem", "cannot be read"], *serve, "127.0.0.1:0", "--tls-cert", "none.pem", "--tls-key", keys)
+    refused(["--tls-cert", "keys.toml", "no certificate"], *serve, "127.0.0.1:0", "--tls-cert", keys, "--tls-key", keys)
+    keys.write_text(before.replace('"rank"', '"root"', 1))
+    refused(["--api-keys", "line 4", "root"], *serve, "127.0.0.1:0", "--api-keys", keys)
+    check(not data.exists(), "nothing is written before")
+
+
 with tempfile.TemporaryDirectory() as directory:
+    security(pathlib.Path(directory))
     conventions(pathlib.Path(directory))
     mistakes(pathlib.Path(directory))
     exported_vectors(pathlib.Path(directory))

@@ -40,7 +40,7 @@ def check_restricted(pod):
     assert context["runAsUser"] > 0 and context["runAsGroup"] > 0 and context["fsGroup"] > 0
     assert context["seccompProfile"] == {"type": "RuntimeDefault"}
     for volume in pod["volumes"]:
-        assert set(volume) - {"name"} <= {"emptyDir", "persistentVolumeClaim", "configMap"}, volume
+        assert set(volume) - {"name"} <= {"emptyDir", "persistentVolumeClaim", "configMap", "secret"}, volume
     for container in containers(pod):
         context = container["securityContext"]
         assert context == {
@@ -86,9 +86,11 @@ def check_wiring(objects, port, has_retrain):
     else:
         assert "--metrics-listen" not in server["args"] and "prometheus.io/port" not in annotations
     source = ["--store", "s3://bundles/shop"] if has_retrain else ["--bundle", "/bundle"]
-    assert server["args"][:7] == ["serve", *source, "--data", "/data", "--listen", f"0.0.0.0:{port}"]
+    assert server["args"][:8] == ["serve", *source, "--data", "/data", "--listen", f"0.0.0.0:{port}", "--insecure"]
     mounts = {mount["mountPath"]: mount for mount in server["volumeMounts"]}
-    of_files = {path for path, is_set in (("/config", has_serving), ("/catalogs", has_catalogs)) if is_set}
+    has_keys = "--api-keys" in server["args"]
+    of_files = {"/config": has_serving, "/catalogs": has_catalogs, "/keys": has_keys}
+    of_files = {path for path, is_set in of_files.items() if is_set}
     assert set(mounts) == {"/data", "/bundle", "/tmp"} | of_files
     assert mounts["/bundle"]["readOnly"] is True
     known = {volume["name"] for volume in spec["template"]["spec"]["volumes"]}
@@ -118,7 +120,9 @@ def check_changed(spec, service):
     assert service["metadata"]["annotations"] == {"example.com/internal": "true"}
     assert service["spec"]["type"] == "LoadBalancer"
     assert server["image"] == "lodestone@sha256:" + "0" * 64
-    assert server["args"][7:] == ["--serving", "/config/serving.toml", "--onnxruntime", "/opt/other/libonnxruntime.so"]
+    assert server["args"][8:] == ["--api-keys", "/keys/keys.toml", "--serving", "/config/serving.toml",
+                                  "--onnxruntime", "/opt/other/libonnxruntime.so"]
+    assert {"name": "keys", "secret": {"secretName": "shop-keys", "defaultMode": 0o440}} in pod["volumes"]
     assert {"name": "serving", "configMap": {"name": "shop-ranking-serving"}} in pod["volumes"]
     assert server["env"] == [{"name": "RUST_LOG", "value": "debug"}]
     bundle, seed = pod["initContainers"]

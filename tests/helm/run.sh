@@ -81,6 +81,9 @@ refuses "a data directory that leaves the volume is refused" "only directories b
 refuses "catalogues that are not TOML are refused" "catalogs: is not TOML with a table" --set-string 'catalogs=outlet'
 refuses "a file of catalogues is no additional argument" "the chart sets --catalogs itself; see catalogs" \
     --set 'extraArgs={--catalogs=/data/catalogs.toml}'
+refuses "a file of keys is no additional argument" "the chart sets --api-keys itself; see security.apiKeysSecret" \
+    --set 'extraArgs={--api-keys=/data/keys.toml}'
+refuses "a secret with an invalid name is refused" "apiKeysSecret" --set security.apiKeysSecret=Keys_1
 refuses "two equal ports are refused" "metrics.port: 50051 is service.port" --set metrics.port=50051
 refuses "a number in a file is refused, because YAML changes numbers" "bundle.image.tag: 1000 is a number; write it in quotes" \
     --values <(printf 'bundle: {image: {tag: 1e3}}')

@@ -1,0 +1,119 @@
+//! `lodestone key`: API keys of `lodestone serve --api-keys`.
+use super::{exit::Exit, output::OutputArgs, paths::new_file};
+use crate::server::{NewKey, Role, check_key_file, check_key_name};
+use anyhow::Context;
+use clap::Subcommand;
+use lodestone_core::{ids::check_name, units::UnixMillis};
+use lodestone_events::storage;
+use rand::{TryRngCore, rngs::OsRng};
+use std::{fmt, fs, io::Write, path::PathBuf};
+
+#[derive(Subcommand)]
+pub(crate) enum KeyCommand {
+    Create(CreateArgs),
+}
+
+/// Creates an API key, prints it once, and appends its hash to a key file.
+///
+/// The key cannot be shown again, because the file has only its hash. To revoke a key, remove its entry from the file. A
+/// running server uses the changed file within seconds.
+#[derive(clap::Args)]
+#[command(after_help = "\
+Examples:
+  lodestone key create --keys keys.toml --name shop --role rank --role events
+  lodestone key create --keys keys.toml --name shoes-feed --role catalog --catalog shoes --expires-days 90")]
+pub(crate) struct CreateArgs {
+    /// The key file. It is created if it does not exist.
+    #[arg(long, value_name = "FILE", value_parser = new_file)]
+    keys: PathBuf,
+    /// Name of the key, which the file does not have yet: its user and purpose.
+    #[arg(long, value_name = "NAME", value_parser = name)]
+    name: String,
+    /// What the key may do; several times for several roles. See docs/security.md.
+    #[arg(long = "role", value_name = "ROLE", required = true, value_enum)]
+    roles: Vec<Role>,
+    /// A catalogue that the key may use; several times for several. Default: all catalogues.
+    #[arg(long = "catalog", value_name = "NAME", value_parser = catalog)]
+    catalogs: Vec<String>,
+    /// Days until the key expires. Default: it does not expire.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(i64).range(1..=3650))]
+    expires_days: Option<i64>,
+    #[command(flatten)]
+    output: OutputArgs,
+}
+
+fn name(text: &str) -> Result<String, String> {
+    check_key_name(text).map(|()| text.to_owned())
+}
+
+fn catalog(text: &str) -> Result<String, String> {
+    check_name(text).map(|()| text.to_owned()).map_err(|error| error.to_string())
+}
+
+#[derive(serde::Serialize)]
+struct Created {
+    name: String,
+    /// The secret. It is stored nowhere.
+    key: String,
+    roles: Vec<&'static str>,
+    keys: PathBuf,
+}
+
+impl fmt::Display for Created {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "{}", self.key)?;
+        writeln!(
+            f,
+            "This is the key `{}` with the roles {}. It is not shown again:",
+            self.name,
+            self.roles.join(", ")
+        )?;
+        writeln!(f, "{} has its hash. Clients send it as `authorization: Bearer KEY`.", self.keys.display())
+    }
+}
+
+pub(crate) fn run(command: &KeyCommand) -> anyhow::Result<Exit> {
+    let KeyCommand::Create(args) = command;
+    create(args)
+}
+
+fn create(args: &CreateArgs) -> anyhow::Result<Exit> {
+    let mut random = [0; 32];
+    OsRng.try_fill_bytes(&mut random).context("the random numbers of the operating system")?;
+    let key = NewKey::of(random);
+    let mut roles: Vec<&'static str> = args.roles.iter().map(|role| role.name()).collect();
+    roles.sort_unstable();
+    roles.dedup();
+    let shown = || format!("--keys {}", args.keys.display());
+    let before = match fs::read_to_string(&args.keys) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => String::new(),
+        text => text.with_context(shown)?,
+    };
+    let mut entry = String::new();
+    if !before.is_empty() {
+        entry.push_str(if before.ends_with('\n') { "\n" } else { "\n\n" });
+    }
+    let list = |values: Vec<&str>| toml::Value::from(values).to_string();
+    entry += &format!("[[keys]]\nname = \"{}\"\nhash = \"{}\"\nroles = {}\n", args.name, key.hash, list(roles.clone()));
+    if !args.catalogs.is_empty() {
+        entry += &format!("catalogs = {}\n", list(args.catalogs.iter().map(String::as_str).collect()));
+    }
+    if let Some(days) = args.expires_days {
+        let at = jiff::Timestamp::from_millisecond(UnixMillis::now().0 + days * UnixMillis::DAY)?;
+        entry += &format!("expires = {}\n", at.strftime("%Y-%m-%dT%H:%M:%SZ"));
+    }
+    // Such as a second key of this name.
+    check_key_file(&args.keys, &format!("{before}{entry}"))?;
+    // Appended, so that comments, owner and permissions of the file stay.
+    let file = match before.is_empty() {
+        true => storage::append_private(&args.keys),
+        false => fs::OpenOptions::new().append(true).open(&args.keys),
+    };
+    file.and_then(|mut file| {
+        file.write_all(entry.as_bytes())?;
+        file.sync_all()
+    })
+    .with_context(shown)?;
+    args.output.write_private(&Created { name: args.name.clone(), key: key.secret, roles, keys: args.keys.clone() })?;
+    Ok(Exit::Success)
+}

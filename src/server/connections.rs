@@ -1,0 +1,208 @@
+//! Accepts connections: limits their number, encrypts them, and closes those that send no request.
+use super::{ServerConfig, tls::Tls};
+use futures_util::{Stream, StreamExt, stream};
+use std::{
+    io,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll, ready},
+    time::{Duration, Instant},
+};
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    net::{TcpListener, TcpStream},
+    sync::{OwnedSemaphorePermit, Semaphore, mpsc},
+    time::{Sleep, sleep, timeout},
+};
+use tokio_rustls::server::TlsStream;
+use tonic::transport::server::{Connected, TcpIncoming};
+
+/// The bytes with which an HTTP/2 client begins (RFC 9113, section 3.4).
+const PREFACE_BYTES: usize = 24;
+/// Time without traffic after which the system asks whether the peer still exists, and between its questions.
+const TCP_KEEPALIVE: Duration = Duration::from_secs(60);
+/// Time between two attempts while the system has no more file descriptors.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// Time between two log lines about refused connections.
+const LOG_INTERVAL: Duration = Duration::from_secs(10);
+/// Connections that wait for the server after their handshakes.
+const READY_MAX: usize = 64;
+
+/// Accepts connections until the returned stream is dropped. A connection above the limit is closed at once, so that the
+/// client tries another server instead of waiting.
+pub(super) fn accept(
+    listener: TcpListener,
+    config: &ServerConfig,
+) -> impl Stream<Item = io::Result<Connection>> + use<> {
+    let (sender, receiver) = mpsc::channel(READY_MAX);
+    tokio::spawn(run(listener, config.clone(), sender));
+    stream::unfold(receiver, |mut receiver| async move {
+        let connection = receiver.recv().await?;
+        Some((Ok(connection), receiver))
+    })
+}
+
+async fn run(listener: TcpListener, config: ServerConfig, ready: mpsc::Sender<Connection>) {
+    let ServerConfig { tls, connections_max, handshake_max, .. } = config;
+    let places = Arc::new(Semaphore::new(connections_max));
+    // The builder's settings do not apply to a listener that is already bound.
+    let mut incoming = TcpIncoming::from(listener)
+        .with_nodelay(Some(true))
+        .with_keepalive(Some(TCP_KEEPALIVE))
+        .with_keepalive_interval(Some(TCP_KEEPALIVE));
+    let mut refusals = Refusals::default();
+    loop {
+        let accepted = tokio::select! {
+            accepted = incoming.next() => accepted,
+            () = ready.closed() => return,
+        };
+        match accepted {
+            None => return,
+            Some(Err(error)) if is_of_peer(&error) => {
+                tracing::debug!(%error, "a connection ended before it was accepted")
+            }
+            Some(Err(error)) => {
+                refusals.log(&format!("the system accepts no connection: {error}"));
+                // The connection stays in the backlog, so accepting it again at once would take all time of a core.
+                sleep(ACCEPT_PAUSE).await;
+            }
+            Some(Ok(stream)) => match places.clone().try_acquire_owned() {
+                Ok(place) => {
+                    tokio::spawn(hand_over(stream, tls.clone(), handshake_max, place, ready.clone()));
+                }
+                Err(_) => refusals.log(&format!("there are {connections_max} connections (--connections-max)")),
+            },
+        }
+    }
+}
+
+/// Returns true if a connection failed and not the listener.
+fn is_of_peer(error: &io::Error) -> bool {
+    use io::ErrorKind::{
+        BrokenPipe, ConnectionAborted, ConnectionRefused, ConnectionReset, InvalidInput, NotConnected,
+    };
+    // Options of a socket whose peer has gone cannot be set: EINVAL or ENOTCONN.
+    [BrokenPipe, ConnectionAborted, ConnectionRefused, ConnectionReset, InvalidInput, NotConnected]
+        .contains(&error.kind())
+}
+
+/// Passes a connection to the server after its TLS handshake.
+async fn hand_over(
+    stream: TcpStream,
+    tls: Option<Arc<Tls>>,
+    handshake_max: Duration,
+    place: OwnedSemaphorePermit,
+    ready: mpsc::Sender<Connection>,
+) {
+    let io = match tls {
+        None => Io::Plain(stream),
+        Some(tls) => match timeout(handshake_max, tls.acceptor().accept(stream)).await {
+            Ok(Ok(stream)) => Io::Tls(Box::new(stream)),
+            Ok(Err(error)) => return tracing::debug!(%error, "a TLS handshake failed"),
+            Err(_) => return tracing::debug!("a TLS handshake took longer than {handshake_max:?}"),
+        },
+    };
+    let preface = Some((Box::pin(sleep(handshake_max)), 0));
+    // Fails if the server stops.
+    let _ = ready.send(Connection { io, preface, _place: place }).await;
+}
+
+/// Logs refused connections, at most once in [`LOG_INTERVAL`].
+#[derive(Default)]
+struct Refusals {
+    logged: Option<Instant>,
+    /// Since then.
+    count: u64,
+}
+
+impl Refusals {
+    fn log(&mut self, reason: &str) {
+        self.count += 1;
+        if self.logged.is_none_or(|logged| logged.elapsed() >= LOG_INTERVAL) {
+            tracing::warn!(refused = self.count, reason, "refused connections");
+            *self = Self { logged: Some(Instant::now()), count: 0 };
+        }
+    }
+}
+
+enum Io {
+    Plain(TcpStream),
+    Tls(Box<TlsStream<TcpStream>>),
+}
+
+/// A connection of a client. Its place is free again when it is dropped.
+pub(super) struct Connection {
+    io: Io,
+    /// Until the client has sent the preface of HTTP/2: its time limit, and the number of bytes so far. Afterwards the
+    /// pings of HTTP/2 find dead clients.
+    preface: Option<(Pin<Box<Sleep>>, usize)>,
+    _place: OwnedSemaphorePermit,
+}
+
+impl Connected for Connection {
+    type ConnectInfo = ();
+
+    fn connect_info(&self) {}
+}
+
+impl AsyncRead for Connection {
+    fn poll_read(self: Pin<&mut Self>, context: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        let before = buffer.filled().len();
+        let polled = match &mut this.io {
+            Io::Plain(stream) => Pin::new(stream).poll_read(context, buffer),
+            Io::Tls(stream) => Pin::new(&mut **stream).poll_read(context, buffer),
+        };
+        let Some((limit, received)) = &mut this.preface else { return polled };
+        if polled.is_ready() {
+            *received += buffer.filled().len() - before;
+            if *received >= PREFACE_BYTES {
+                this.preface = None;
+            }
+            return polled;
+        }
+        ready!(limit.as_mut().poll(context));
+        Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, "the client began no HTTP/2")))
+    }
+}
+
+impl AsyncWrite for Connection {
+    fn poll_write(self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        match &mut self.get_mut().io {
+            Io::Plain(stream) => Pin::new(stream).poll_write(context, bytes),
+            Io::Tls(stream) => Pin::new(&mut **stream).poll_write(context, bytes),
+        }
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        parts: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        match &mut self.get_mut().io {
+            Io::Plain(stream) => Pin::new(stream).poll_write_vectored(context, parts),
+            Io::Tls(stream) => Pin::new(&mut **stream).poll_write_vectored(context, parts),
+        }
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        match &self.io {
+            Io::Plain(stream) => stream.is_write_vectored(),
+            Io::Tls(stream) => stream.is_write_vectored(),
+        }
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match &mut self.get_mut().io {
+            Io::Plain(stream) => Pin::new(stream).poll_flush(context),
+            Io::Tls(stream) => Pin::new(&mut **stream).poll_flush(context),
+        }
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match &mut self.get_mut().io {
+            Io::Plain(stream) => Pin::new(stream).poll_shutdown(context),
+            Io::Tls(stream) => Pin::new(&mut **stream).poll_shutdown(context),
+        }
+    }
+}
