@@ -11,7 +11,6 @@ use std::{fs, io, path::Path};
 
 /// Identifies the format. A change of the format, or of how texts become the input of an encoder, changes it.
 const MAGIC: [u8; 8] = *b"LDSTVEC1";
-const MODE: u32 = 0o600;
 /// Maximum size of the file. Vectors beyond it are left out, and encoded again by a restart.
 const BYTES_MAX: usize = 256 << 20;
 const HEADER_BYTES: usize = MAGIC.len() + 32 + 4 + 4;
@@ -140,7 +139,7 @@ pub(crate) fn write<'v>(
     let numbers = [dimensions as u32, count as u32].map(u32::to_le_bytes);
     let mut bytes = [&MAGIC[..], &encoder_fingerprint(manifest), numbers.as_flattened(), &keys, &values].concat();
     bytes.extend(crc32c::crc32c(&bytes).to_le_bytes());
-    storage::replace(path, &bytes, MODE)?;
+    storage::replace(path, &bytes)?;
     Ok(count)
 }
 
@@ -187,7 +186,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("vectors");
         assert_eq!(write_texts(&path, &[("mug", [1.0, 0.0]), ("lamp", [0.0, 1.0]), ("mug", [1.0, 0.0])]), 3);
-        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, MODE);
+        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
         let saved = SavedVectors::read(&path, &manifest(b"model"), DIMENSIONS).unwrap();
         assert_eq!(saved.item_count(), 3);
         let vectors = |texts: &[&str]| {
