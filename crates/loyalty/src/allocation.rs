@@ -372,7 +372,7 @@ mod tests {
             ..AllocationLimits::default()
         };
         let grouped = allocate(&candidates, &halves);
-        let of_first = grouped.chosen.iter().filter(|at| candidates[**at].user % 2 == 0).count();
+        let of_first = grouped.chosen.iter().filter(|at| candidates[**at].user.is_multiple_of(2)).count();
         assert_eq!(of_first, 40);
         let above: std::collections::BTreeSet<usize> = candidates
             .iter()
