@@ -10,7 +10,7 @@ use std::{
 
 /// Names of each column, in the order of preference. The first that the header has is read.
 const CUSTOMER: &[&str] = &["customer", "customer_id", "household_id", "user_id", "user"];
-const TIME: &[&str] = &["date", "invoice_date", "transaction_timestamp", "timestamp", "time"];
+const TIME: &[&str] = &["date", "invoice_date", "transaction_timestamp", "redemption_date", "timestamp", "time"];
 const VALUE: &[&str] = &["value", "dollars", "sales_value", "amount", "revenue"];
 const PRICE: &[&str] = &["price", "unit_price"];
 const QUANTITY: &[&str] = &["quantity", "units", "cds"];
@@ -39,6 +39,8 @@ pub struct DatasetPurchase {
 pub struct CustomerPurchases {
     /// One list per customer, in the order of the file.
     pub customers: Vec<Vec<DatasetPurchase>>,
+    /// The ids of the customers.
+    pub ids: Vec<String>,
     /// Number of rows after the header.
     pub rows: u64,
     /// Rows that are refunds or cancellations; they are no purchases.
@@ -102,8 +104,8 @@ pub fn format_day(day: i32) -> String {
 /// names:
 ///
 /// - the customer: `customer`, `customer_id`, `household_id`, `user_id` or `user`
-/// - the time: `date`, `invoice_date`, `transaction_timestamp`, `timestamp` or `time`, as YYYYMMDD, YYYY-MM-DD or with
-///   a time
+/// - the time: `date`, `invoice_date`, `transaction_timestamp`, `redemption_date`, `timestamp` or `time`, as YYYYMMDD,
+///   YYYY-MM-DD or with a time
 /// - the value, optional: `value`, `dollars`, `sales_value`, `amount` or `revenue`, or `price` times `quantity`
 /// - the units, optional: `quantity`, `units` or `cds`
 /// - optional: `invoice` (a leading `C` is a cancellation), `currency`, and `product_id`, `stock_code` or `item_id`
@@ -162,6 +164,7 @@ fn read(
                     None => {
                         numbers.insert(customer.to_owned(), purchases.customers.len());
                         purchases.customers.push(Vec::new());
+                        purchases.ids.push(customer.to_owned());
                         purchases.customers.len() - 1
                     }
                 };

@@ -114,13 +114,13 @@ pub struct Difference {
 }
 
 /// One model with its forecasts of all customers.
-struct Forecasts {
-    model: &'static str,
-    log_likelihood: Option<f64>,
-    parameters: Option<Parameters>,
-    probabilities: Vec<f64>,
-    counts: Vec<f64>,
-    values: Option<Vec<f64>>,
+pub(crate) struct Forecasts {
+    pub(crate) model: &'static str,
+    pub(crate) log_likelihood: Option<f64>,
+    pub(crate) parameters: Option<Parameters>,
+    pub(crate) probabilities: Vec<f64>,
+    pub(crate) counts: Vec<f64>,
+    pub(crate) values: Option<Vec<f64>>,
 }
 
 /// Fits BG/NBD, MBG/NBD, the RFM baseline and the learned model, and compares their forecasts. `has_values`: whether
@@ -136,7 +136,7 @@ pub fn backtest(
     progress: &mut dyn FnMut(&'static str, usize, usize),
 ) -> Result<BacktestReport, LoyaltyError> {
     let end = options.calibration_end;
-    check_period(histories, options)?;
+    check_period(|| histories.iter().flat_map(PurchaseHistory::purchases).map(|purchase| purchase.day), options)?;
     let known: Vec<PurchaseHistory> =
         histories.iter().filter(|history| !history.until(end).is_empty()).cloned().collect();
     let within = |history: &PurchaseHistory| history.within(end, options.horizon_days).len() as f64;
@@ -186,9 +186,12 @@ pub fn backtest(
     })
 }
 
-fn check_period(histories: &[PurchaseHistory], options: &BacktestOptions) -> Result<(), LoyaltyError> {
+/// Returns the first of the days of purchases, or an error if the calibration or the horizon is outside of them.
+pub(crate) fn check_period<I: Iterator<Item = i32>>(
+    days: impl Fn() -> I,
+    options: &BacktestOptions,
+) -> Result<i32, LoyaltyError> {
     let BacktestOptions { calibration_end, horizon_days, .. } = *options;
-    let days = || histories.iter().flat_map(PurchaseHistory::purchases).map(|purchase| purchase.day);
     let (Some(first_day), Some(last_day)) = (days().min(), days().max()) else {
         return Err(LoyaltyError::NoCustomers);
     };
@@ -198,7 +201,7 @@ fn check_period(histories: &[PurchaseHistory], options: &BacktestOptions) -> Res
     if i64::from(calibration_end) + i64::from(horizon_days) > i64::from(last_day) {
         return Err(LoyaltyError::HorizonBeyondData { calibration_end, horizon_days, last_day });
     }
-    Ok(())
+    Ok(first_day)
 }
 
 /// Number and mean of the customer's repeat purchases with a value, as in Fader and Hardie 2013.
@@ -300,7 +303,7 @@ fn learned(known: &[PurchaseHistory], options: &BacktestOptions, has_values: boo
 }
 
 /// Computes the metrics of each model, and the differences between the last and the others on shared resamples.
-fn compare(
+pub(crate) fn compare(
     forecasts: Vec<Forecasts>,
     outcomes: &Outcomes,
     options: &BacktestOptions,

@@ -27,7 +27,9 @@ pub enum LoyaltyError {
          to learn from windows inside it"
     )]
     CalibrationTooShort { calibration_days: i32, limit: i32 },
-    #[error("{outcome} of the {customers} customers purchases within the horizon; probabilities cannot be compared")]
+    #[error(
+        "{outcome} of the {customers} customers has the outcome within the horizon; probabilities cannot be compared"
+    )]
     OneOutcome { outcome: &'static str, customers: usize },
     #[error("the learned model cannot be fitted: {reason}")]
     Unlearnable { reason: String },

@@ -8,7 +8,7 @@
 //! - [`BetaGeometric`]: BG/NBD and MBG/NBD, which need only frequency, recency and age of each customer.
 //! - [`GammaGamma`]: the mean value of a customer's purchases.
 //! - [`RfmModel`]: regressions on frequency, recency and age; the usual baseline.
-//! - [`backtest`]: compares all of them on a later period.
+//! - [`backtest`]: compares all of them on a later period; [`backtest_outcomes`] does so for another outcome.
 //! - [`UpliftModel`]: what an incentive changes, from logged decisions; [`allocate`] assigns incentives under a budget.
 #![forbid(unsafe_code)]
 mod allocation;
@@ -25,6 +25,7 @@ mod inputs;
 mod metrics;
 mod model;
 mod optimize;
+mod outcome_backtest;
 mod regression;
 mod rfm;
 mod segments;
@@ -49,6 +50,7 @@ pub use model::{
     CHANGE_DAYS, Estimate, Explanation, HorizonModel, HorizonScore, LeftOutHorizon, LoyaltyModel, LoyaltyScore,
     Quality, RiskScore, TrainedLoyalty, Validation,
 };
+pub use outcome_backtest::{OutcomeDifference, OutcomeHistory, OutcomeModelReport, OutcomeReport, backtest_outcomes};
 pub use rfm::RfmModel;
 pub use segments::{Condition, Quantities, Quantity, Segment, SegmentRule};
 pub use simulate::simulate_customers;

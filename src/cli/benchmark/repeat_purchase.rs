@@ -7,30 +7,42 @@ use crate::cli::{
     progress::style,
     threads::ThreadsArgs,
 };
-use anyhow::{Context, anyhow};
+use anyhow::{anyhow, ensure};
 use indicatif::ProgressBar;
 use lodestone_dataset::{CustomerPurchases, format_day, parse_day, read_purchases};
 use lodestone_loyalty::{
-    BacktestOptions, BetaGeometric, Dropout, LoyaltyError, Purchase, PurchaseHistory, backtest, simulate_customers,
+    BacktestOptions, BetaGeometric, Dropout, LoyaltyError, OutcomeHistory, Purchase, PurchaseHistory, backtest,
+    backtest_outcomes, simulate_customers,
 };
-use std::{fmt, fmt::Write, path::PathBuf, time::Instant};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+    fmt::Write,
+    path::{Path, PathBuf},
+    time::Instant,
+};
 
 /// Compares models of repeat purchases: who purchases within a horizon, how often, and for how much.
 ///
 /// The models are fitted to the purchases until --calibration-end and judged on those of the --horizon-days after it.
 /// BG/NBD and MBG/NBD use frequency, recency and age; Gamma–Gamma adds the value; `rfm` is a logistic and a Poisson
 /// regression on the same three numbers; `learned` is the model of this project. Purchases of one day are one purchase.
-/// Customers whose first purchase is later than the calibration are left out. See docs/loyalty.md.
+/// Customers whose first purchase is later than the calibration are left out. With --outcomes, three logistic regressions
+/// predict the outcomes of that file instead: `rfm`, of the purchases; `outcome-rfm`, of the earlier outcomes; `learned`, of
+/// both. See docs/loyalty.md.
 #[derive(clap::Args)]
 #[command(after_help = "\
 Examples:
   lodestone benchmark repeat-purchase --transactions cdnow.tsv.gz --calibration-end 1997-09-30 --horizon-days 273
   lodestone benchmark repeat-purchase --transactions transactions.csv.zst --calibration-end 2010-09-09 \\
       --horizon-days 91 --format json --out report.json
+  lodestone benchmark repeat-purchase --transactions transactions.csv.zst --outcomes coupon_redemptions.csv.gz \\
+      --calibration-end 2017-11-05 --horizon-days 56
 
 Columns of the file, recognised by their names; a comma- or tab-separated file with a header, plain, .gz or .zst:
   customer   customer, customer_id, household_id, user_id or user
-  time       date, invoice_date, transaction_timestamp, timestamp or time: 20261130, 2026-11-30, 2026-11-30 08:15:00
+  time       date, invoice_date, transaction_timestamp, redemption_date, timestamp or time, such as 20261130,
+             2026-11-30, 2026-11-30 08:15:00
   value      value, dollars, sales_value, amount or revenue; or price (unit_price) times quantity; optional
   units      quantity, units or cds; optional
   others     invoice or invoice_id (a leading C is a cancellation), currency, product_id, stock_code or item_id
@@ -43,6 +55,9 @@ pub(crate) struct RepeatPurchaseArgs {
     /// The purchases.
     #[arg(long, value_name = "FILE")]
     transactions: PathBuf,
+    /// Another outcome to predict, such as redeemed coupons: a file with the columns of the customer and of the time.
+    #[arg(long, value_name = "FILE")]
+    outcomes: Option<PathBuf>,
     /// Last day of the calibration, which belongs to it.
     #[arg(long, value_name = "DATE", value_parser = day)]
     calibration_end: i32,
@@ -77,8 +92,6 @@ pub(crate) fn repeat_purchase(args: &RepeatPurchaseArgs) -> anyhow::Result<Exit>
             purchases.rows, purchases.refunds, purchases.without_customer
         );
     }
-    let has_values = purchases.has_values;
-    let histories = into_histories(purchases);
     let options = BacktestOptions {
         calibration_end: args.calibration_end,
         horizon_days: args.horizon_days,
@@ -86,7 +99,7 @@ pub(crate) fn repeat_purchase(args: &RepeatPurchaseArgs) -> anyhow::Result<Exit>
         seed: args.seed,
     };
     let mut current: Option<(&str, ProgressBar)> = None;
-    let report = backtest(&histories, has_values, &options, &mut |stage, done, total| {
+    let mut progress = |stage, done: usize, total: usize| {
         if current.as_ref().is_none_or(|(shown, _)| *shown != stage) {
             let bar = ProgressBar::new(total as u64).with_style(style("{pos}/{len}")).with_message(stage);
             if let Some((_, finished)) = current.replace((stage, bar)) {
@@ -94,11 +107,48 @@ pub(crate) fn repeat_purchase(args: &RepeatPurchaseArgs) -> anyhow::Result<Exit>
             }
         }
         current.iter().for_each(|(_, bar)| bar.set_position(done as u64));
-    });
-    current.iter().for_each(|(_, bar)| bar.finish());
-    let report = report.map_err(with_dates).with_context(|| args.transactions.display().to_string())?;
-    args.output.write(&report)?;
+    };
+    let failed = |error| with_dates(error).context(args.transactions.display().to_string());
+    match &args.outcomes {
+        None => {
+            let has_values = purchases.has_values;
+            let report = backtest(&into_histories(purchases), has_values, &options, &mut progress);
+            current.iter().for_each(|(_, bar)| bar.finish());
+            args.output.write(&report.map_err(failed)?)?;
+        }
+        Some(path) => {
+            let customers = with_outcomes(purchases, path)?;
+            let report = backtest_outcomes(&customers, &options, &mut progress);
+            current.iter().for_each(|(_, bar)| bar.finish());
+            args.output.write(&report.map_err(failed)?)?;
+        }
+    }
     Ok(Exit::Success)
+}
+
+/// Adds the outcomes of a file to the customers of the purchases.
+fn with_outcomes(mut purchases: CustomerPurchases, path: &Path) -> anyhow::Result<Vec<OutcomeHistory>> {
+    let outcomes = read_purchases(path, &mut |_| {})?;
+    let mut days: BTreeMap<String, BTreeSet<i32>> = outcomes
+        .ids
+        .into_iter()
+        .zip(outcomes.customers)
+        .map(|(id, rows)| (id, rows.into_iter().map(|row| row.day).collect()))
+        .collect();
+    let ids = std::mem::take(&mut purchases.ids);
+    let histories = into_histories(purchases).into_iter().zip(ids);
+    let customers: Vec<OutcomeHistory> = histories
+        .map(|(purchases, id)| OutcomeHistory { purchases, days: days.remove(&id).unwrap_or_default() })
+        .collect();
+    ensure!(
+        customers.iter().any(|of| !of.days.is_empty()),
+        "--outcomes {} has none of the customers of --transactions",
+        path.display()
+    );
+    if !days.is_empty() {
+        eprintln!("{}: ignored {} customers without a purchase", path.display(), days.len());
+    }
+    Ok(customers)
 }
 
 fn into_histories(purchases: CustomerPurchases) -> Vec<PurchaseHistory> {
