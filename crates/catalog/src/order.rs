@@ -433,7 +433,7 @@ pub fn select<'a, const N: usize, V: Fn(usize) -> SortValue<'a>>(
     }
     firsts.rows.into_iter().for_each(|(row, value)| consider(row, value));
     if skip > 0 {
-        let removed = narrow(&mut skippable, is_descending, skip, count);
+        let removed = narrow(&mut skippable, &key_of, is_descending, skip, count);
         best = skippable.into_iter().map(|(row, value)| entry(row, prefix_of(value(0)), value)).collect();
         let skip = skip - removed;
         if skip >= best.len() {
@@ -457,33 +457,42 @@ pub fn select<'a, const N: usize, V: Fn(usize) -> SortValue<'a>>(
 }
 
 /// Removes most rows that precede or follow a part, and returns the number of those that precede it. Compares values as
-/// numbers: first those of the first key, and those of the next key if all remaining rows have equal ones.
+/// numbers: first those of the first key; those of the next key if all remaining rows have equal ones; last the keys of
+/// items.
 fn narrow<'a, const N: usize, V: Fn(usize) -> SortValue<'a>>(
     rows: &mut Vec<(Row, V)>,
+    key_of: impl Fn(Row) -> ItemKey,
     is_descending: [bool; N],
     skip: usize,
     count: usize,
 ) -> usize {
     let mut removed = 0;
     for (at, is_descending) in is_descending.into_iter().enumerate() {
-        let skip = skip - removed;
-        if skip >= rows.len() {
-            break;
-        }
-        let prefixes: Vec<u64> = rows.iter().map(|(_, value)| value(at).prefix(is_descending)).collect();
-        let mut selected = prefixes.clone();
-        let (_, first, behind) = selected.select_nth_unstable(skip);
-        let first = *first;
-        let last = if behind.len() > count { *behind.select_nth_unstable(count).1 } else { u64::MAX };
-        removed += prefixes.iter().filter(|prefix| **prefix < first).count();
-        let mut of_rows = prefixes.iter();
-        rows.retain(|_| of_rows.next().is_some_and(|prefix| (first..=last).contains(prefix)));
+        let prefixes = rows.iter().map(|(_, value)| value(at).prefix(is_descending)).collect();
+        removed += keep_around(rows, prefixes, skip - removed, count);
         let equal = rows.first().map(|(_, value)| value(at));
         if !rows.iter().all(|(_, value)| equal.is_some_and(|equal| equal.compare(value(at), false).is_eq())) {
-            break;
+            return removed;
         }
     }
-    removed
+    let keys = rows.iter().map(|(row, _)| u64::from(key_of(*row).0)).collect();
+    removed + keep_around(rows, keys, skip - removed, count)
+}
+
+/// Keeps the rows whose numbers are those of a part, in the order of the numbers, or equal to its first or last one.
+/// Returns the number of removed rows that precede it.
+fn keep_around<T>(rows: &mut Vec<T>, numbers: Vec<u64>, skip: usize, count: usize) -> usize {
+    if skip >= rows.len() || numbers.iter().all(|number| *number == numbers[0]) {
+        return 0;
+    }
+    let mut selected = numbers.clone();
+    let (_, first, behind) = selected.select_nth_unstable(skip);
+    let first = *first;
+    let last = if behind.len() > count { *behind.select_nth_unstable(count).1 } else { u64::MAX };
+    let preceding = numbers.iter().filter(|number| **number < first).count();
+    let mut of_rows = numbers.iter();
+    rows.retain(|_| of_rows.next().is_some_and(|number| (first..=last).contains(number)));
+    preceding
 }
 
 /// The first row of each group, with its values.
