@@ -104,7 +104,7 @@ pub(super) fn add_rows_of(
         let mut found = [None; DOCUMENTS_READ];
         weight.for_each_no_score(segment, &mut |documents| {
             for documents in documents.chunks(DOCUMENTS_READ) {
-                row_of.first_vals(documents, &mut found);
+                row_of.first_vals(documents, &mut found[..documents.len()]);
                 for (document, row) in documents.iter().zip(found) {
                     let row = row.filter(|_| alive.is_none_or(|alive| alive.is_alive(*document)));
                     let Some(row) = row.map(|row| row as usize).filter(|row| bits::has(among, *row)) else { continue };
