@@ -227,7 +227,7 @@ def mistakes(work):
     shutil.copytree(BUNDLE, earlier)
     manifest = json.loads((earlier / "manifest.json").read_text())
     (earlier / "manifest.json").write_text(json.dumps({**manifest, "format": 5, "person_encoder": "a field of format 5"}))
-    versions = ["has version 5", "reads version 16", "train again"]
+    versions = ["has version 5", "reads version 17", "train again"]
     refused(versions, "bundle", "show", "--bundle", earlier)
     refused(versions, "serve", "--bundle", earlier, "--data", work / "x")
     store = work / "store-of-earlier"
