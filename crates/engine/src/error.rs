@@ -82,8 +82,8 @@ pub struct WriteReport {
 /// The reason why a call of the engine failed.
 #[derive(Debug, thiserror::Error)]
 pub enum EngineError {
-    /// The queue of the workers is full.
-    #[error("the server has more requests than it can answer")]
+    /// The queue of the workers is full, or takes longer than the time that is left until the deadline.
+    #[error("the server has more requests than it can answer in time")]
     Overloaded { retry_after: Duration },
     /// The deadline passed before the answer was ready.
     #[error("the deadline passed before the answer was ready")]

@@ -1,18 +1,23 @@
-//! Worker threads, each with models `M` of its own. Their queue is bounded: if it is full, a request is refused at
-//! once. A request whose caller has gone is dropped before it runs. An idle worker takes its share of the queued
-//! requests and answers them as one batch.
+//! Worker threads, each with models `M` of its own. Their queue is bounded: if it is full, or if a request would wait
+//! for longer than its deadline, the request is refused at once. A request whose caller has gone, or that cannot be
+//! answered in time any more, is dropped before it runs. An idle worker takes its share of the queued requests and
+//! answers them as one batch.
 use crate::EngineError;
 use crossbeam_channel::{Receiver, Sender, TrySendError, bounded};
 use std::{
     panic::{AssertUnwindSafe, catch_unwind},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
     thread,
     time::{Duration, Instant},
 };
 use tokio::sync::{Semaphore, oneshot};
 
-/// The retry delay that a refused caller receives.
+/// The shortest and the longest retry delay that a refused caller receives.
 const RETRY_AFTER: Duration = Duration::from_millis(100);
+const RETRY_AFTER_MAX: Duration = Duration::from_secs(2);
 
 /// Maximum size of a batch. Larger batches gain little in the models, and all requests of a batch wait for its last.
 const BATCH_MAX: usize = 8;
@@ -29,8 +34,73 @@ enum Job<M, Request, Response> {
 /// Answers a batch of requests, in their order.
 pub(crate) type AnswerBatch<M, Request, Response> = dyn Fn(&mut M, &[Request]) -> Vec<Response> + Send + Sync;
 
+/// The recent mean time of a worker for one job: an exponential moving average.
+///
+/// A sample counts at most [`ServiceTime::GROWTH_MAX`] times the mean, so that one slow job, such as the first one, does
+/// not refuse the requests after it.
+#[derive(Debug, Default)]
+struct ServiceTime {
+    nanos: AtomicU64,
+}
+
+impl ServiceTime {
+    /// Weight of a sample is 1 / `SAMPLES`.
+    const SAMPLES: u64 = 16;
+    const GROWTH_MAX: u64 = 4;
+    /// A mean below it grows by more than [`Self::GROWTH_MAX`].
+    const FLOOR: Duration = Duration::from_millis(1);
+
+    fn get(&self) -> Duration {
+        Duration::from_nanos(self.nanos.load(Ordering::Relaxed))
+    }
+
+    /// Records `count` jobs that took `time` together.
+    fn record(&self, time: Duration, count: usize) {
+        let sample = nanos(time) / count.max(1) as u64;
+        for _ in 0..count {
+            // Samples that are lost to another worker's do not matter.
+            let mean = self.nanos.load(Ordering::Relaxed);
+            let sample = sample.min(mean.max(nanos(Self::FLOOR)).saturating_mul(Self::GROWTH_MAX));
+            let sum = mean.saturating_mul(Self::SAMPLES - 1).saturating_add(sample);
+            self.nanos.store(sum / Self::SAMPLES, Ordering::Relaxed);
+        }
+    }
+}
+
+fn nanos(time: Duration) -> u64 {
+    u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
+}
+
+/// Returns the number of jobs that a worker takes at once if `queued` jobs wait, including the first.
+fn share_of(queued: usize, worker_count: usize) -> usize {
+    (queued / worker_count).saturating_add(1).min(BATCH_MAX)
+}
+
+/// Decides about a request that arrives while `queued` jobs wait. If it cannot be answered within `left`, with a margin
+/// of a quarter, returns the time until the queue is empty. A request that finds no queue is never refused, because only
+/// computed requests correct the service time.
+fn refuse_on_arrival(queued: usize, worker_count: usize, service: Duration, left: Duration) -> Option<Duration> {
+    if queued == 0 {
+        return None;
+    }
+    let jobs = |count: usize| service.saturating_mul(u32::try_from(count).unwrap_or(u32::MAX));
+    let wait = jobs(queued.div_ceil(worker_count));
+    // The answers of a batch are sent together.
+    let needed = wait.saturating_add(jobs(share_of(queued, worker_count)));
+    (needed.saturating_add(needed / 4) > left).then_some(wait)
+}
+
+/// Returns whether a request that a worker takes with a batch of `share` jobs cannot be answered within `left`. One that
+/// it takes alone is computed if any time is left.
+fn is_too_late(share: usize, service: Duration, left: Duration) -> bool {
+    let needed = if share == 1 { Duration::ZERO } else { service.saturating_mul(share as u32) };
+    left.is_zero() || needed > left
+}
+
 pub(crate) struct Workers<M, Request, Response> {
     queue: Sender<Job<M, Request, Response>>,
+    worker_count: usize,
+    service_time: Arc<ServiceTime>,
     /// One permit for each request that may wait before it enters the queue; as many as the queue is long.
     waiting: Semaphore,
 }
@@ -44,21 +114,24 @@ impl<M: Send + 'static, Request: Send + 'static, Response: Send + 'static> Worke
     ) -> std::io::Result<Self> {
         let (queue, jobs) = bounded::<Job<M, Request, Response>>(queue_requests_max);
         let worker_count = models.len();
+        let service_time = Arc::<ServiceTime>::default();
         for (index, mut models) in models.into_iter().enumerate() {
-            let (jobs, answer_batch) = (jobs.clone(), answer_batch.clone());
+            let (jobs, answer_batch, service_time) = (jobs.clone(), answer_batch.clone(), service_time.clone());
             let body = move || {
                 while let Ok(job) = jobs.recv() {
-                    let (batch, works) = take_share(job, &jobs, worker_count);
+                    let (batch, works) = take_share(job, &jobs, worker_count, &service_time);
+                    let (count, begun) = (batch.0.len() + works.len(), Instant::now());
                     answer(&mut models, batch, &*answer_batch);
                     for work in works {
                         // A panic in one job must not end the thread.
                         catch_panic("work", || work(&mut models));
                     }
+                    service_time.record(begun.elapsed(), count);
                 }
             };
             thread::Builder::new().name(format!("answer-{index}")).spawn(body)?;
         }
-        Ok(Self { queue, waiting: Semaphore::new(queue_requests_max) })
+        Ok(Self { queue, worker_count, service_time, waiting: Semaphore::new(queue_requests_max) })
     }
 
     /// Waits for the condition of a request that cannot enter the queue yet. If as many requests wait as the queue may
@@ -70,6 +143,7 @@ impl<M: Send + 'static, Request: Send + 'static, Response: Send + 'static> Worke
 
     /// Answers a request. Waits for the answer until the deadline.
     pub(crate) async fn answer(&self, deadline: Instant, request: Request) -> Result<Response, EngineError> {
+        self.admit(deadline)?;
         let (reply, answered) = oneshot::channel();
         self.send(Job::Request { request, deadline, reply })?;
         wait(deadline, answered).await
@@ -81,6 +155,7 @@ impl<M: Send + 'static, Request: Send + 'static, Response: Send + 'static> Worke
         deadline: Instant,
         work: impl FnOnce(&mut M) -> Result<T, EngineError> + Send + 'static,
     ) -> Result<T, EngineError> {
+        self.admit(deadline)?;
         let (reply, answered) = oneshot::channel();
         self.send(Job::Work(Box::new(move |models| {
             if let Some(reply) = still_wanted(reply, deadline) {
@@ -88,6 +163,16 @@ impl<M: Send + 'static, Request: Send + 'static, Response: Send + 'static> Worke
             }
         })))?;
         wait(deadline, answered).await
+    }
+
+    /// Refuses a job that cannot be done before its deadline, so that the caller learns of it now and the workers compute
+    /// only what arrives in time.
+    fn admit(&self, deadline: Instant) -> Result<(), EngineError> {
+        let left = deadline.saturating_duration_since(Instant::now());
+        match refuse_on_arrival(self.queue.len(), self.worker_count, self.service_time.get(), left) {
+            None => Ok(()),
+            Some(wait) => Err(EngineError::Overloaded { retry_after: wait.clamp(RETRY_AFTER, RETRY_AFTER_MAX) }),
+        }
     }
 
     fn send(&self, job: Job<M, Request, Response>) -> Result<(), EngineError> {
@@ -135,16 +220,21 @@ fn take_share<M, Request, Response>(
     first: Job<M, Request, Response>,
     jobs: &Receiver<Job<M, Request, Response>>,
     worker_count: usize,
+    service_time: &ServiceTime,
 ) -> (Batch<Request, Response>, Vec<Work<M>>) {
-    let share = (1 + jobs.len() / worker_count).min(BATCH_MAX);
+    let share = share_of(jobs.len(), worker_count);
+    let service = service_time.get();
     let (mut batch, mut works) = ((Vec::with_capacity(share), Vec::with_capacity(share)), Vec::new());
     for job in std::iter::once(first).chain(jobs.try_iter().take(share - 1)) {
         match job {
             Job::Request { request, deadline, reply } => {
-                if let Some(reply) = still_wanted(reply, deadline) {
-                    batch.0.push(request);
-                    batch.1.push(reply);
+                let Some(reply) = still_wanted(reply, deadline) else { continue };
+                if is_too_late(share, service, deadline.saturating_duration_since(Instant::now())) {
+                    let _ = reply.send(Err(EngineError::Overloaded { retry_after: RETRY_AFTER }));
+                    continue;
                 }
+                batch.0.push(request);
+                batch.1.push(reply);
             }
             Job::Work(work) => works.push(work),
         }
@@ -207,6 +297,97 @@ mod tests {
         };
         let (_, answers) = tokio::join!(busy, sent);
         answers
+    }
+
+    #[test]
+    fn a_request_is_refused_if_the_queue_takes_longer_than_its_time() {
+        let ms = Duration::from_millis;
+        // 20 jobs before it for each of 2 workers and a batch of 8: 28 jobs of 10 ms and a quarter more are 350 ms.
+        assert_eq!(refuse_on_arrival(40, 2, ms(10), ms(350)), None);
+        assert_eq!(refuse_on_arrival(40, 2, ms(10), ms(349)), Some(ms(200)));
+        assert_eq!(refuse_on_arrival(1, 2, ms(10), ms(24)), Some(ms(10)));
+        assert_eq!(refuse_on_arrival(1, 2, ms(10), ms(25)), None);
+        assert_eq!(refuse_on_arrival(0, 2, ms(10), ms(1)), None, "an idle worker always corrects the service time");
+        assert_eq!(refuse_on_arrival(1000, 2, Duration::ZERO, ms(1)), None, "nothing is known yet");
+        assert!(refuse_on_arrival(usize::MAX, 1, Duration::MAX, ms(1)).is_some(), "no overflow");
+
+        assert!(is_too_late(8, ms(10), ms(79)) && !is_too_late(8, ms(10), ms(80)));
+        assert!(is_too_late(1, ms(10), Duration::ZERO) && !is_too_late(1, ms(10), ms(1)));
+    }
+
+    #[test]
+    fn the_service_time_follows_the_recent_jobs_and_not_one_slow_job() {
+        let time = ServiceTime::default();
+        time.record(Duration::from_secs(10), 1);
+        assert!(time.get() < Duration::from_millis(1), "{:?} after a slow first job", time.get());
+        time.record(Duration::from_millis(800), 80);
+        let usual = time.get();
+        assert!((Duration::from_millis(9)..=Duration::from_millis(10)).contains(&usual), "{usual:?}");
+        time.record(Duration::from_secs(10), 1);
+        assert!(time.get() < usual * 3 / 2, "{:?} after one slow job", time.get());
+        time.record(Duration::from_millis(80), 80);
+        assert!(time.get() < Duration::from_millis(2), "{:?} after fast jobs", time.get());
+        time.record(Duration::ZERO, 0);
+    }
+
+    /// The only worker is busy and one request waits, so that a job of a second is expected before the next request.
+    #[tokio::test]
+    async fn a_request_without_enough_time_is_refused_on_arrival_and_others_wait() {
+        let workers = Workers::start(vec![()], 100, doubling(&Arc::default())).unwrap();
+        let ((started, has_started), (release, released)) = (oneshot::channel(), std::sync::mpsc::channel::<()>());
+        let deadline = Instant::now() + Duration::from_secs(60);
+        let busy = workers.run(deadline, move |()| {
+            let _ = started.send(());
+            let _ = released.recv();
+            Ok(())
+        });
+        let sent = async {
+            has_started.await.unwrap();
+            let mut waiting = Box::pin(workers.answer(deadline, 1));
+            assert!(futures_util::poll!(&mut waiting).is_pending());
+            workers.service_time.nanos.store(nanos(Duration::from_secs(1)), Ordering::Relaxed);
+            let refused = workers.answer(Instant::now() + Duration::from_secs(2), 2).await;
+            let Err(EngineError::Overloaded { retry_after }) = refused else { panic!("{refused:?}") };
+            assert_eq!(retry_after, Duration::from_secs(1));
+            let mut later = Box::pin(workers.answer(deadline, 3));
+            assert!(futures_util::poll!(&mut later).is_pending());
+            release.send(()).unwrap();
+            (waiting.await.unwrap(), later.await.unwrap())
+        };
+        let (busy, answers) = tokio::join!(busy, sent);
+        assert!(busy.is_ok());
+        assert_eq!(answers, (2, 6));
+    }
+
+    #[tokio::test]
+    async fn a_request_that_cannot_be_answered_in_time_any_more_is_dropped_before_it_is_computed() {
+        let sizes = Arc::<Mutex<Vec<usize>>>::default();
+        let workers = Workers::start(vec![()], 100, doubling(&sizes)).unwrap();
+        let ((started, has_started), (release, released)) = (oneshot::channel(), std::sync::mpsc::channel::<()>());
+        let (soon, late) = (Instant::now() + Duration::from_secs(60), Instant::now() + Duration::from_secs(7200));
+        let busy = workers.run(late, move |()| {
+            let _ = started.send(());
+            let _ = released.recv();
+            Ok(())
+        });
+        let sent = async {
+            has_started.await.unwrap();
+            let mut first = Box::pin(workers.answer(soon, 1));
+            let mut second = Box::pin(workers.answer(late, 2));
+            let mut third = Box::pin(workers.answer(late, 3));
+            for waiting in [&mut first, &mut second, &mut third] {
+                assert!(futures_util::poll!(waiting).is_pending());
+            }
+            // A job is slower than expected when the requests arrived: 3 jobs of 100 s are more than a minute. The
+            // mean falls by a sixteenth when the busy job is recorded.
+            workers.service_time.nanos.store(nanos(Duration::from_secs(100)), Ordering::Relaxed);
+            release.send(()).unwrap();
+            (first.await, second.await, third.await)
+        };
+        let (_, (first, second, third)) = tokio::join!(busy, sent);
+        assert!(matches!(first, Err(EngineError::Overloaded { .. })), "{first:?}");
+        assert_eq!((second.unwrap(), third.unwrap()), (4, 6));
+        assert_eq!(sizes.lock().iter().sum::<usize>(), 2, "the first was not computed");
     }
 
     #[tokio::test]
