@@ -18,7 +18,7 @@ use lodestone_pipeline::{
     ranking::Device,
     serving::{Serving, ServingConfig},
 };
-use lodestone_rollout::{BundleSource, HealthBounds, RolloutConfig, Store};
+use lodestone_rollout::{BundleSource, HealthBounds, RolloutConfig, SlateCacheConfig, Store};
 use lodestone_state::StateLimits;
 use std::{io::IsTerminal, path::PathBuf, sync::Arc, time::Duration};
 
@@ -60,6 +60,11 @@ pub(crate) struct ServeArgs {
     #[arg(long, value_name = "N", env = "LODESTONE_QUEUE_REQUESTS_MAX", value_parser = within(1..),
           default_value_t = 1024)]
     queue_requests_max: usize,
+    /// Greatest memory of the answers that are kept for later pages, in bytes, of each bundle in memory. Beyond it the
+    /// `page_token`s of the answers that were not used for the longest time expire early.
+    #[arg(long, value_name = "N", env = "LODESTONE_SLATES_BYTES", value_parser = clap::value_parser!(u64).range(1 << 20..),
+          default_value_t = SlateCacheConfig::default().bytes_max)]
+    slates_bytes: u64,
     /// Device of the models. `cuda` requires a build with the cargo feature `cuda` and the CUDA build of ONNX Runtime.
     #[arg(long, value_enum, env = "LODESTONE_DEVICE", default_value = "cpu")]
     device: DeviceArg,
@@ -301,8 +306,8 @@ fn engine_config(args: &ServeArgs, source: &CatalogSource) -> anyhow::Result<Eng
     };
     let share = answers_share.unwrap_or(if serving.varies() { 1.0 } else { AnswerLogConfig::default().share });
     let answers = AnswerLogConfig { share, days_max: args.answers_days, bytes_max: args.answers_bytes };
-    let currency = source.currency.clone();
-    Ok(EngineConfig { serving: Arc::new(serving), answers, currency, ..EngineConfig::default() })
+    let slates = SlateCacheConfig { bytes_max: args.slates_bytes, ..SlateCacheConfig::default() };
+    Ok(EngineConfig { serving: Arc::new(serving), answers, slates, currency: source.currency.clone() })
 }
 
 fn open_engine(args: &ServeArgs, source: &CatalogSource, config: EngineConfig, cores: usize) -> anyhow::Result<Engine> {

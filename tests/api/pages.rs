@@ -569,6 +569,49 @@ async fn after_a_refund_an_earlier_purchase_still_counts_for_popularity() {
     server.end().await;
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn answers_that_are_kept_for_later_pages_are_bounded_by_bytes() {
+    let bytes_max = 1 << 20;
+    let shop = Shop::new();
+    let server = GrpcServer::start(shop.open_with_slate_bytes(bytes_max)).await;
+    let channel = &server.channel;
+    upsert(channel, (0..12).map(desk).collect()).await;
+    // Each answer keeps 1,000 ids of 100 bytes twice: those that it excludes, and those that it does not know.
+    let request = |number: usize| proto::SearchRequest {
+        page_size: 3,
+        options: Some(proto::RankingOptions {
+            exclude_item_ids: (0..1000).map(|at| format!("{number}-{at}-{}", "x".repeat(90))).collect(),
+            debug_level: proto::DebugLevel::Features.into(),
+            ..Default::default()
+        }),
+        ..query("walnut desk")
+    };
+    let mut tokens = Vec::new();
+    for number in 0..20 {
+        let first = search(channel, request(number)).await.unwrap();
+        assert!(first.info.unwrap().debug.is_some());
+        assert!(first.results.iter().all(|result| !result.debug.as_ref().unwrap().features.is_empty()));
+        tokens.push(first.next_page_token);
+    }
+    // The cache removes answers some time after they were added.
+    let is_bounded = async || server.metric("slate_bytes").is_some_and(|bytes| (1..=bytes_max).contains(&bytes));
+    wait_until("the kept answers fit", PUBLISH_TIME_MAX, is_bounded).await;
+    let kept = server.metric("slates").unwrap();
+    assert!((1..=10).contains(&kept), "{kept} answers of at least 100 KB in 1 MiB");
+
+    let page = async |number: usize| {
+        let request = proto::SearchRequest { page_token: tokens[number].clone(), ..request(number) };
+        search(channel, request).await
+    };
+    let latest = page(19).await.unwrap();
+    assert_eq!(latest.results.len(), 3);
+    assert!(latest.info.unwrap().debug.is_none(), "debug information is not kept");
+    assert!(latest.results.iter().all(|result| result.debug.is_none()));
+    let status = page(0).await.unwrap_err();
+    assert_eq!(status.get_error_details().error_info().unwrap().reason, "PAGE_TOKEN_EXPIRED");
+    server.end().await;
+}
+
 fn untitled(id: &str) -> proto::Item {
     proto::Item { item_id: id.to_owned(), title: format!("gadget {id}"), ..Default::default() }
 }

@@ -182,6 +182,7 @@ impl Engine {
             merges: current.generation.merge_count(),
             users: self.generations.state.users.len(),
             slates: self.generations.routes().loaded().map(|loaded| loaded.slates.entry_count()).sum(),
+            slate_bytes: self.generations.routes().loaded().map(|loaded| loaded.slates.weighted_size()).sum(),
             log_position: self.writer.position(),
             dedupe_ids: self.writer.dedupe_id_count(),
             checkpoint_position: self.checkpoints.as_ref().map_or(0, |checkpoints| checkpoints.position()),
@@ -669,10 +670,21 @@ impl Engine {
         bytes_max: usize,
         deadline: Instant,
     ) -> Result<Answer, EngineError> {
-        let PipelineAnswer { slate, total_size, corrected_query, facets, mut info, stage_times, id, catalog, trace } =
-            answer;
+        let PipelineAnswer {
+            mut slate,
+            total_size,
+            corrected_query,
+            facets,
+            mut info,
+            stage_times,
+            id,
+            catalog,
+            trace,
+        } = answer;
         self.record_metrics(&stage_times, &info);
         self.sign(&mut info, &loaded, id, position);
+        // Only the first page has debug information, so that it is not kept for later ones.
+        let (result_debug, answer_debug) = (slate.take_debug(), info.debug.take());
         let facets = Arc::new(facets);
         let answer = FrozenAnswer { fingerprint: page.fingerprint, slate, total_size, corrected_query, facets, info };
         let frozen = Arc::new(answer);
@@ -689,7 +701,11 @@ impl Engine {
             up_to_date: loaded.clone(),
             catalog,
         };
-        let answer = self.page(wanted, deadline).await?;
+        let mut answer = self.page(wanted, deadline).await?;
+        answer.info.debug = answer_debug;
+        for result in &mut answer.results {
+            result.debug = result_debug.get(result.rank - 1).cloned().flatten();
+        }
         if let Some(trace) = trace {
             // The record has the probability of the page that was shown, which the limit of bytes may have cut.
             let shown = if offset == 0 { &answer.results[..] } else { &[] };

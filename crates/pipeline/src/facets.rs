@@ -120,6 +120,19 @@ pub struct Facets {
     pub item_count: u64,
 }
 
+impl Facets {
+    /// The memory of the counts in bytes, approximately.
+    pub fn bytes(&self) -> usize {
+        let text = |value: &FacetValue| match &value.key {
+            FacetKey::Text(text) => text.len(),
+            FacetKey::Range(..) => 0,
+        };
+        let of_value = |value: &FacetValue| size_of::<FacetValue>() + text(value);
+        let of_facet = |facet: &Facet| size_of::<Facet>() + facet.values.iter().map(of_value).sum::<usize>();
+        size_of::<Self>() + self.facets.iter().map(of_facet).sum::<usize>()
+    }
+}
+
 /// Counts the values of a facet over the rows in a bit set. `one_per_group`: variants of one product count once for
 /// each value.
 pub fn count(catalog: &Catalog, spec: &FacetSpec, among: &[u64], one_per_group: bool) -> Facet {

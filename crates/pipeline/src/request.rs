@@ -305,6 +305,21 @@ pub struct AnswerInfo {
     pub debug: Option<AnswerDebug>,
 }
 
+impl AnswerInfo {
+    /// The memory of the lists in bytes, approximately; without the debug information.
+    pub fn bytes(&self) -> usize {
+        let ids = self.unknown_items.iter().chain(&self.dropped_pins);
+        let banners = self.banners.iter().map(|banner| banner.rule_id.len() + banner.payload.len());
+        size_of::<Self>()
+            + ids.map(|id| size_of::<ItemId>() + id.as_str().len()).sum::<usize>()
+            + size_of_val(&*self.degradations)
+            + size_of_val(&*self.applied_rules)
+            + size_of_val(&*self.banners)
+            + banners.sum::<usize>()
+            + self.redirect_url.len()
+    }
+}
+
 /// A rule that applies to a request.
 #[derive(Debug, Clone)]
 pub struct AppliedRule {

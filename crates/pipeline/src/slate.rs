@@ -14,7 +14,7 @@ use crate::{
     retrieve::{self, EligibleRows},
     serving::{Plan, ServingConfig},
     source::{CandidateSource, ScoredRows},
-    tail::Tail,
+    tail::{Tail, TailMembers},
     trace::{BlendedObjectives, ConfiguredRanking, PolicyRules},
 };
 use ahash::AHashSet;
@@ -594,6 +594,37 @@ impl Slate {
     /// The items of the first `count` entries, best first.
     pub fn keys(&self, count: usize) -> Vec<ItemKey> {
         self.entries.iter().take(count).map(|entry| entry.key).collect()
+    }
+
+    /// Takes the debug information of the entries out, so that it is not kept with the slate: with features it has several
+    /// times the bytes of the entries. Empty unless the request asks for it.
+    pub fn take_debug(&mut self) -> Vec<Option<ResultDebug>> {
+        std::mem::take(&mut self.debug)
+    }
+
+    /// The memory of the slate in bytes, approximately.
+    pub fn bytes(&self) -> usize {
+        let ids = |ids: &[ItemId]| ids.iter().map(|id| size_of::<ItemId>() + id.as_str().len()).sum::<usize>();
+        let groups = self.variants.iter().flat_map(|variants| &variants.groups);
+        // A parsed filter has several times the bytes of its text.
+        let filter = match &self.shown {
+            Shown::Eligible { filter: Some(filter), .. } => 4 * filter.to_string().len(),
+            Shown::Eligible { filter: None, .. } | Shown::All => 0,
+        };
+        let query = self.tail.iter().map(|tail| match &tail.members {
+            TailMembers::Matches { query, .. } => query.len(),
+            TailMembers::All => 0,
+        });
+        size_of::<Self>()
+            + size_of_val(&*self.entries)
+            + size_of_val(&*self.debug)
+            + size_of_val(&*self.recent)
+            + groups.map(|group| size_of::<Box<str>>() + group.len()).sum::<usize>()
+            + self.reason.iter().map(|reason| ids(&reason.evidence)).sum::<usize>()
+            + ids(&self.excluded)
+            + ids(&self.dropped_pins)
+            + filter
+            + query.sum::<usize>()
     }
 
     /// Returns whether the page may have results of the tail, whose selection reads all of its items.

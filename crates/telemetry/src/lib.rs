@@ -165,6 +165,7 @@ pub struct Metrics {
     merges: Gauge,
     users: Gauge,
     slates: Gauge,
+    slate_bytes: Gauge,
     log_position: Gauge,
     dedupe_ids: Gauge,
     checkpoint_position: Gauge,
@@ -190,6 +191,7 @@ pub struct Sizes {
     pub merges: u64,
     pub users: usize,
     pub slates: u64,
+    pub slate_bytes: u64,
     pub log_position: u64,
     pub dedupe_ids: usize,
     pub checkpoint_position: u64,
@@ -227,6 +229,7 @@ impl Default for Metrics {
             merges: Gauge::default(),
             users: Gauge::default(),
             slates: Gauge::default(),
+            slate_bytes: Gauge::default(),
             log_position: Gauge::default(),
             dedupe_ids: Gauge::default(),
             checkpoint_position: Gauge::default(),
@@ -285,6 +288,8 @@ impl Metrics {
         registry.register("merges", "Merges of live items since startup", self.merges.clone());
         registry.register("users", "Users with a history", self.users.clone());
         registry.register("slates", "Frozen slates that are kept for later pages", self.slates.clone());
+        let help = "Memory of the frozen slates in bytes, approximately";
+        registry.register("slate_bytes", help, self.slate_bytes.clone());
         registry.register("log_position", "Position of the last durable change", self.log_position.clone());
         registry.register("dedupe_ids", "Event ids in the deduplication window", self.dedupe_ids.clone());
         registry.register(
@@ -338,6 +343,7 @@ impl Metrics {
         self.merges.set(sizes.merges as i64);
         self.users.set(sizes.users as i64);
         self.slates.set(sizes.slates as i64);
+        self.slate_bytes.set(sizes.slate_bytes as i64);
         self.log_position.set(sizes.log_position as i64);
         self.dedupe_ids.set(sizes.dedupe_ids as i64);
         self.checkpoint_position.set(sizes.checkpoint_position as i64);

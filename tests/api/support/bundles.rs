@@ -18,7 +18,7 @@ use lodestone_pipeline::{
     ranking::{Device, Runtime},
     serving::{Serving, ServingConfig},
 };
-use lodestone_rollout::{BundleSource, HealthBounds, RolloutConfig, Store};
+use lodestone_rollout::{BundleSource, HealthBounds, RolloutConfig, SlateCacheConfig, Store};
 use lodestone_state::{COMPLETION_USERS_MIN, StateLimits};
 use lodestone_training::{EncoderSettings, TrainOptions, train};
 use std::{
@@ -189,6 +189,13 @@ impl Shop {
         self.try_open_at(&self.data_path(), bounds, serving, None)
     }
 
+    /// Opens an engine that keeps answers for later pages up to a size in bytes.
+    pub(crate) fn open_with_slate_bytes(&self, bytes_max: u64) -> Engine {
+        let slates = SlateCacheConfig { bytes_max, ..SlateCacheConfig::default() };
+        let config = EngineConfig { slates, ..EngineConfig::default() };
+        self.try_open_with(&self.data_path(), HealthBounds::default(), config).unwrap()
+    }
+
     fn try_open_at(
         &self,
         data: &Path,
@@ -196,6 +203,17 @@ impl Shop {
         serving: Serving,
         currency: Option<&str>,
     ) -> Result<Engine, OpenError> {
+        // All answers are logged, so that tests can replay any of them.
+        let config = EngineConfig {
+            serving: Arc::new(serving),
+            answers: AnswerLogConfig { share: 1.0, ..AnswerLogConfig::default() },
+            currency: currency.map(str::to_owned),
+            ..EngineConfig::default()
+        };
+        self.try_open_with(data, bounds, config)
+    }
+
+    fn try_open_with(&self, data: &Path, bounds: HealthBounds, config: EngineConfig) -> Result<Engine, OpenError> {
         open(OpenOptions {
             bundle: BundleSource::Store(self.store()),
             data,
@@ -209,13 +227,7 @@ impl Shop {
             history_ends_now: false,
             dedupe_ids_max: 1_000_000,
             limits: StateLimits::default(),
-            // All answers are logged, so that tests can replay any of them.
-            config: EngineConfig {
-                serving: Arc::new(serving),
-                answers: AnswerLogConfig { share: 1.0, ..AnswerLogConfig::default() },
-                currency: currency.map(str::to_owned),
-                ..EngineConfig::default()
-            },
+            config,
             rollout: RolloutConfig { watch: WATCH, kept_max: 1, bounds },
         })
     }
