@@ -21,6 +21,7 @@ use lodestone_pipeline::{
 use lodestone_rollout::{BundleSource, HealthBounds, RolloutConfig, SlateCacheConfig, Store};
 use lodestone_state::StateLimits;
 use std::{io::IsTerminal, path::PathBuf, sync::Arc, time::Duration};
+use tokio::sync::oneshot;
 
 /// Serves ranking, events and the catalogue over gRPC.
 ///
@@ -361,9 +362,26 @@ async fn run_server(
         let catalogs = catalogs.clone();
         tokio::spawn(metrics_endpoint::serve(listener, move || catalogs.metrics_text()));
     }
-    let mut stop = StopSignals::install()?;
-    server::serve(catalogs.clone(), config, listener, async move { stop.received().await }).await?;
+    let mut signals = StopSignals::install()?;
+    let (stop, stopped) = oneshot::channel::<()>();
+    tokio::spawn(async move {
+        signals.received().await;
+        tracing::info!("stopping; a second signal ends the process at once");
+        // Fails if the server has ended.
+        let _ = stop.send(());
+        signals.received().await;
+        end_at_once();
+    });
+    // The sender is dropped only after it has sent.
+    server::serve(catalogs.clone(), config, listener, async move { stopped.await.unwrap_or_default() }).await?;
     catalogs.iter().for_each(|(_, engine)| engine.checkpoint_on_shutdown());
     tracing::info!("stopped");
     Ok(())
+}
+
+/// Acknowledged writes are durable, so that the next startup only reads more of the log.
+#[expect(clippy::disallowed_methods, reason = "the second signal ends a server that does not stop")]
+fn end_at_once() -> ! {
+    tracing::warn!("a second signal; running requests are cut, and no checkpoint is written");
+    std::process::exit(Exit::Interrupted.code())
 }

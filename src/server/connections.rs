@@ -1,6 +1,6 @@
 //! Accepts connections: limits their number, encrypts them, and closes those that send no request.
 use super::{ServerConfig, tls::Tls};
-use futures_util::{Stream, StreamExt, stream};
+use futures_util::{Stream, StreamExt, future::BoxFuture, stream};
 use std::{
     io,
     pin::Pin,
@@ -11,7 +11,7 @@ use std::{
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::{TcpListener, TcpStream},
-    sync::{OwnedSemaphorePermit, Semaphore, mpsc},
+    sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch},
     time::{Sleep, sleep, timeout},
 };
 use tokio_rustls::server::TlsStream;
@@ -28,21 +28,45 @@ const LOG_INTERVAL: Duration = Duration::from_secs(10);
 /// Connections that wait for the server after their handshakes.
 const READY_MAX: usize = 64;
 
+/// Closes all connections when it is told so or dropped. Connections clone the receiver, so that it counts them.
+pub(super) struct Closer(watch::Sender<bool>);
+
+impl Closer {
+    pub(super) fn new() -> Self {
+        Self(watch::Sender::new(false))
+    }
+
+    pub(super) fn close(&self) {
+        self.0.send_replace(true);
+    }
+
+    /// The number of open connections while none is accepted any more.
+    pub(super) fn connection_count(&self) -> usize {
+        self.0.receiver_count()
+    }
+}
+
 /// Accepts connections until the returned stream is dropped. A connection above the limit is closed at once, so that the
 /// client tries another server instead of waiting.
 pub(super) fn accept(
     listener: TcpListener,
     config: &ServerConfig,
+    closer: &Closer,
 ) -> impl Stream<Item = io::Result<Connection>> + use<> {
     let (sender, receiver) = mpsc::channel(READY_MAX);
-    tokio::spawn(run(listener, config.clone(), sender));
+    tokio::spawn(run(listener, config.clone(), closer.0.subscribe(), sender));
     stream::unfold(receiver, |mut receiver| async move {
         let connection = receiver.recv().await?;
         Some((Ok(connection), receiver))
     })
 }
 
-async fn run(listener: TcpListener, config: ServerConfig, ready: mpsc::Sender<Connection>) {
+async fn run(
+    listener: TcpListener,
+    config: ServerConfig,
+    close: watch::Receiver<bool>,
+    ready: mpsc::Sender<Connection>,
+) {
     let ServerConfig { tls, connections_max, handshake_max, .. } = config;
     let places = Arc::new(Semaphore::new(connections_max));
     // The builder's settings do not apply to a listener that is already bound.
@@ -68,7 +92,8 @@ async fn run(listener: TcpListener, config: ServerConfig, ready: mpsc::Sender<Co
             }
             Some(Ok(stream)) => match places.clone().try_acquire_owned() {
                 Ok(place) => {
-                    tokio::spawn(hand_over(stream, tls.clone(), handshake_max, place, ready.clone()));
+                    let hold = Hold { close: close.clone(), place };
+                    tokio::spawn(hand_over(stream, tls.clone(), handshake_max, hold, ready.clone()));
                 }
                 Err(_) => refusals.log(&format!("there are {connections_max} connections (--connections-max)")),
             },
@@ -86,12 +111,18 @@ fn is_of_peer(error: &io::Error) -> bool {
         .contains(&error.kind())
 }
 
+/// What an open connection holds.
+struct Hold {
+    close: watch::Receiver<bool>,
+    place: OwnedSemaphorePermit,
+}
+
 /// Passes a connection to the server after its TLS handshake.
 async fn hand_over(
     stream: TcpStream,
     tls: Option<Arc<Tls>>,
     handshake_max: Duration,
-    place: OwnedSemaphorePermit,
+    Hold { mut close, place }: Hold,
     ready: mpsc::Sender<Connection>,
 ) {
     let io = match tls {
@@ -103,8 +134,12 @@ async fn hand_over(
         },
     };
     let preface = Some((Box::pin(sleep(handshake_max)), 0));
+    let closed: BoxFuture<'static, ()> = Box::pin(async move {
+        // Fails if the server has ended.
+        let _ = close.wait_for(|is_closing| *is_closing).await;
+    });
     // Fails if the server stops.
-    let _ = ready.send(Connection { io, preface, _place: place }).await;
+    let _ = ready.send(Connection { io, preface, closed: Some(closed), _place: place }).await;
 }
 
 /// Logs refused connections, at most once in [`LOG_INTERVAL`].
@@ -136,7 +171,19 @@ pub(super) struct Connection {
     /// Until the client has sent the preface of HTTP/2: its time limit, and the number of bytes so far. Afterwards the
     /// pings of HTTP/2 find dead clients.
     preface: Option<(Pin<Box<Sleep>>, usize)>,
+    /// Resolves when the server closes its connections. None: it has.
+    closed: Option<BoxFuture<'static, ()>>,
     _place: OwnedSemaphorePermit,
+}
+
+impl Connection {
+    fn poll_closed(&mut self, context: &mut Context<'_>) -> Poll<()> {
+        if let Some(closed) = &mut self.closed {
+            ready!(closed.as_mut().poll(context));
+            self.closed = None;
+        }
+        Poll::Ready(())
+    }
 }
 
 impl Connected for Connection {
@@ -153,14 +200,20 @@ impl AsyncRead for Connection {
             Io::Plain(stream) => Pin::new(stream).poll_read(context, buffer),
             Io::Tls(stream) => Pin::new(&mut **stream).poll_read(context, buffer),
         };
-        let Some((limit, received)) = &mut this.preface else { return polled };
         if polled.is_ready() {
-            *received += buffer.filled().len() - before;
-            if *received >= PREFACE_BYTES {
-                this.preface = None;
+            if let Some((_, received)) = &mut this.preface {
+                *received += buffer.filled().len() - before;
+                if *received >= PREFACE_BYTES {
+                    this.preface = None;
+                }
             }
             return polled;
         }
+        if this.poll_closed(context).is_ready() {
+            // As if the client had closed it.
+            return Poll::Ready(Ok(()));
+        }
+        let Some((limit, _)) = &mut this.preface else { return Poll::Pending };
         ready!(limit.as_mut().poll(context));
         Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, "the client began no HTTP/2")))
     }

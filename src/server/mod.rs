@@ -38,6 +38,7 @@ use access::Authorization;
 pub use access::{ApiKeys, KeyFileError, NewKey, Role, check_key_file, check_key_name};
 use catalogs::CatalogRouter;
 pub use catalogs::{CATALOG_METADATA, Catalogs, DEFAULT_CATALOG};
+use connections::Closer;
 pub(crate) use convert::{item_to_proto, timestamp};
 use lodestone_engine::Engine;
 use lodestone_events::LogError;
@@ -59,7 +60,7 @@ use tokio::{
 };
 use tonic::{codec::CompressionEncoding, server::NamedService, service::Routes, transport::Server};
 use tonic_health::{ServingStatus, server::HealthReporter};
-use transport::Transport;
+use transport::{Calls, Transport};
 
 /// Greatest size of a request message in bytes, after decompression.
 const REQUEST_BYTES_MAX: usize = 32 << 20;
@@ -77,6 +78,11 @@ const RESPONSE_BYTES_MAX: usize = 4 << 20;
 const CONNECTION_WINDOW_BYTES: u32 = 16 << 20;
 /// Time between NOT_SERVING and the end of accepting requests, so that load balancers notice.
 const SHUTDOWN_NOTICE: Duration = Duration::from_millis(200);
+/// Time between the end of the last call and the end of connections that their clients have not closed: they may still
+/// read the last response.
+const IDLE_GRACE: Duration = Duration::from_millis(500);
+/// Time for connections to end after they were closed.
+const CLOSE_MAX: Duration = Duration::from_secs(1);
 
 /// The services that write to the event log.
 const WRITING: &[&str] = &[
@@ -158,7 +164,7 @@ impl Default for ServerConfig {
 }
 
 /// Serves until `shutdown` resolves, then reports NOT_SERVING, waits for load balancers to notice, stops accepting
-/// connections and lets running requests finish.
+/// connections and lets running requests finish. Connections without a request do not delay the end.
 pub async fn serve(
     catalogs: impl Into<Catalogs>,
     config: ServerConfig,
@@ -192,13 +198,14 @@ pub async fn serve(
     let router = CatalogRouter::new(of_server.prepare(), by_catalog, metrics.clone());
     let router = Authorization::new(router, config.api_keys.clone(), metrics.clone());
     let (stop, stopped) = oneshot::channel::<()>();
-    let incoming = connections::accept(listener, &config);
+    let (calls, closer) = (Calls::default(), Closer::new());
+    let incoming = connections::accept(listener, &config, &closer);
     // The task ends when it is dropped.
     let mut reloads = JoinSet::new();
     if config.tls.is_some() || config.api_keys.is_some() {
         reloads.spawn(reload(config.clone()));
     }
-    let read_max = config.request_read_max;
+    let (read_max, counted) = (config.request_read_max, calls.clone());
     let server = Server::builder()
         // Also the limit of small messages of streams that are not read yet: half of it, by h2's count of overhead.
         .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
@@ -206,7 +213,7 @@ pub async fn serve(
         .http2_keepalive_timeout(Some(KEEPALIVE.1))
         .http2_max_header_list_size(HEADER_BYTES_MAX)
         .max_concurrent_streams(1024)
-        .layer(tower::layer::layer_fn(move |router| Transport::new(router, metrics.clone(), read_max)))
+        .layer(tower::layer::layer_fn(move |router| Transport::new(router, metrics.clone(), read_max, counted.clone())))
         .serve_with_incoming_shutdown(router, incoming, async {
             let _ = stopped.await;
         });
@@ -227,21 +234,44 @@ pub async fn serve(
     health.set_service_status("", ServingStatus::NotServing).await;
     set_status(&health, READING, ServingStatus::NotServing).await;
     set_status(&health, WRITING, ServingStatus::NotServing).await;
-    shut_down(server, stop, config.drain).await
+    shut_down(server, stop, config.drain, &calls, &closer).await
 }
 
-/// Lets a server run for [`SHUTDOWN_NOTICE`], then stops it and waits for at most `drain` until it has ended.
+/// Lets a server run for [`SHUTDOWN_NOTICE`], then stops it and waits until it has ended or has no call, for at most
+/// `drain`. Then closes the connections that are left.
 async fn shut_down<E>(
     mut server: Pin<&mut impl Future<Output = Result<(), E>>>,
     stop: oneshot::Sender<()>,
     drain: Duration,
+    calls: &Calls,
+    closer: &Closer,
 ) -> Result<(), E> {
     // A future that has ended must not be polled again.
     if let Ok(ended) = tokio::time::timeout(SHUTDOWN_NOTICE, server.as_mut()).await {
         return ended;
     }
     let _ = stop.send(());
-    tokio::time::timeout(drain, server).await.unwrap_or(Ok(()))
+    let idle = async {
+        loop {
+            calls.none().await;
+            tokio::time::sleep(IDLE_GRACE).await;
+            // A client that did not know of the stop yet may have sent another one.
+            if calls.count() == 0 {
+                return;
+            }
+        }
+    };
+    tokio::select! {
+        ended = server.as_mut() => return ended,
+        _ = tokio::time::timeout(drain, idle) => {}
+    }
+    let (calls, connections) = (calls.count(), closer.connection_count());
+    match calls {
+        0 => tracing::info!(connections, "closing idle connections"),
+        _ => tracing::warn!(calls, connections, "closing connections; calls did not end within {drain:?}"),
+    }
+    closer.close();
+    tokio::time::timeout(CLOSE_MAX, server).await.unwrap_or(Ok(()))
 }
 
 /// Reads files of security again when they have changed, until the task is aborted.
@@ -328,7 +358,8 @@ mod tests {
             let (stop, _stopped) = oneshot::channel();
             // An async block panics if it is polled after its end.
             let server = std::pin::pin!(async { outcome });
-            assert_eq!(shut_down(server, stop, Duration::from_secs(10)).await, outcome);
+            let ended = shut_down(server, stop, Duration::from_secs(10), &Calls::default(), &Closer::new()).await;
+            assert_eq!(ended, outcome);
         }
     }
 
@@ -341,7 +372,8 @@ mod tests {
             tokio::task::yield_now().await;
             Err("drained")
         });
-        assert_eq!(shut_down(server, stop, Duration::from_secs(100)).await, Err("drained"));
+        let ended = shut_down(server, stop, Duration::from_secs(100), &Calls::default(), &Closer::new()).await;
+        assert_eq!(ended, Err("drained"));
         assert!(started.elapsed() >= SHUTDOWN_NOTICE);
     }
 }

@@ -17,7 +17,10 @@ use std::{
     task::{Context, Poll, ready},
     time::Duration,
 };
-use tokio::time::{Sleep, sleep};
+use tokio::{
+    sync::watch,
+    time::{Sleep, sleep},
+};
 use tonic::{Code, Status, body::Body};
 use tower::Service;
 
@@ -89,6 +92,37 @@ impl http_body::Body for TimedBody {
     }
 }
 
+/// The number of calls in progress, each until its response was sent. Calls of health checks and of reflection do not
+/// count: they may watch for as long as the server runs.
+#[derive(Clone, Default)]
+pub(super) struct Calls(watch::Sender<usize>);
+
+impl Calls {
+    fn begin(&self) -> Call {
+        self.0.send_modify(|count| *count += 1);
+        Call(self.clone())
+    }
+
+    pub(super) fn count(&self) -> usize {
+        *self.0.borrow()
+    }
+
+    /// Returns when there is no call.
+    pub(super) async fn none(&self) {
+        // Fails only without a sender.
+        let _ = self.0.subscribe().wait_for(|count| *count == 0).await;
+    }
+}
+
+/// Counts until it is dropped.
+struct Call(Calls);
+
+impl Drop for Call {
+    fn drop(&mut self) {
+        self.0.0.send_modify(|count| *count -= 1);
+    }
+}
+
 /// The layer around all services.
 #[derive(Clone)]
 pub(crate) struct Transport<S> {
@@ -96,11 +130,12 @@ pub(crate) struct Transport<S> {
     metrics: Metrics,
     /// Time for the message of a request to arrive.
     read_max: Duration,
+    calls: Calls,
 }
 
 impl<S> Transport<S> {
-    pub(crate) fn new(inner: S, metrics: Metrics, read_max: Duration) -> Self {
-        Self { inner, metrics, read_max }
+    pub(crate) fn new(inner: S, metrics: Metrics, read_max: Duration, calls: Calls) -> Self {
+        Self { inner, metrics, read_max, calls }
     }
 }
 
@@ -128,6 +163,7 @@ where
             let limit = self.read_max;
             request = request.map(|inner| Body::new(TimedBody { inner, limit, timer: None }));
         }
+        let call = RPCS.contains_key(&path).then(|| self.calls.begin());
         let response = self.inner.call(request);
         Box::pin(async move {
             let response = match deadline.map(|time| time.saturating_sub(DEADLINE_MARGIN)) {
@@ -137,7 +173,7 @@ where
                     Err(_) => status::deadline_exceeded().into_http(),
                 },
             };
-            Ok(with_reason(response, path, &metrics))
+            Ok(with_reason(response, path, &metrics, call))
         })
     }
 }
@@ -151,10 +187,14 @@ fn mirror_compression(headers: &mut HeaderMap) {
 }
 
 /// Adds the reason to a status that has none, in the headers of a response without a body or in the trailers. Such a
-/// request reached no service, and is counted here.
-fn with_reason(response: Response<Body>, path: String, metrics: &Metrics) -> Response<Body> {
+/// request reached no service, and is counted here. The body of the response holds the call.
+fn with_reason(response: Response<Body>, path: String, metrics: &Metrics, call: Option<Call>) -> Response<Body> {
     let Some(refused) = without_reason(response.headers()) else {
-        return response.map(|body| Body::new(body.map_frame(move |frame| with_reason_in_trailers(frame, &path))));
+        let frame_with_reason = move |frame| {
+            let _until_the_end = &call;
+            with_reason_in_trailers(frame, &path)
+        };
+        return response.map(|body| Body::new(body.map_frame(frame_with_reason)));
     };
     let status = status::of_transport(&refused, &path);
     metrics.refused(rpc_of(&path), super::guard::code_name(status.code()));
@@ -204,10 +244,28 @@ mod tests {
     #[tokio::test]
     async fn a_call_ends_before_its_deadline_with_a_reason() {
         let request = Request::builder().header("grpc-timeout", "20m").body(Body::empty()).unwrap();
-        let response = Transport::new(Never, Metrics::default(), Duration::from_secs(1)).call(request).await.unwrap();
+        let response = Transport::new(Never, Metrics::default(), Duration::from_secs(1), Calls::default())
+            .call(request)
+            .await
+            .unwrap();
         let status = Status::from_header_map(response.headers()).unwrap();
         assert_eq!(status.code(), Code::DeadlineExceeded);
         assert_eq!(status.get_error_details().error_info().unwrap().reason, "DEADLINE_EXCEEDED");
+    }
+
+    #[tokio::test]
+    async fn a_call_counts_until_its_response_is_dropped() {
+        let (calls, metrics) = (Calls::default(), Metrics::default());
+        calls.none().await;
+        let call = Some(calls.begin());
+        let response = Response::new(Body::empty());
+        let response = with_reason(response, "/lodestone.v1.RankingService/Search".to_owned(), &metrics, call);
+        assert_eq!(calls.count(), 1);
+        let mut none = Box::pin(calls.none());
+        assert!(futures_util::poll!(&mut none).is_pending());
+        drop(response);
+        none.await;
+        assert_eq!(calls.count(), 0);
     }
 
     #[test]
@@ -215,7 +273,7 @@ mod tests {
         let metrics = Metrics::default();
         let refused = Status::internal("invalid string value");
         let path = "/lodestone.v1.RankingService/Search";
-        let headers = with_reason(refused.clone().into_http(), path.to_owned(), &metrics).into_parts().0.headers;
+        let headers = with_reason(refused.clone().into_http(), path.to_owned(), &metrics, None).into_parts().0.headers;
         let trailers = refused.into_http::<()>().into_parts().0.headers;
         let frame = with_reason_in_trailers::<hyper::body::Bytes>(http_body::Frame::trailers(trailers), path);
         for headers in [headers, frame.into_trailers().unwrap()] {

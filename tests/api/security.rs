@@ -34,7 +34,7 @@ use std::{
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpStream},
-    sync::oneshot,
+    sync::{mpsc, oneshot},
     task::JoinHandle,
 };
 use tonic::{
@@ -284,6 +284,55 @@ async fn requests_and_connections_are_bounded() {
     drop(held);
     wait_until("a place is free again", TIME_MAX, async || search_over(server.connect()).await.is_ok()).await;
     server.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_shutdown_waits_for_calls_and_not_for_connections_without_one() {
+    let shop = Shop::new();
+    let engine = Arc::new(shop.open(HealthBounds::default()));
+    let config = ServerConfig { drain: 2 * TIME_MAX, handshake_max: 4 * TIME_MAX, ..ServerConfig::default() };
+    let server = Server::start(&engine, config).await;
+    let mut silent = TcpStream::connect(server.address).await.unwrap();
+    // It begins HTTP/2 with empty settings, and then neither reads nor answers.
+    let mut deaf = TcpStream::connect(server.address).await.unwrap();
+    deaf.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0").await.unwrap();
+    let idle = server.connect();
+    assert_eq!(search_over(idle.clone()).await.unwrap(), 3);
+
+    let message = |id: &str| {
+        let event = proto::Event {
+            event_id: id.to_owned(),
+            r#type: proto::EventType::View.into(),
+            viewer: query("").viewer,
+            lines: vec![proto::EventLine { item_id: "i1".to_owned(), ..Default::default() }],
+            ..Default::default()
+        };
+        proto::StreamEventsRequest { events: vec![event] }
+    };
+    let (sender, receiver) = mpsc::channel(1);
+    let messages = futures_util::stream::unfold(receiver, |mut receiver: mpsc::Receiver<_>| async move {
+        Some((receiver.recv().await?, receiver))
+    });
+    let mut responses = EventServiceClient::new(server.connect()).stream_events(messages).await.unwrap().into_inner();
+    sender.send(message("before")).await.unwrap();
+    assert_eq!(responses.message().await.unwrap().unwrap().counts.unwrap().accepted_count, 1);
+
+    let Server { address, stop, serving } = server;
+    stop.send(()).unwrap();
+    wait_until("no connection is accepted", TIME_MAX, async || TcpStream::connect(address).await.is_err()).await;
+    sender.send(message("after")).await.unwrap();
+    assert_eq!(responses.message().await.unwrap().unwrap().counts.unwrap().accepted_count, 2, "the call goes on");
+    assert!(!serving.is_finished());
+    drop(sender);
+    assert_eq!(responses.message().await.unwrap(), None);
+    let ended = tokio::time::timeout(TIME_MAX, serving).await.expect("only connections without a call are left");
+    ended.unwrap().unwrap();
+    for connection in [&mut silent, &mut deaf] {
+        let closed = tokio::time::timeout(TIME_MAX, connection.read_to_end(&mut Vec::new())).await;
+        // A reset is an end too.
+        let _ = closed.expect("the connection is closed");
+    }
+    drop(idle);
 }
 
 /// An authority and the files of a certificate of `localhost`.
