@@ -7,7 +7,7 @@
 //! each search takes the eligible rows as a bit set or a predicate, which excludes dead rows and applies the filters of
 //! the request.
 //!
-//! - [`FrozenGraph`]: the vectors of a bundle in an immutable HNSW graph that is memory-mapped from a file. A search
+//! - [`FrozenGraph`]: the vectors of a bundle in an immutable HNSW graph that is read from a file. A search
 //!   traverses quantized vectors (one byte for each dimension), then scores its candidates with the stored vectors in a
 //!   [`Precision`]. If a filter leaves few rows, it scans their codes instead; [`SearchStrategy`] reports which.
 //! - [`LiveGraph`]: vectors of items that were written after the bundle was built, in an HNSW graph in memory that
@@ -27,7 +27,7 @@
 //! is loaded.
 //!
 //! SIMD is in `kernels`, which chooses the instruction set at run time. `unsafe` code is denied except in `kernels` and
-//! in those modules of `frozen` that call kernels or read mapped files.
+//! in those modules of `frozen` that call kernels or read arrays of files.
 //!
 //! # Not useful for
 //!

@@ -221,6 +221,29 @@ fn an_opened_index_returns_the_same_results() {
     }
 }
 
+/// Whoever writes a bundle must not be able to end the server, or to let it follow ids that were not checked.
+#[test]
+fn an_opened_index_does_not_depend_on_its_file() {
+    let values = vectors(2000, 40, false, 7);
+    let index = built(&values, 40);
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("index");
+    index.write(&path).unwrap();
+    let search = |index: &FrozenGraph| -> Vec<_> {
+        vectors(20, 40, true, 8).chunks_exact(40).map(|query| index.search(query, 30, 100)).collect()
+    };
+    let expected = search(&index);
+    let bytes = fs::read(&path).unwrap();
+    let overwritten = FrozenGraph::open(&path).unwrap();
+    // In place, as a copy over the file does.
+    fs::write(&path, vec![0xFF; bytes.len()]).unwrap();
+    assert_eq!(search(&overwritten), expected);
+    fs::write(&path, &bytes).unwrap();
+    let truncated = FrozenGraph::open(&path).unwrap();
+    fs::OpenOptions::new().write(true).open(&path).unwrap().set_len(0).unwrap();
+    assert_eq!(search(&truncated), expected);
+}
+
 #[test]
 fn invalid_vectors_and_parameters_are_errors() {
     let mut values = vectors(10, 8, true, 9);

@@ -1,4 +1,4 @@
-//! The file format of a frozen graph, which is mapped into memory without conversion.
+//! The file format of a frozen graph, which is read into memory without conversion.
 //!
 //! A file is a header, then arrays, each at a multiple of 64 bytes; all numbers are little endian. The header is the
 //! magic, [`HEADER_NUMBERS`] numbers of 8 bytes, and the number of nodes of each upper layer. The arrays are codes,
@@ -13,10 +13,10 @@ use super::{
 };
 use crate::kernels::InstructionSet;
 use lodestone_core::format::OtherVersion;
-use memmap2::Mmap;
+use memmap2::{Mmap, MmapMut};
 use std::{
     fs::File,
-    io::{self, BufWriter, Write},
+    io::{self, BufWriter, Read, Write},
     marker::PhantomData,
     path::{Path, PathBuf},
     sync::Arc,
@@ -75,13 +75,18 @@ impl FrozenGraph {
         Ok(())
     }
 
-    /// Maps an index. Copies only the upper layers. Checks all offsets and ids, so that a corrupt file is an error here
-    /// and never an invalid read later. The file must not change while it is mapped.
+    /// Reads an index. Checks all offsets and ids, so that a corrupt file is an error here and never an invalid read
+    /// later. The file may change afterwards: a mapped file that shrinks would end the process by SIGBUS, and one whose
+    /// content changes would have ids that were not checked.
     pub fn open(path: &Path) -> Result<Self, FileError> {
         let io = |source| FileError::Io { path: path.to_owned(), source };
-        let file = File::open(path).map_err(io)?;
-        // SAFETY: the caller guarantees that the file does not change while it is mapped.
-        let map = Arc::new(unsafe { Mmap::map(&file) }.map_err(io)?);
+        let mut file = File::open(path).map_err(io)?;
+        let length = file.metadata().map_err(io)?.len();
+        let length = usize::try_from(length).map_err(|_| io(io::ErrorKind::FileTooLarge.into()))?;
+        // Anonymous memory, because the arrays need the alignment of pages.
+        let mut memory = MmapMut::map_anon(length).map_err(io)?;
+        file.read_exact(&mut memory).map_err(io)?;
+        let map = Arc::new(memory.make_read_only().map_err(io)?);
         Self::read(map).map_err(|problem| FileError::Format { path: path.to_owned(), problem })
     }
 
@@ -233,7 +238,7 @@ impl Writer {
     }
 }
 
-/// A mapped file and the number of bytes that are read.
+/// A file in memory and the number of bytes that are read.
 struct Reader<'m> {
     map: &'m Arc<Mmap>,
     at: usize,
@@ -253,7 +258,7 @@ impl Reader<'_> {
         Ok(u64::from_le_bytes(bytes.try_into().map_err(|_| "a number is truncated".to_owned())?))
     }
 
-    /// Returns an array of the mapped file, checked to be within the map. It is aligned because a map begins at a page.
+    /// Returns an array of the file, checked to be within the map. It is aligned because a map begins at a page.
     fn array<T: bytemuck::Pod>(&mut self, length: usize) -> Result<Slice<T>, String> {
         const { assert!(align_of::<T>() <= ALIGNMENT && cfg!(target_endian = "little")) };
         let padding = self.at.next_multiple_of(ALIGNMENT) - self.at;

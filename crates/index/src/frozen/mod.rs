@@ -6,13 +6,12 @@
 #[allow(unsafe_code, reason = "calls kernels, whose ids it guarantees")]
 mod build;
 mod codes;
-#[allow(unsafe_code, reason = "maps files")]
 mod file;
 #[allow(unsafe_code, reason = "calls kernels in functions that are compiled for one CPU")]
 mod ids;
 #[allow(unsafe_code, reason = "traverses the graph without bounds checks; ids are checked on open")]
 mod search;
-#[allow(unsafe_code, reason = "reads arrays of mapped files, which are checked on open")]
+#[allow(unsafe_code, reason = "reads arrays of files in memory, which are checked on open")]
 mod storage;
 #[allow(unsafe_code, reason = "calls kernels in functions that are compiled for one CPU")]
 mod values;

@@ -1,8 +1,8 @@
-//! Arrays in memory or in a mapped file.
+//! Arrays of their own or within the memory of a file.
 use memmap2::Mmap;
 use std::{marker::PhantomData, ops::Deref, sync::Arc};
 
-/// An array that is owned or part of a mapped file.
+/// An array that is owned or part of a file, which was read into one map of anonymous memory.
 pub(super) enum Slice<T> {
     Owned(Vec<T>),
     /// `length` values at byte `offset`. They must be within the map and aligned for T; `Reader::array` checks both.
