@@ -250,14 +250,23 @@ async fn large_writes(server: &Server) {
     assert!(written.results.iter().all(|result| result.status() == EventStatus::Accepted));
     assert!(!written.results[0].warnings.is_empty(), "the token is foreign");
 
-    // Every event with 20 violations and an id that is too long.
-    let lines = vec![proto::EventLine { item_id: String::new(), ..Default::default() }; 20];
+    // Every event with 195 violations and an id that is too long: the answers have less than the client accepts, 4 MiB.
+    let lines = vec![proto::EventLine::default(); 195];
     let event = |_| proto::Event { event_id: "e".repeat(2000), lines: lines.clone(), ..view(0, "") };
     let request = proto::WriteEventsRequest { events: (0..10_000).map(event).collect() };
     let written = events.write_events(request).await.unwrap().into_inner();
     assert!(written.results.iter().all(|result| result.status() == EventStatus::Rejected));
     assert_eq!(written.results[0].violations.len(), 10);
     assert!(written.results[0].event_id.len() < 200);
+    let message = proto::StreamEventsRequest { events: (0..1000).map(event).collect() };
+    let messages = futures_util::stream::iter([message.clone(), message]);
+    let mut responses = events.stream_events(messages).await.unwrap().into_inner();
+    let mut rejected = 0;
+    while let Some(response) = responses.message().await.unwrap() {
+        assert!(response.results.iter().all(|indexed| indexed.result.as_ref().unwrap().violations.len() <= 10));
+        rejected = response.counts.unwrap().rejected_count;
+    }
+    assert_eq!(rejected, 2000);
 
     let path = "/lodestone.v1.CatalogService/UpsertItems";
     let status = server.refusal(path, Request::new(vec![0; (32 << 20) + 1]), false).await;

@@ -107,7 +107,7 @@ def serving_files(work):
     check_refused(BUNDLE, new, "an address without a port", ["--listen is `localhost`", "HOST:PORT"], listen="localhost")
     check(not new.exists(), "nothing is created before the addresses are known")
     check_refused(BUNDLE, data, "a share above 1", ["--answers-share is 2"], "--answers-share", "2")
-    for flag in ["workers", "queue-requests-max", "dedupe-ids-max", "users-max", "event-items-max", "deadline-ms-default", "answers-bytes"]:
+    for flag in ["workers", "queue-requests-max", "dedupe-ids-max", "users-max", "event-items-max", "deadline-ms-default", "answers-bytes", "slates-bytes"]:
         check_refused(BUNDLE, data, f"--{flag} of 0", [f"--{flag}", "0"], f"--{flag}", "0")
 
 
