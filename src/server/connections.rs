@@ -28,7 +28,7 @@ const LOG_INTERVAL: Duration = Duration::from_secs(10);
 /// Connections that wait for the server after their handshakes.
 const READY_MAX: usize = 64;
 
-/// Closes all connections when it is told so or dropped. Connections clone the receiver, so that it counts them.
+/// Closes all connections, also when it is dropped. Each connection has a receiver, so that they are counted.
 pub(super) struct Closer(watch::Sender<bool>);
 
 impl Closer {

@@ -95,7 +95,7 @@ impl http_body::Body for TimedBody {
 /// The number of calls in progress, each until its response was sent. Calls of health checks and of reflection do not
 /// count: they may watch for as long as the server runs.
 #[derive(Clone, Default)]
-pub(super) struct Calls(watch::Sender<usize>);
+pub(crate) struct Calls(watch::Sender<usize>);
 
 impl Calls {
     fn begin(&self) -> Call {
@@ -103,12 +103,12 @@ impl Calls {
         Call(self.clone())
     }
 
-    pub(super) fn count(&self) -> usize {
+    pub(crate) fn count(&self) -> usize {
         *self.0.borrow()
     }
 
     /// Returns when there is no call.
-    pub(super) async fn none(&self) {
+    pub(crate) async fn none(&self) {
         // Fails only without a sender.
         let _ = self.0.subscribe().wait_for(|count| *count == 0).await;
     }
