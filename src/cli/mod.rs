@@ -8,6 +8,7 @@ mod bundle;
 mod campaign;
 mod catalogs;
 mod client;
+mod config;
 mod encoder;
 mod evaluate;
 mod events;
@@ -30,15 +31,17 @@ mod progress;
 mod retrain;
 mod security;
 mod serve;
+mod settings;
 mod signal;
 mod simulate;
 mod threads;
 mod time;
 mod train;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 pub use exit::Exit;
 use lodestone_pipeline::ranking::Runtime;
+use settings::ArgumentError;
 use std::path::PathBuf;
 
 /// A gRPC ranking engine for online shops.
@@ -79,7 +82,12 @@ enum Command {
     /// Builds bundles from models trained elsewhere, inspects bundles, and manages stores of bundles.
     #[command(subcommand)]
     Bundle(bundle::BundleCommand),
+    #[command(override_usage = serve::USAGE, after_help = serve::EXAMPLES)]
     Serve(serve::ServeArgs),
+    /// Shows and checks the settings of a server.
+    #[command(subcommand)]
+    Config(config::ConfigCommand),
+    Doctor(config::DoctorArgs),
     /// Manages the API keys of a server.
     #[command(subcommand)]
     Key(key::KeyCommand),
@@ -138,7 +146,15 @@ fn format_chain(error: &anyhow::Error) -> String {
 
 /// Runs the program. Usage errors end the process with [`Exit::Error`].
 pub fn run() -> Exit {
-    let cli = Cli::parse();
+    let (matches, settings) = match settings::parse(Cli::command(), std::env::args_os().collect()) {
+        Ok(parsed) => parsed,
+        Err(ArgumentError::Usage(error)) => error.exit(),
+        Err(ArgumentError::File(problem)) => {
+            eprintln!("lodestone: {problem}");
+            return Exit::Error;
+        }
+    };
+    let cli = Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
     if let Err(error) = signal::survive_file_size_limit() {
         eprintln!("lodestone: signals: {error}");
         return Exit::Error;
@@ -152,6 +168,8 @@ pub fn run() -> Exit {
         Command::Gate(args) => gate::gate(&args),
         Command::Bundle(command) => bundle::run(command),
         Command::Serve(args) => serve::serve(args),
+        Command::Config(command) => config::run(&command, &settings),
+        Command::Doctor(args) => config::doctor(&args),
         Command::Key(command) => key::run(&command),
         Command::Answers(command) => answers::run(&command),
         Command::Events(command) => events::run(&command),
@@ -170,7 +188,6 @@ pub fn run() -> Exit {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use clap::CommandFactory;
 
     /// Commands that return no result: a server.
     const WITHOUT_RESULT: [&str; 1] = ["serve"];

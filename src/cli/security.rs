@@ -1,6 +1,7 @@
 //! Who may reach the server: TLS, API keys, and the refusal to serve strangers.
 use super::listen::ListenAddresses;
 use crate::server::{ApiKeys, Tls, TlsFiles};
+use lodestone_core::units::UnixMillis;
 use std::{path::PathBuf, sync::Arc};
 
 /// Security of `lodestone serve`; see docs/security.md.
@@ -35,11 +36,19 @@ pub(crate) struct Security {
 }
 
 impl SecurityArgs {
+    fn tls_files(&self) -> Option<TlsFiles> {
+        let (certificate, key) = self.tls_cert.clone().zip(self.tls_key.clone())?;
+        Some(TlsFiles { certificate, key, client_ca: self.tls_client_ca.clone() })
+    }
+
+    /// Returns the time at which the first certificate expires. None: there is none, or [`SecurityArgs::open`] fails.
+    pub(crate) fn certificates_expiry(&self) -> Option<UnixMillis> {
+        Tls::open(self.tls_files()?).ok()?.expiry()
+    }
+
     /// Reads and checks the files. Refuses an address that other machines reach without TLS and authentication.
     pub(crate) fn open(&self, address: &ListenAddresses) -> anyhow::Result<Security> {
-        let files = self.tls_cert.clone().zip(self.tls_key.clone());
-        let client_ca = self.tls_client_ca.clone();
-        let tls = files.map(|(certificate, key)| Tls::open(TlsFiles { certificate, key, client_ca })).transpose()?;
+        let tls = self.tls_files().map(Tls::open).transpose()?;
         let api_keys = self.api_keys.as_deref().map(ApiKeys::open).transpose()?;
         if !address.is_loopback() && !self.insecure {
             let authenticates = api_keys.is_some() || tls.as_ref().is_some_and(Tls::verifies_clients);

@@ -4,7 +4,7 @@ use super::{
     catalogs::{self, CatalogSource, currency_code},
     exit::Exit,
     listen::ListenAddresses,
-    numbers::within,
+    numbers::{between, within},
     security::{Security, SecurityArgs},
     signal::StopSignals,
     store_options,
@@ -23,30 +23,37 @@ use lodestone_state::StateLimits;
 use std::{io::IsTerminal, path::PathBuf, sync::Arc, time::Duration};
 use tokio::sync::oneshot;
 
-/// Serves ranking, events and the catalogue over gRPC.
-///
-/// Every flag can also be set by its environment variable. SIGTERM and Ctrl-C finish the running requests and end the
-/// server with exit code 0.
-#[derive(clap::Args)]
-#[command(group = clap::ArgGroup::new("source").required(true).args(["bundle", "store"]))]
-#[command(override_usage = "\
+pub(super) const USAGE: &str = "\
 lodestone serve --bundle <DIR> --data <DIR> [OPTIONS]     (one bundle)
-       lodestone serve --store <DIR|URL> --data <DIR> [OPTIONS]  (the current bundle of a store)")]
-#[command(after_help = "\
+       lodestone serve --store <DIR|URL> --data <DIR> [OPTIONS]  (the current bundle of a store)
+       lodestone serve --config <FILE> [OPTIONS]                 (settings of a file)";
+pub(super) const EXAMPLES: &str = "\
 Examples:
   lodestone serve --bundle bundle --data data
-  lodestone serve --store s3://bucket/shop --data data --metrics-listen 127.0.0.1:9464")]
+  lodestone serve --store s3://bucket/shop --data data --metrics-listen 127.0.0.1:9464
+  lodestone serve --config lodestone.toml --workers 4";
+
+/// Serves ranking, events and the catalogue over gRPC.
+///
+/// Every flag can also be set by its environment variable, or by its key in a file, see --config. SIGTERM and Ctrl-C
+/// finish the running requests and end the server with exit code 0.
+#[derive(clap::Args)]
+#[command(group = clap::ArgGroup::new("source").required(true).args(["bundle", "store"]))]
 pub(crate) struct ServeArgs {
+    /// TOML file with settings: the names of these flags with `_` instead of `-`, such as `metrics_listen =
+    /// "127.0.0.1:9464"`. Flags override environment variables, and these override the file; see docs/cli.md.
+    #[arg(long, value_name = "FILE", env = "LODESTONE_CONFIG")]
+    config: Option<PathBuf>,
     /// The bundle of `lodestone train`. It serves until the server ends.
     #[arg(long, value_name = "DIR", env = "LODESTONE_BUNDLE")]
-    bundle: Option<PathBuf>,
+    pub(super) bundle: Option<PathBuf>,
     /// A store of bundles, a directory or a URL, filled by `lodestone bundle publish`. The server loads the store's
     /// current bundle, watches the store, and swaps in later bundles without interruption; see docs/model-rollout.md.
     #[arg(long, value_name = "DIR|URL", env = "LODESTONE_STORE")]
-    store: Option<String>,
+    pub(super) store: Option<String>,
     /// The data directory: the imported history, if any, and the event log.
     #[arg(long, value_name = "DIR", env = "LODESTONE_DATA")]
-    data: PathBuf,
+    pub(super) data: PathBuf,
     /// Address of the gRPC server. The host is a name or an IP address; of a name with several addresses, the first
     /// that can be bound, IPv4 before IPv6.
     #[arg(long, value_name = "HOST:PORT", env = "LODESTONE_LISTEN", default_value = "127.0.0.1:50051")]
@@ -93,8 +100,9 @@ pub(crate) struct ServeArgs {
     #[arg(long, value_name = "S", env = "LODESTONE_EVENT_AHEAD_S_MAX", default_value_t = 300)]
     event_ahead_s_max: u32,
     /// Diversity of the results when a request does not set it: from 0, ranked by score only, to 1.
-    #[arg(long, value_name = "0..1", env = "LODESTONE_DIVERSITY_DEFAULT", default_value_t = 0.0)]
-    diversity_default: f32,
+    #[arg(long, value_name = "0..1", env = "LODESTONE_DIVERSITY_DEFAULT", value_parser = between(0.0, 1.0),
+          default_value_t = 0.0)]
+    diversity_default: f64,
     /// TOML file with serving configurations, exploration and experiments; see docs/serving.md. Default: one
     /// configuration without exploration.
     #[arg(long, value_name = "FILE", env = "LODESTONE_SERVING")]
@@ -105,10 +113,11 @@ pub(crate) struct ServeArgs {
     catalogs: Option<PathBuf>,
     /// Share of the answers that are logged under DATA/answers, for replay and off-policy evaluation; see
     /// docs/answers.md. Default: 1 if the serving file explores or has experiments, otherwise 0.1.
-    #[arg(long, value_name = "0..1", env = "LODESTONE_ANSWERS_SHARE")]
+    #[arg(long, value_name = "0..1", env = "LODESTONE_ANSWERS_SHARE", value_parser = between(0.0, 1.0))]
     answers_share: Option<f64>,
     /// Retention of logged answers in days.
-    #[arg(long, value_name = "N", env = "LODESTONE_ANSWERS_DAYS", default_value_t = AnswerLogConfig::default().days_max)]
+    #[arg(long, value_name = "N", env = "LODESTONE_ANSWERS_DAYS", value_parser = clap::value_parser!(u32).range(1..=3650),
+          default_value_t = AnswerLogConfig::default().days_max)]
     answers_days: u32,
     /// Greatest size of the answer log in bytes. The oldest files are removed beyond it.
     #[arg(long, value_name = "N", env = "LODESTONE_ANSWERS_BYTES", value_parser = clap::value_parser!(u64).range(1..),
@@ -127,6 +136,7 @@ pub(crate) struct ServeArgs {
     currency: Option<String>,
     /// Number of different users that must have searched for a text before others see it as a completion, 1 to 100.
     #[arg(long, value_name = "N", env = "LODESTONE_COMPLETION_USERS_MIN",
+          value_parser = within(1..=lodestone_state::COMPLETION_USERS_MIN_MAX as u64),
           default_value_t = lodestone_state::COMPLETION_USERS_MIN)]
     completion_users_min: usize,
     /// Deadline of requests that set none.
@@ -135,68 +145,66 @@ pub(crate) struct ServeArgs {
     /// Greatest number of connections. Further ones are closed at once. Each needs a file descriptor; see `ulimit -n`.
     #[arg(long, value_name = "N", env = "LODESTONE_CONNECTIONS_MAX", value_parser = within(1..=1_000_000),
           default_value_t = ServerConfig::default().connections_max)]
-    connections_max: usize,
+    pub(super) connections_max: usize,
     #[command(flatten)]
-    library: LibraryArgs,
+    pub(super) library: LibraryArgs,
     // Last, because their help headings continue.
     #[command(flatten)]
-    security: SecurityArgs,
+    pub(super) security: SecurityArgs,
     #[command(flatten)]
     rollout: RolloutArgs,
 }
+
+/// Greatest duration of a setting in seconds: 116 days.
+const SECONDS_MAX: f64 = 1e7;
 
 /// Rollout of new bundles.
 #[derive(clap::Args)]
 #[command(next_help_heading = "Rollout of new bundles")]
 struct RolloutArgs {
     /// Interval in which the store is polled for its current bundle.
-    #[arg(long, value_name = "S", env = "LODESTONE_WATCH_SECONDS", default_value_t = 10.0)]
+    #[arg(long, value_name = "S", env = "LODESTONE_WATCH_SECONDS", value_parser = between(0.05, SECONDS_MAX),
+          default_value_t = 10.0)]
     watch_seconds: f64,
     /// Former bundles that stay in memory, for rollback without loading and for later pages of their results.
     #[arg(long, value_name = "N", env = "LODESTONE_KEPT_BUNDLES_MAX", default_value_t = 1)]
     kept_bundles_max: usize,
     /// Health window: a canary or a new bundle is judged by the answers of this many recent seconds.
-    #[arg(long, value_name = "S", env = "LODESTONE_BOUNDS_WINDOW_SECONDS", default_value_t = 60.0)]
+    #[arg(long, value_name = "S", env = "LODESTONE_BOUNDS_WINDOW_SECONDS", value_parser = between(0.1, SECONDS_MAX),
+          default_value_t = 60.0)]
     bounds_window_seconds: f64,
     /// Time after a swap in which the new bundle is judged and may be rolled back.
-    #[arg(long, value_name = "S", env = "LODESTONE_PROBATION_SECONDS", default_value_t = 600.0)]
+    #[arg(long, value_name = "S", env = "LODESTONE_PROBATION_SECONDS", value_parser = between(0.0, SECONDS_MAX),
+          default_value_t = 600.0)]
     probation_seconds: f64,
     /// Least number of answers in the health window for a judgement.
     #[arg(long, value_name = "N", env = "LODESTONE_BOUNDS_REQUESTS_MIN", default_value_t = 200)]
     bounds_requests_min: u64,
     /// A bundle is rolled back if a greater share of its answers are errors.
-    #[arg(long, value_name = "0..1", env = "LODESTONE_ERROR_SHARE_MAX", default_value_t = 0.01)]
+    #[arg(long, value_name = "0..1", env = "LODESTONE_ERROR_SHARE_MAX", value_parser = between(0.0, 1.0),
+          default_value_t = 0.01)]
     error_share_max: f64,
     /// A bundle is rolled back if the share of its degraded answers (without a model or a source) exceeds that of the
     /// other bundle by more than this.
-    #[arg(long, value_name = "0..1", env = "LODESTONE_DEGRADED_SHARE_MAX", default_value_t = 0.05)]
+    #[arg(long, value_name = "0..1", env = "LODESTONE_DEGRADED_SHARE_MAX", value_parser = between(0.0, 1.0),
+          default_value_t = 0.05)]
     degraded_share_max: f64,
     /// A bundle is rolled back if the 99th percentile of its time in a worker exceeds that of the other bundle times
-    /// this.
-    #[arg(long, value_name = "RATIO", env = "LODESTONE_P99_RATIO_MAX", default_value_t = 2.0)]
+    /// this, 1 to 1000.
+    #[arg(long, value_name = "RATIO", env = "LODESTONE_P99_RATIO_MAX", value_parser = between(1.0, 1000.0),
+          default_value_t = 2.0)]
     p99_ratio_max: f64,
     /// A canary is rolled back if, with confidence, its users interact with fewer answers than the other users times
     /// this. 0 turns the bound off.
-    #[arg(long, value_name = "RATIO", env = "LODESTONE_CHOICE_RATIO_MIN", default_value_t = 0.8)]
+    #[arg(long, value_name = "RATIO", env = "LODESTONE_CHOICE_RATIO_MIN", value_parser = between(0.0, 1.0),
+          default_value_t = 0.8)]
     choice_ratio_min: f64,
 }
 
 impl RolloutArgs {
-    fn config(&self) -> anyhow::Result<RolloutConfig> {
-        let seconds = |name: &str, value: f64, least: f64| match (least..=1e7).contains(&value) {
-            true => Ok(Duration::from_secs_f64(value)),
-            false => Err(anyhow::anyhow!("--{name} is {value}; it must be within {least} and 10,000,000")),
-        };
-        for (name, share) in
-            [("error-share-max", self.error_share_max), ("degraded-share-max", self.degraded_share_max)]
-        {
-            anyhow::ensure!((0.0..=1.0).contains(&share), "--{name} is {share}; it must be within 0 and 1");
-        }
-        anyhow::ensure!(self.p99_ratio_max >= 1.0, "--p99-ratio-max is {}; it must be at least 1", self.p99_ratio_max);
-        let ratio = self.choice_ratio_min;
-        anyhow::ensure!((0.0..=1.0).contains(&ratio), "--choice-ratio-min is {ratio}; it must be within 0 and 1");
-        Ok(RolloutConfig {
-            watch: seconds("watch-seconds", self.watch_seconds, 0.05)?,
+    fn config(&self) -> RolloutConfig {
+        RolloutConfig {
+            watch: Duration::from_secs_f64(self.watch_seconds),
             kept_max: self.kept_bundles_max,
             bounds: HealthBounds {
                 requests_min: self.bounds_requests_min.max(1),
@@ -204,10 +212,10 @@ impl RolloutArgs {
                 degraded_share_max: self.degraded_share_max,
                 p99_ratio_max: self.p99_ratio_max,
                 conversion_ratio_min: self.choice_ratio_min,
-                window: seconds("bounds-window-seconds", self.bounds_window_seconds, 0.1)?,
-                probation: seconds("probation-seconds", self.probation_seconds, 0.0)?,
+                window: Duration::from_secs_f64(self.bounds_window_seconds),
+                probation: Duration::from_secs_f64(self.probation_seconds),
             },
-        })
+        }
     }
 }
 
@@ -227,6 +235,9 @@ pub(crate) fn serve(args: ServeArgs) -> anyhow::Result<Exit> {
         false => log.with_ansi(false).init(),
     }
     lodestone_telemetry::count_panics();
+    if let Some(config) = &args.config {
+        tracing::info!(config = %config.display(), "settings of a file");
+    }
     let addresses = Addresses::resolve(&args)?;
     // Certificates and keys are checked before anything is loaded or bound.
     let security = args.security.open(&addresses.grpc)?;
@@ -250,13 +261,13 @@ pub(crate) fn serve(args: ServeArgs) -> anyhow::Result<Exit> {
 }
 
 /// The addresses of the server, which are resolved before anything is loaded or bound.
-struct Addresses {
-    grpc: ListenAddresses,
-    metrics: Option<ListenAddresses>,
+pub(super) struct Addresses {
+    pub(super) grpc: ListenAddresses,
+    pub(super) metrics: Option<ListenAddresses>,
 }
 
 impl Addresses {
-    fn resolve(args: &ServeArgs) -> anyhow::Result<Self> {
+    pub(super) fn resolve(args: &ServeArgs) -> anyhow::Result<Self> {
         let metrics = args.metrics_listen.as_deref();
         Ok(Self {
             grpc: ListenAddresses::resolve("--listen", &args.listen)?,
@@ -266,7 +277,7 @@ impl Addresses {
 }
 
 /// Returns the catalogues of the server, `default` first.
-fn catalog_sources(args: &ServeArgs) -> anyhow::Result<Vec<CatalogSource>> {
+pub(super) fn catalog_sources(args: &ServeArgs) -> anyhow::Result<Vec<CatalogSource>> {
     let default = CatalogSource {
         name: DEFAULT_CATALOG.to_owned(),
         bundle: args.bundle.clone(),
@@ -282,24 +293,8 @@ fn catalog_sources(args: &ServeArgs) -> anyhow::Result<Vec<CatalogSource>> {
     Ok(std::iter::once(default).chain(named.into_iter().flatten()).collect())
 }
 
-fn engine_config(args: &ServeArgs, source: &CatalogSource) -> anyhow::Result<EngineConfig> {
-    let (diversity, answers_share) = (args.diversity_default, args.answers_share);
-    anyhow::ensure!((0.0..=1.0).contains(&diversity), "--diversity-default is {diversity}; it must be within 0 and 1");
-    anyhow::ensure!(
-        answers_share.is_none_or(|share| (0.0..=1.0).contains(&share)),
-        "--answers-share is {}; it must be within 0 and 1",
-        answers_share.unwrap_or_default()
-    );
-    anyhow::ensure!(
-        (1..=3650).contains(&args.answers_days),
-        "--answers-days is {}; it must be within 1 and 3650",
-        args.answers_days
-    );
-    let (users, users_max) = (args.completion_users_min, lodestone_state::COMPLETION_USERS_MIN_MAX);
-    anyhow::ensure!(
-        (1..=users_max).contains(&users),
-        "--completion-users-min is {users}; it must be within 1 and {users_max}"
-    );
+pub(super) fn engine_config(args: &ServeArgs, source: &CatalogSource) -> anyhow::Result<EngineConfig> {
+    let (diversity, answers_share) = (args.diversity_default as f32, args.answers_share);
     let base = ServingConfig { diversity, ..ServingConfig::default() };
     let serving = match &source.serving {
         Some(path) => Serving::open(path, &base)?,
@@ -318,7 +313,7 @@ fn open_engine(args: &ServeArgs, source: &CatalogSource, config: EngineConfig, c
     };
     Ok(open(OpenOptions {
         bundle,
-        rollout: args.rollout.config()?,
+        rollout: args.rollout.config(),
         data: &source.data,
         library: args.library.onnxruntime.as_deref(),
         device: match args.device {

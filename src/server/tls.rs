@@ -74,6 +74,14 @@ impl Tls {
         self.files.client_ca.is_some()
     }
 
+    /// Returns the time at which the first of the certificates expires, those of clients' authorities included.
+    pub fn expiry(&self) -> Option<UnixMillis> {
+        let [certificate, _, client_ca] = &*self.seen.lock();
+        let ders = [certificate, client_ca].into_iter().flat_map(|pem| CertificateDer::pem_slice_iter(pem).flatten());
+        let parsed = ders.filter_map(|der| x509_cert::Certificate::from_der(&der).ok());
+        parsed.map(|certificate| expiry(&certificate)).min()
+    }
+
     pub(super) fn acceptor(&self) -> TlsAcceptor {
         self.acceptor.read().clone()
     }
@@ -150,6 +158,10 @@ fn client_verifier(
     verifier.map_err(|error| problem(CLIENT_CA, path, error.to_string()))
 }
 
+fn expiry(certificate: &x509_cert::Certificate) -> UnixMillis {
+    UnixMillis(certificate.tbs_certificate.validity.not_after.to_unix_duration().as_millis() as i64)
+}
+
 /// Parses the certificates of a PEM file, which must be valid now.
 fn certificates(flag: &'static str, path: &Path, pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, TlsError> {
     let parsed: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(pem).collect();
@@ -162,9 +174,8 @@ fn certificates(flag: &'static str, path: &Path, pem: &[u8]) -> Result<Vec<Certi
         let number = index + 1;
         let parsed = x509_cert::Certificate::from_der(der)
             .map_err(|error| problem(flag, path, format!("certificate {number} cannot be parsed: {error}")))?;
-        let validity = parsed.tbs_certificate.validity;
+        let (validity, end) = (&parsed.tbs_certificate.validity, expiry(&parsed));
         let begin = UnixMillis(validity.not_before.to_unix_duration().as_millis() as i64);
-        let end = UnixMillis(validity.not_after.to_unix_duration().as_millis() as i64);
         let time = |at: UnixMillis| {
             jiff::Timestamp::from_millisecond(at.0).map_or_else(|_| at.0.to_string(), |at| at.to_string())
         };
@@ -214,6 +225,8 @@ mod tests {
             Tls::open(TlsFiles { certificate, key, client_ca: client_ca.map(Path::to_owned) })
         };
         assert!(!files(&certificate, &key, None).unwrap().verifies_clients());
+        // 2100-01-01.
+        assert_eq!(files(&certificate, &key, None).unwrap().expiry(), Some(UnixMillis(4_102_444_800_000)));
         assert!(files(&certificate, &key, Some(&certificate)).unwrap().verifies_clients());
         let none = directory.path().join("none.pem");
         let (expired_certificate, expired_key) = (file("old.pem", &expired.certificate), file("old.key", &expired.key));

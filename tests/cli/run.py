@@ -10,6 +10,7 @@ import pathlib
 import resource
 import shutil
 import signal
+import socket
 import struct
 import subprocess
 import sys
@@ -658,7 +659,60 @@ def security(work):
     check(not data.exists(), "nothing is written before")
 
 
+def configuration(work):
+    """A file, the environment and flags, in this order; `config check` and `doctor` name what is wrong."""
+    file, data = work / "lodestone.toml", work / "configured"
+    valid = f'bundle = "{BUNDLE}"\ndata = "{data}"\nlisten = "127.0.0.1:0"\nconnections_max = 100\nworkers = 3\nusers_max = 10\n'
+    file.write_text(valid)
+
+    def with_environment(environment, *arguments):
+        return subprocess.run([LODESTONE, *map(str, arguments)], capture_output=True, text=True, timeout=300,
+                              env=os.environ | environment)
+
+    environment = {"LODESTONE_CONFIG": str(file), "LODESTONE_WORKERS": "4", "LODESTONE_USERS_MAX": "20",
+                   "AWS_SECRET_ACCESS_KEY": "hidden-secret"}
+    ran = with_environment(environment, "config", "show", "--workers", "5", "--format", "json")
+    shown = {entry["key"]: (entry["value"], entry["origin"]) for entry in json.loads(ran.stdout)["settings"]}
+    for key, value, origin in [("workers", "5", "flag"), ("users_max", "20", "environment"), ("connections_max", "100", "file"),
+                               ("queue_requests_max", "1024", "default"), ("AWS_SECRET_ACCESS_KEY", "***", "environment")]:
+        check(shown[key] == (value, origin), f"the {key} {value} is of origin {origin}")
+    ran = with_environment(environment, "config", "show")
+    check(ran.returncode == SUCCESS and "hidden-secret" not in ran.stdout + ran.stderr and "connections_max" in ran.stdout,
+          "secrets are masked")
+    ran = with_environment({"LODESTONE_WORKERS": "0"}, "config", "show", "--config", file)
+    check(ran.returncode == ERROR and "--workers" in ran.stderr and str(file) not in ran.stderr,
+          "a mistake in the environment is no mistake of the file")
+    for lines, words in [("worker = 1", ["unknown key `worker`", "`workers`"]), ("device = 1", ["device", "a string"]),
+                         ("store = \"s\"", ["--bundle", "--store", "remove one"]), ("answers_bytes = 0", ["answers_bytes is `0`"])]:
+        file.write_text(valid + lines + "\n")
+        for command in (["serve"], ["config", "check"]):
+            ran = run(*command, "--config", file)
+            check(ran.returncode == ERROR and len(ran.stderr.splitlines()) == 1 and str(file) in ran.stderr
+                  and all(word in ran.stderr for word in words), f"{' '.join(command)} names {words} {ran.stderr}")
+    refused(["--config", "none.toml", "cannot be read"], "serve", "--config", work / "none.toml")
+    check(not data.exists(), "nothing is written before")
+    file.write_text(valid)
+    checked, examined = run("config", "check", "--config", file), run("doctor", "--config", file, "--format", "json")
+    check(checked.returncode == SUCCESS and "0 wrong" in checked.stdout, f"the settings are right {checked.stdout}")
+    check(examined.returncode == SUCCESS and all(found["is_right"] for found in json.loads(examined.stdout)["checks"]),
+          f"the machine is fit {examined.stdout}")
+    check(not data.exists(), "neither writes")
+    (work / "not-synonyms.txt").write_text("sofa\n")
+    ran = run("config", "check", "--config", file, "--bundle", work / "no-bundle", "--synonyms", work / "not-synonyms.txt")
+    check(ran.returncode == NO and "no-bundle" in ran.stdout and "not-synonyms.txt" in ran.stdout and "2 wrong" in ran.stdout,
+          f"all mistakes are reported at once {ran.stdout}")
+    ran = run("doctor", "--config", file, "--connections-max", 1_000_000, "--onnxruntime", work / "none.so")
+    check(ran.returncode == NO and "none.so" in ran.stdout, f"a missing library is found {ran.stdout}")
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        ran = run("doctor", "--config", file, "--listen", address)
+        check(ran.returncode == NO and address in ran.stdout and "1 wrong" in ran.stdout, f"a port in use is found {ran.stdout}")
+
+
 with tempfile.TemporaryDirectory() as directory:
+    configuration(pathlib.Path(directory))
     security(pathlib.Path(directory))
     conventions(pathlib.Path(directory))
     mistakes(pathlib.Path(directory))

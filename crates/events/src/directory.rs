@@ -90,6 +90,20 @@ impl LogDirectory {
         Ok(self)
     }
 
+    /// Returns true if a process holds the lock. Creates nothing.
+    pub fn is_in_use(&self) -> io::Result<bool> {
+        let file = match fs::File::open(self.path.join(LOCK)) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+            file => file?,
+        };
+        // Released when the file is closed.
+        match file.try_lock() {
+            Ok(()) => Ok(false),
+            Err(fs::TryLockError::WouldBlock) => Ok(true),
+            Err(fs::TryLockError::Error(error)) => Err(error),
+        }
+    }
+
     /// Checks that the lock file in the directory is still the one that this process has locked.
     pub(crate) fn check_lock(&self) -> Result<(), LogError> {
         self.lock.as_ref().map_or(Ok(()), |lock| check_file(&lock.path, lock.id))

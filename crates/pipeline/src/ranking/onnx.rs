@@ -74,6 +74,11 @@ impl Runtime {
         LOADED.get_or_init(|| Self::load_first(library)).clone()
     }
 
+    /// Returns the description of the loaded build, with its version.
+    pub fn build_info(&self) -> &'static str {
+        ort::info()
+    }
+
     fn load_first(library: Option<&Path>) -> Result<Self, RuntimeError> {
         let paths: Vec<PathBuf> = match library {
             Some(path) => vec![path.to_owned()],
