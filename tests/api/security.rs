@@ -134,7 +134,7 @@ async fn files_of_the_server_are_private() {
     assert!(shared.is_empty(), "{shared:?}");
     let mode = fs::metadata(shop.data_path()).unwrap().permissions().mode();
     assert_eq!(mode & 0o777, 0o700);
-    let names = ["token.key", "serving.json", "answers", "log"];
+    let names = ["token.key", "item_vectors.cache", "answers", "log"];
     let has = |name: &str| shop.data_path().join(name).exists();
     assert!(count >= 7 && names.iter().all(|name| has(name)), "{count} files");
 

@@ -93,13 +93,13 @@ impl VectorIndex {
         live * LIVE_INSERT_COST > parts.frozen.len() + live
     }
 
-    /// Ends a load by inserting all live rows into the live graph, on the current rayon pool. The caller must not set
-    /// rows concurrently. On an error nothing changes.
-    pub fn end_load<'v>(&self, vector_of: impl Fn(Row) -> &'v [f32]) -> Result<(), InvalidVector> {
+    /// Ends a load by inserting all live rows that have a vector into the live graph, on the current rayon pool. The caller
+    /// must not set rows concurrently. On an error nothing changes.
+    pub fn end_load<'v>(&self, vector_of: impl Fn(Row) -> Option<&'v [f32]>) -> Result<(), InvalidVector> {
         let parts = self.parts.load();
         let live_rows = parts.live_rows.load();
         let rows = bits::ones(&live_rows, 0).map(|row| Row(row as u32));
-        let rows: Vec<(Row, &[f32])> = rows.map(|row| (row, vector_of(row))).collect();
+        let rows: Vec<(Row, &[f32])> = rows.filter_map(|row| Some((row, vector_of(row)?))).collect();
         let loaded = Parts::new(parts.frozen.clone(), self.capacity);
         loaded.set_many(&rows)?;
         self.parts.store(Arc::new(loaded));
@@ -287,7 +287,7 @@ mod tests {
             fixture
         };
         let mut fixture = load();
-        fixture.index.end_load(|row| &fixture.vectors[row.index()]).unwrap();
+        fixture.index.end_load(|row| fixture.vectors.get(row.index()).map(|vector| &vector[..])).unwrap();
         assert_eq!((fixture.order(), fixture.index.live_count()), (vec![4, 1, 3, 2, 0], 3));
         fixture.set(4, 0.35);
         assert_eq!(fixture.order(), [1, 3, 2, 4, 0]);

@@ -424,7 +424,9 @@ impl Generation {
         }
         let catalog = self.catalog.load_full();
         for space in Space::BOTH {
-            let ended = self.vector_index(space).end_load(|row| space.vector(&catalog, row));
+            // A change that was undone leaves a live row that the catalogue does not have.
+            let vector_of = |row: Row| catalog.is_alive(row).then(|| space.vector(&catalog, row));
+            let ended = self.vector_index(space).end_load(vector_of);
             ended.map_err(|bad| invalid_vector(&catalog, bad))?;
         }
         Ok(count)
