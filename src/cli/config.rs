@@ -233,19 +233,19 @@ fn directory(path: &Path) -> anyhow::Result<String> {
     }
 }
 
+/// Appends the remedy to the problem.
+fn or_else<T>(outcome: anyhow::Result<T>, remedy: &str) -> anyhow::Result<T> {
+    outcome.map_err(|error| anyhow::anyhow!("{}; {remedy}", format_chain(&error)))
+}
+
 fn library(args: &ServeArgs) -> anyhow::Result<String> {
-    let runtime = args.library.load().context("set --onnxruntime or ORT_DYLIB_PATH to libonnxruntime.so")?;
-    Ok(runtime.build_info().to_owned())
+    Ok(args.library.load()?.build_info().to_owned())
 }
 
 fn writable(data: &Path) -> anyhow::Result<String> {
     let checked = output_directory(&data.to_string_lossy()).map_err(anyhow::Error::msg);
-    checked.with_context(|| {
-        format!(
-            "--data {}: give the user of the server the right to write, or choose another directory",
-            data.display()
-        )
-    })?;
+    let remedy = "give the user of the server the right to write, or choose another --data";
+    or_else(checked.with_context(|| format!("--data {}", data.display())), remedy)?;
     Ok(format!("{} is writable", data.display()))
 }
 
@@ -306,9 +306,8 @@ fn clock(data: &Path, now: UnixMillis) -> anyhow::Result<String> {
 
 fn port(flag: &str, addresses: &super::listen::ListenAddresses) -> anyhow::Result<String> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    runtime.block_on(addresses.bind()).with_context(|| {
-        format!("{flag} {}: stop the process that has the port, or choose another", addresses.text())
-    })?;
+    let bound = runtime.block_on(addresses.bind()).context(flag.to_owned());
+    or_else(bound, "stop the process that has the port, or choose another")?;
     Ok(format!("{flag} {} is free", addresses.text()))
 }
 

@@ -14,7 +14,7 @@ use std::{any::TypeId, collections::BTreeMap, ffi::OsString, fmt, path::PathBuf}
 /// The id of the flag that names the file.
 const CONFIG: &str = "config";
 /// Flags that are no settings of a server.
-const NO_SETTINGS: [&str; 5] = [CONFIG, "format", "out", "help", "version"];
+const NO_SETTINGS: [&str; 3] = [CONFIG, "format", "out"];
 const MASK: &str = "***";
 
 /// Where the value of a setting comes from, the weakest first.
@@ -75,20 +75,17 @@ pub(crate) enum ArgumentError {
 
 /// Parses the arguments of the program, with the values of a file for what neither they nor the environment set. Returns
 /// the settings of commands with `--config`.
-pub(crate) fn parse(
-    mut command: Command,
-    mut arguments: Vec<OsString>,
-) -> Result<(ArgMatches, Settings), ArgumentError> {
-    command.build();
+pub(crate) fn parse(command: Command, mut arguments: Vec<OsString>) -> Result<(ArgMatches, Settings), ArgumentError> {
     let leaf = leaf(&command, &arguments).clone();
-    let file = match config_path(&leaf, &arguments) {
+    let is_help = arguments.iter().any(|argument| argument == "--help" || argument == "-h");
+    let file = match config_path(&leaf, &arguments).filter(|_| !is_help) {
         None => None,
         Some(path) => Some(FileValues::read(path, &leaf, &arguments).map_err(ArgumentError::File)?),
     };
     if let Some(file) = &file {
         arguments.extend(leaf.get_arguments().filter_map(|arg| file.argument(arg)));
     }
-    let matches = command.try_get_matches_from_mut(arguments).map_err(|error| match &file {
+    let matches = command.try_get_matches_from(arguments).map_err(|error| match &file {
         Some(file) => file.explain(error),
         None => ArgumentError::Usage(error),
     })?;
