@@ -297,7 +297,8 @@ fn request(user: &UserId, products: usize) -> PlannedRequest {
         filter: None,
         anchors: Vec::new(),
         facets: Vec::new(),
-        options: Options::default(),
+        // The default of Recommend: one variant per product.
+        options: Options { one_per_group: true, ..Options::default() },
         message: Vec::new(),
     };
     PlannedRequest {
