@@ -450,10 +450,13 @@ pub fn remove_items_beyond(results: &mut [RankedItem], bytes_max: usize) -> bool
     is_removed
 }
 
+/// Maximum number of items that are the evidence of a reason.
+pub const EVIDENCE_MAX: usize = 3;
+
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Reason {
     pub code: ReasonCode,
-    /// At most 3.
+    /// At most [`EVIDENCE_MAX`].
     pub evidence: Vec<ItemId>,
 }
 

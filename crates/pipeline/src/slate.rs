@@ -811,8 +811,8 @@ impl Slate {
         SlatePage { positions: vec![None; results.len()], results, next }
     }
 
-    /// The reasons of an entry: a pin, then the list's reason or those of the sources, then that the item is new.
-    /// `popular` is the rank that makes an item popular that no source found.
+    /// The reasons of an entry, each code once: a pin, then the list's reason or those of the sources, then that the item
+    /// is new. `popular` is the rank that makes an item popular that no source found.
     fn reasons(
         &self,
         entry: &SlateEntry,
@@ -837,7 +837,7 @@ impl Slate {
         let has_arrived = |item: &Item| item.created_at.is_some_and(|at| at <= self.now);
         let is_new = item.is_some_and(|item| is_new(item, self.now) || self.lists_new_arrivals && has_arrived(item));
         let new = is_new.then(|| plain(ReasonCode::New));
-        pinned.into_iter().chain(of_sources.take(count)).chain(new).collect()
+        join_equal_codes(pinned.into_iter().chain(of_sources.take(count)).chain(new))
     }
 
     fn reason_of(
@@ -869,6 +869,23 @@ impl Slate {
     }
 }
 
+/// Joins the evidence of reasons with one code, because several sources have the same code. The order is that of the first
+/// reason of each code.
+fn join_equal_codes(reasons: impl Iterator<Item = Reason>) -> Vec<Reason> {
+    let mut joined: Vec<Reason> = Vec::new();
+    for reason in reasons {
+        match joined.iter_mut().find(|of| of.code == reason.code) {
+            None => joined.push(reason),
+            Some(of) => {
+                let new: Vec<ItemId> = reason.evidence.into_iter().filter(|id| !of.evidence.contains(id)).collect();
+                of.evidence.extend(new);
+                of.evidence.truncate(EVIDENCE_MAX);
+            }
+        }
+    }
+    joined
+}
+
 /// Whether an item's rank reaches that of the most popular items.
 fn is_popular(rank: Rank, popular: Option<Rank>) -> bool {
     rank != Rank::NONE && popular.is_some_and(|popular| rank.cmp_popular_first(&popular).is_le())
@@ -895,6 +912,28 @@ mod tests {
         let mut tiers: Vec<(u32, u8)> = rows.zip(query_tiers(&candidates)).collect();
         tiers.sort_unstable();
         tiers
+    }
+
+    #[test]
+    fn reasons_of_one_code_are_one_with_the_evidence_of_all() {
+        let reason = |code, evidence: &[&str]| Reason {
+            code,
+            evidence: evidence.iter().map(|id| ItemId::parse(id).unwrap()).collect(),
+        };
+        let joined = join_equal_codes(
+            [
+                reason(ReasonCode::FitsHistory, &["a", "b"]),
+                reason(ReasonCode::Popular, &[]),
+                reason(ReasonCode::FitsHistory, &["b", "c"]),
+                reason(ReasonCode::FitsHistory, &["d"]),
+            ]
+            .into_iter(),
+        );
+        let found: Vec<(ReasonCode, String)> = joined
+            .iter()
+            .map(|of| (of.code, of.evidence.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ")))
+            .collect();
+        assert_eq!(found, [(ReasonCode::FitsHistory, "a b c".to_owned()), (ReasonCode::Popular, String::new())]);
     }
 
     #[test]
