@@ -67,6 +67,12 @@ const REQUEST_BYTES_MAX: usize = 32 << 20;
 /// Greatest size of a message of RankingService, which has at most a few thousand ids: a message of empty parts takes 300
 /// times its size in memory.
 const RANKING_REQUEST_BYTES_MAX: usize = 256 << 10;
+/// Greatest size of a message of a health check, which anybody may send.
+const HEALTH_REQUEST_BYTES_MAX: usize = 4 << 10;
+/// Greatest size of a message of reflection.
+const REFLECTION_REQUEST_BYTES_MAX: usize = 64 << 10;
+/// Greatest number of concurrent calls of a connection.
+const CONNECTION_CALLS_MAX: u32 = 256;
 /// Greatest size of the headers of a request, with 32 bytes for each (RFC 9113, section 6.5.2).
 const HEADER_BYTES_MAX: u32 = 16 << 10;
 /// Time without traffic after which a client is asked whether it still exists, and the time for its answer.
@@ -116,9 +122,13 @@ macro_rules! with_limits {
 
 /// Returns the greatest size of a request message of the method with this path.
 fn request_bytes_max(path: &str) -> usize {
-    let service = path.trim_start_matches('/').split('/').next();
-    let is_ranking = service == Some(RankingServiceServer::<Services>::NAME);
-    if is_ranking { RANKING_REQUEST_BYTES_MAX } else { REQUEST_BYTES_MAX }
+    let service = path.trim_start_matches('/').split('/').next().unwrap_or_default();
+    match service {
+        RankingServiceServer::<Services>::NAME => RANKING_REQUEST_BYTES_MAX,
+        "grpc.health.v1.Health" => HEALTH_REQUEST_BYTES_MAX,
+        _ if service.starts_with("grpc.reflection.") => REFLECTION_REQUEST_BYTES_MAX,
+        _ => REQUEST_BYTES_MAX,
+    }
 }
 
 /// Limits of requests.
@@ -136,7 +146,7 @@ pub struct ServerConfig {
     pub connections_max: usize,
     /// Time for a TLS handshake, and then for a client to begin HTTP/2.
     pub handshake_max: Duration,
-    /// Time for the message of a request to arrive. Streams of requests have no such limit.
+    /// Time for the message of a request to arrive. Between the messages of a stream there is no limit.
     pub request_read_max: Duration,
     /// None: connections are not encrypted.
     pub tls: Option<Arc<Tls>>,
@@ -186,9 +196,11 @@ pub async fn serve(
             .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
             .register_encoded_file_descriptor_set(tonic_types::pb::FILE_DESCRIPTOR_SET)
     };
-    let of_server = Routes::new(with_gzip!(health_service))
-        .add_service(with_gzip!(reflection().build_v1().expect("the descriptors were compiled by build.rs")))
-        .add_service(with_gzip!(reflection().build_v1alpha().expect("the descriptors were compiled by build.rs")));
+    let v1 = reflection().build_v1().expect("the descriptors were compiled by build.rs");
+    let v1alpha = reflection().build_v1alpha().expect("the descriptors were compiled by build.rs");
+    let of_server = Routes::new(with_gzip!(health_service).max_decoding_message_size(HEALTH_REQUEST_BYTES_MAX))
+        .add_service(with_gzip!(v1).max_decoding_message_size(REFLECTION_REQUEST_BYTES_MAX))
+        .add_service(with_gzip!(v1alpha).max_decoding_message_size(REFLECTION_REQUEST_BYTES_MAX));
     let of_catalog = |(name, engine): (&str, &Arc<Engine>)| {
         (name.to_owned(), routes(Services::new(engine.clone(), config.clone())).prepare())
     };
@@ -205,15 +217,17 @@ pub async fn serve(
     if config.tls.is_some() || config.api_keys.is_some() {
         reloads.spawn(reload(config.clone()));
     }
-    let (read_max, counted) = (config.request_read_max, calls.clone());
+    let (read_max, counted, budget) = (config.request_read_max, calls.clone(), transport::arriving_budget());
     let server = Server::builder()
         // Also the limit of small messages of streams that are not read yet: half of it, by h2's count of overhead.
         .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
         .http2_keepalive_interval(Some(KEEPALIVE.0))
         .http2_keepalive_timeout(Some(KEEPALIVE.1))
         .http2_max_header_list_size(HEADER_BYTES_MAX)
-        .max_concurrent_streams(1024)
-        .layer(tower::layer::layer_fn(move |router| Transport::new(router, metrics.clone(), read_max, counted.clone())))
+        .max_concurrent_streams(CONNECTION_CALLS_MAX)
+        .layer(tower::layer::layer_fn(move |router| {
+            Transport::new(router, metrics.clone(), read_max, counted.clone(), budget.clone())
+        }))
         .serve_with_incoming_shutdown(router, incoming, async {
             let _ = stopped.await;
         });
@@ -351,6 +365,19 @@ async fn report_displaced_log(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn messages_that_need_no_role_are_small() {
+        for (path, limit) in [
+            ("/grpc.health.v1.Health/Watch", 4 << 10),
+            ("/grpc.reflection.v1.ServerReflection/ServerReflectionInfo", 64 << 10),
+            ("/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo", 64 << 10),
+            ("/lodestone.v1.RankingService/Search", 256 << 10),
+            ("/lodestone.v1.EventService/StreamEvents", 32 << 20),
+        ] {
+            assert_eq!(request_bytes_max(path), limit, "{path}");
+        }
+    }
 
     #[tokio::test]
     async fn a_server_that_ends_by_itself_during_the_notice_period_is_not_polled_again() {

@@ -403,9 +403,13 @@ pub(crate) fn invalid(violations: Vec<Violation>) -> Status {
     status_about(Reason::InvalidRequest, message, details, metadata)
 }
 
-/// Returns the status of a request that the gRPC library refused, from its status, which has no reason. `path` is that
-/// of the HTTP request.
+/// Returns the status of a request that the gRPC library refused, from its status; one with a reason
+/// stays. `path` is that of the HTTP request.
 pub(crate) fn of_transport(refused: &Status, path: &str) -> Status {
+    // Such as a message of a stream that did not arrive in time.
+    if !refused.details().is_empty() {
+        return refused.clone();
+    }
     let text = refused.message();
     let names_encodings = refused.metadata().contains_key("grpc-accept-encoding");
     let limit = request_bytes_max(path);
@@ -481,6 +485,13 @@ pub(crate) fn catalog_denied() -> Status {
 pub(crate) fn request_incomplete(limit: Duration) -> Status {
     let message = format!("the request message did not arrive within {} s", limit.as_secs_f64());
     status(Reason::RequestIncomplete, message, ErrorDetails::new())
+}
+
+/// Returns the status of a request message of `bytes` for which there is no memory while others arrive.
+pub(crate) fn messages_overloaded(bytes: usize) -> Status {
+    let message =
+        format!("the server has no memory for a request message of {bytes} bytes while other large messages arrive");
+    status(Reason::Overloaded, message, ErrorDetails::new())
 }
 
 /// Returns the status of a call whose caller's time limit has passed.

@@ -1,6 +1,7 @@
 //! The outermost layer of the server. It gives every status a reason, also those of the gRPC library for requests that
-//! reach no service, ends calls at their deadlines, and decides which responses are compressed.
-use super::{proto::DESCRIPTORS, services::timeout, status};
+//! reach no service, ends calls at their deadlines, limits the memory and the time of messages that arrive, and decides
+//! which responses are compressed.
+use super::{proto::DESCRIPTORS, request_bytes_max, services::timeout, status};
 use futures_util::future::BoxFuture;
 use http::{HeaderMap, Request, Response, header::HeaderName};
 use http_body::Frame;
@@ -13,12 +14,12 @@ use std::{
     convert::Infallible,
     future::Future,
     pin::Pin,
-    sync::LazyLock,
+    sync::{Arc, LazyLock},
     task::{Context, Poll, ready},
     time::Duration,
 };
 use tokio::{
-    sync::watch,
+    sync::{OwnedSemaphorePermit, Semaphore, watch},
     time::{Sleep, sleep},
 };
 use tonic::{Code, Status, body::Body};
@@ -28,6 +29,13 @@ const ENCODING: HeaderName = HeaderName::from_static("grpc-encoding");
 const ACCEPT_ENCODING: HeaderName = HeaderName::from_static("grpc-accept-encoding");
 /// The server ends a call this much before the caller's deadline. tonic would end it at the deadline as CANCELLED.
 const DEADLINE_MARGIN: Duration = Duration::from_millis(2);
+
+/// Memory for all request messages that are arriving, in KiB.
+const ARRIVING_KIB_MAX: usize = 512 << 10;
+/// Messages below this size do not count for [`ARRIVING_KIB_MAX`].
+const COUNTED_BYTES_MIN: usize = 64 << 10;
+/// The bytes before each message of gRPC: whether it is compressed, and its length.
+const PREFIX_BYTES: usize = 5;
 
 /// A method of a service.
 struct Rpc {
@@ -58,27 +66,109 @@ pub(super) fn rpc_of(path: &str) -> &'static str {
     RPCS.get(path).map_or("unknown", |rpc| rpc.name.as_str())
 }
 
-/// The body of a request with one message, which must arrive within a time: otherwise calls that never send their last
-/// byte would hold the memory of the others.
-struct TimedBody {
+/// Returns true if the caller of a path may send messages as long as the call lasts.
+pub(super) fn is_client_streaming(path: &str) -> bool {
+    RPCS.get(path).map_or_else(|| is_reflection(path), |rpc| rpc.is_client_streaming)
+}
+
+fn is_reflection(path: &str) -> bool {
+    path.starts_with("/grpc.reflection.")
+}
+
+/// Returns the budget of all request messages that are arriving.
+pub(super) fn arriving_budget() -> Arc<Semaphore> {
+    Arc::new(Semaphore::new(ARRIVING_KIB_MAX))
+}
+
+/// Follows the messages in the bytes of a request.
+///
+/// The gRPC library reserves the length that a message announces before the message arrives. Therefore large messages
+/// take their length from a budget of the process, until the next message of the call begins or the body is dropped.
+struct MessageLengths {
+    budget: Arc<Semaphore>,
+    /// Greatest size of a message of the method. The library refuses larger ones without reserving anything.
+    bytes_max: usize,
+    prefix: [u8; PREFIX_BYTES],
+    /// Bytes of the current prefix that have arrived.
+    prefix_bytes: usize,
+    /// Bytes of the current message that have not arrived.
+    missing: usize,
+    permit: Option<OwnedSemaphorePermit>,
+}
+
+impl MessageLengths {
+    fn new(budget: Arc<Semaphore>, bytes_max: usize) -> Self {
+        Self { budget, bytes_max, prefix: [0; PREFIX_BYTES], prefix_bytes: 0, missing: 0, permit: None }
+    }
+
+    /// Returns true while a part of a message has arrived.
+    fn is_within_message(&self) -> bool {
+        self.prefix_bytes > 0 || self.missing > 0
+    }
+
+    /// Follows the next bytes of the body. Fails if the budget is exhausted.
+    fn advance(&mut self, mut bytes: &[u8]) -> Result<(), Status> {
+        while !bytes.is_empty() {
+            let arrived = self.missing.min(bytes.len());
+            self.missing -= arrived;
+            bytes = &bytes[arrived..];
+            let begun = (PREFIX_BYTES - self.prefix_bytes).min(bytes.len());
+            self.prefix[self.prefix_bytes..][..begun].copy_from_slice(&bytes[..begun]);
+            self.prefix_bytes += begun;
+            bytes = &bytes[begun..];
+            if self.prefix_bytes < PREFIX_BYTES {
+                continue;
+            }
+            let [_, length @ ..] = self.prefix;
+            (self.missing, self.prefix_bytes, self.permit) = (u32::from_be_bytes(length) as usize, 0, None);
+            if (COUNTED_BYTES_MIN..=self.bytes_max).contains(&self.missing) {
+                let kib = self.missing.div_ceil(1 << 10) as u32;
+                let permit = self.budget.clone().try_acquire_many_owned(kib);
+                self.permit = Some(permit.map_err(|_| status::messages_overloaded(self.missing))?);
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The body of a request, whose messages must arrive within a time: otherwise calls that never send their last byte
+/// would hold the memory of the others.
+struct RequestBody {
     inner: Body,
+    lengths: MessageLengths,
     limit: Duration,
-    /// Set when the body is not complete at once, which is rare.
+    /// Whether the caller may pause between messages for longer.
+    may_pause: bool,
+    /// Set when a message is not complete at once, which is rare.
     timer: Option<Pin<Box<Sleep>>>,
 }
 
-impl http_body::Body for TimedBody {
+impl http_body::Body for RequestBody {
     type Data = Bytes;
     type Error = Status;
 
     fn poll_frame(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
         let this = self.get_mut();
         let polled = http_body::Body::poll_frame(Pin::new(&mut this.inner), context);
-        if polled.is_pending() {
-            let limit = this.limit;
-            let timer = this.timer.get_or_insert_with(|| Box::pin(sleep(limit)));
-            ready!(timer.as_mut().poll(context));
-            return Poll::Ready(Some(Err(status::request_incomplete(limit))));
+        match &polled {
+            Poll::Pending if this.may_pause && !this.lengths.is_within_message() => {}
+            Poll::Pending => {
+                let limit = this.limit;
+                let timer = this.timer.get_or_insert_with(|| Box::pin(sleep(limit)));
+                ready!(timer.as_mut().poll(context));
+                return Poll::Ready(Some(Err(status::request_incomplete(limit))));
+            }
+            Poll::Ready(Some(Ok(frame))) => {
+                if let Some(bytes) = frame.data_ref()
+                    && let Err(status) = this.lengths.advance(bytes)
+                {
+                    return Poll::Ready(Some(Err(status)));
+                }
+                if this.may_pause && !this.lengths.is_within_message() {
+                    this.timer = None;
+                }
+            }
+            Poll::Ready(_) => {}
         }
         polled
     }
@@ -131,11 +221,13 @@ pub(crate) struct Transport<S> {
     /// Time for the message of a request to arrive.
     read_max: Duration,
     calls: Calls,
+    /// Memory for the messages that are arriving, in KiB.
+    budget: Arc<Semaphore>,
 }
 
 impl<S> Transport<S> {
-    pub(crate) fn new(inner: S, metrics: Metrics, read_max: Duration, calls: Calls) -> Self {
-        Self { inner, metrics, read_max, calls }
+    pub(crate) fn new(inner: S, metrics: Metrics, read_max: Duration, calls: Calls, budget: Arc<Semaphore>) -> Self {
+        Self { inner, metrics, read_max, calls, budget }
     }
 }
 
@@ -157,12 +249,10 @@ where
         let deadline = request.headers().get("grpc-timeout").and_then(|value| timeout(value.to_str().ok()?));
         let path = request.uri().path().to_owned();
         let metrics = self.metrics.clone();
-        let is_reflection = || path.starts_with("/grpc.reflection.");
-        let is_client_streaming = RPCS.get(&path).map_or_else(is_reflection, |rpc| rpc.is_client_streaming);
-        if !is_client_streaming {
-            let limit = self.read_max;
-            request = request.map(|inner| Body::new(TimedBody { inner, limit, timer: None }));
-        }
+        let lengths = MessageLengths::new(self.budget.clone(), request_bytes_max(&path));
+        // Reflection is a stream by its form only: clients end it after their last request.
+        let (limit, may_pause) = (self.read_max, is_client_streaming(&path) && !is_reflection(&path));
+        request = request.map(|inner| Body::new(RequestBody { inner, lengths, limit, may_pause, timer: None }));
         let call = RPCS.contains_key(&path).then(|| self.calls.begin());
         let response = self.inner.call(request);
         Box::pin(async move {
@@ -244,10 +334,9 @@ mod tests {
     #[tokio::test]
     async fn a_call_ends_before_its_deadline_with_a_reason() {
         let request = Request::builder().header("grpc-timeout", "20m").body(Body::empty()).unwrap();
-        let response = Transport::new(Never, Metrics::default(), Duration::from_secs(1), Calls::default())
-            .call(request)
-            .await
-            .unwrap();
+        let (read_max, calls) = (Duration::from_secs(1), Calls::default());
+        let mut transport = Transport::new(Never, Metrics::default(), read_max, calls, arriving_budget());
+        let response = transport.call(request).await.unwrap();
         let status = Status::from_header_map(response.headers()).unwrap();
         assert_eq!(status.code(), Code::DeadlineExceeded);
         assert_eq!(status.get_error_details().error_info().unwrap().reason, "DEADLINE_EXCEEDED");
@@ -266,6 +355,40 @@ mod tests {
         drop(response);
         none.await;
         assert_eq!(calls.count(), 0);
+    }
+
+    #[test]
+    fn announced_lengths_are_taken_from_the_budget_until_the_next_message_or_the_end() {
+        let budget = Arc::new(Semaphore::new(1024));
+        let free = || budget.available_permits();
+        let lengths = || MessageLengths::new(budget.clone(), 1 << 20);
+        let prefix = |length: u32| [&[0][..], &length.to_be_bytes()].concat();
+        let (mut first, mut second) = (lengths(), lengths());
+        // Byte by byte, and only when the prefix is complete.
+        for byte in prefix(768 << 10) {
+            assert_eq!(free(), 1024);
+            first.advance(&[byte]).unwrap();
+        }
+        assert_eq!(free(), 256);
+        second.advance(&[prefix(3), vec![1, 2, 3], prefix(255)].concat()).unwrap();
+        assert!(second.is_within_message());
+        second.advance(&[0; 255]).unwrap();
+        assert!(!second.is_within_message() && free() == 256, "small messages do not count");
+        let status = second.advance(&prefix(257 << 10)).unwrap_err();
+        let details = status.get_error_details();
+        assert_eq!(
+            (status.code(), details.error_info().unwrap().reason.as_str()),
+            (Code::ResourceExhausted, "OVERLOADED")
+        );
+        assert!(details.retry_info().is_some());
+        // The library refuses what is larger than the method allows.
+        lengths().advance(&prefix(u32::MAX)).unwrap();
+        first.advance(&vec![0; 768 << 10]).unwrap();
+        assert!(!first.is_within_message() && free() == 256, "the memory of a complete message is in use");
+        first.advance(&prefix(1)).unwrap();
+        assert_eq!(free(), 1024);
+        lengths().advance(&prefix(1 << 20)).unwrap();
+        assert_eq!(free(), 1024, "given back with the body");
     }
 
     #[test]

@@ -471,6 +471,9 @@ async fn calls_need_a_key_with_their_role() {
     assert_eq!(status.get_error_details().error_info().unwrap().metadata["role"], "admin");
     let health = HealthClient::new(channel.clone()).check(HealthCheckRequest::default()).await;
     assert!(health.is_ok(), "load balancers have no key");
+    let large = HealthCheckRequest { service: "s".repeat(5000) };
+    let status = HealthClient::new(channel.clone()).check(large).await.unwrap_err();
+    assert_eq!((status.code(), reason(&status)), (Code::ResourceExhausted, "MESSAGE_TOO_LARGE".to_owned()));
     let metrics = engine.metrics_text();
     for line in ["rpc=\"Search\",code=\"UNAUTHENTICATED\"}", "rpc=\"ListBundles\",code=\"PERMISSION_DENIED\"} 1"] {
         assert!(metrics.contains(line), "{line} is missing in {metrics}");
