@@ -1,8 +1,8 @@
 //! TLS of the server, with certificates that are replaced while it runs.
 use lodestone_core::units::UnixMillis;
+use lodestone_pipeline::bundle::read_regular_up_to;
 use parking_lot::{Mutex, RwLock};
 use std::{
-    fs,
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -43,6 +43,8 @@ pub struct TlsError {
 const CERT: &str = "--tls-cert";
 const KEY: &str = "--tls-key";
 const CLIENT_CA: &str = "--tls-client-ca";
+/// Greatest size of a file.
+const FILE_BYTES_MAX: u64 = 16 << 20;
 
 /// The content of the files.
 type Contents = [Vec<u8>; 3];
@@ -51,8 +53,14 @@ type Contents = [Vec<u8>; 3];
 pub struct Tls {
     files: TlsFiles,
     acceptor: RwLock<TlsAcceptor>,
-    /// Of the last attempt to load them, so that each content is reported once.
-    seen: Mutex<Contents>,
+    attempt: Mutex<Attempt>,
+}
+
+/// The last attempt to load the files.
+struct Attempt {
+    contents: Contents,
+    /// Whether it failed, which may depend on the time: a certificate that is not valid yet.
+    failed: bool,
 }
 
 impl std::fmt::Debug for Tls {
@@ -65,8 +73,8 @@ impl Tls {
     /// Reads and checks the files.
     pub fn open(files: TlsFiles) -> Result<Self, TlsError> {
         let contents = read(&files)?;
-        let acceptor = RwLock::new(acceptor(&files, &contents)?);
-        Ok(Self { files, acceptor, seen: Mutex::new(contents) })
+        let acceptor = RwLock::new(acceptor(&files, &contents, UnixMillis::now())?);
+        Ok(Self { files, acceptor, attempt: Mutex::new(Attempt { contents, failed: false }) })
     }
 
     /// Returns true if clients need a certificate.
@@ -86,24 +94,40 @@ impl Tls {
         self.acceptor.read().clone()
     }
 
-    /// Uses the files for later connections if they have changed. With invalid files the former certificates stay.
+    /// Uses the files for later connections if they have changed. With invalid files the former certificates stay, and
+    /// the files are tried again each time; the log has each content once.
     pub(super) fn reload(&self) {
+        self.reload_at(UnixMillis::now());
+    }
+
+    /// Returns true if the files are loaded.
+    fn reload_at(&self, now: UnixMillis) -> bool {
         let contents = match read(&self.files) {
             Ok(contents) => contents,
-            Err(error) => return tracing::error!(%error, "cannot read the certificates again; the former ones stay"),
+            Err(error) => {
+                tracing::error!(%error, "cannot read the certificates again; the former ones stay");
+                return false;
+            }
         };
-        if *self.seen.lock() == contents {
-            return;
+        let mut attempt = self.attempt.lock();
+        let is_new = attempt.contents != contents;
+        if !is_new && !attempt.failed {
+            return true;
         }
-        match acceptor(&self.files, &contents) {
+        let loaded = acceptor(&self.files, &contents, now);
+        *attempt = Attempt { contents, failed: loaded.is_err() };
+        match loaded {
             Ok(acceptor) => {
                 *self.acceptor.write() = acceptor;
                 tracing::info!(certificate = %self.files.certificate.display(), "loaded changed certificates");
             }
-            // Also if the certificate is replaced already and its key not yet.
-            Err(error) => tracing::error!(%error, "the changed certificates are invalid; the former ones stay"),
+            // Usual while the certificate is replaced already and its key not yet.
+            Err(error) if is_new => {
+                tracing::warn!(%error, "the changed certificates are invalid; the former ones stay until they are valid");
+            }
+            Err(_) => {}
         }
-        *self.seen.lock() = contents;
+        !attempt.failed
     }
 }
 
@@ -111,7 +135,7 @@ fn read(files: &TlsFiles) -> Result<Contents, TlsError> {
     let read = |flag, path: &Path| {
         let unreadable =
             |error| problem(flag, path, format!("cannot be read: {error}; check the path and permissions"));
-        fs::read(path).map_err(unreadable)
+        read_regular_up_to(path, FILE_BYTES_MAX).map_err(unreadable)
     };
     let client_ca = files.client_ca.as_deref().map(|path| read(CLIENT_CA, path)).transpose()?;
     Ok([read(CERT, &files.certificate)?, read(KEY, &files.key)?, client_ca.unwrap_or_default()])
@@ -121,10 +145,14 @@ fn problem(flag: &'static str, path: &Path, problem: impl Into<String>) -> TlsEr
     TlsError { flag, path: path.to_owned(), problem: problem.into() }
 }
 
-fn acceptor(files: &TlsFiles, [certificate, key, client_ca]: &Contents) -> Result<TlsAcceptor, TlsError> {
+fn acceptor(
+    files: &TlsFiles,
+    [certificate, key, client_ca]: &Contents,
+    now: UnixMillis,
+) -> Result<TlsAcceptor, TlsError> {
     // Named, because a process may have several implementations compiled in.
     let provider = Arc::new(aws_lc_rs::default_provider());
-    let chain = certificates(CERT, &files.certificate, certificate)?;
+    let chain = certificates(CERT, &files.certificate, certificate, now)?;
     let of_key = |text: String| problem(KEY, &files.key, text);
     let key = PrivateKeyDer::from_pem_slice(key)
         .map_err(|error| of_key(format!("has no private key in PEM ({error}); it must not be encrypted")))?;
@@ -132,7 +160,7 @@ fn acceptor(files: &TlsFiles, [certificate, key, client_ca]: &Contents) -> Resul
     let builder = builder.with_safe_default_protocol_versions().map_err(|error| of_key(error.to_string()))?;
     let builder = match &files.client_ca {
         None => builder.with_no_client_auth(),
-        Some(path) => builder.with_client_cert_verifier(client_verifier(path, client_ca, provider)?),
+        Some(path) => builder.with_client_cert_verifier(client_verifier(path, client_ca, provider, now)?),
     };
     let mut config = builder.with_single_cert(chain, key).map_err(|error| match error {
         rustls::Error::InconsistentKeys(_) => of_key(format!(
@@ -149,9 +177,10 @@ fn client_verifier(
     path: &Path,
     pem: &[u8],
     provider: Arc<CryptoProvider>,
+    now: UnixMillis,
 ) -> Result<Arc<dyn rustls::server::danger::ClientCertVerifier>, TlsError> {
     let mut roots = RootCertStore::empty();
-    for certificate in certificates(CLIENT_CA, path, pem)? {
+    for certificate in certificates(CLIENT_CA, path, pem, now)? {
         roots.add(certificate).map_err(|error| problem(CLIENT_CA, path, format!("is no authority: {error}")))?;
     }
     let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider).build();
@@ -162,14 +191,18 @@ fn expiry(certificate: &x509_cert::Certificate) -> UnixMillis {
     UnixMillis(certificate.tbs_certificate.validity.not_after.to_unix_duration().as_millis() as i64)
 }
 
-/// Parses the certificates of a PEM file, which must be valid now.
-fn certificates(flag: &'static str, path: &Path, pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, TlsError> {
+/// Parses the certificates of a PEM file, which must be valid at `now`.
+fn certificates(
+    flag: &'static str,
+    path: &Path,
+    pem: &[u8],
+    now: UnixMillis,
+) -> Result<Vec<CertificateDer<'static>>, TlsError> {
     let parsed: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(pem).collect();
     let chain = parsed.map_err(|error| problem(flag, path, format!("is not a PEM file: {error}")))?;
     if chain.is_empty() {
         return Err(problem(flag, path, "has no certificate in PEM (-----BEGIN CERTIFICATE-----)"));
     }
-    let now = UnixMillis::now();
     for (index, der) in chain.iter().enumerate() {
         let number = index + 1;
         let parsed = x509_cert::Certificate::from_der(der)
@@ -195,6 +228,7 @@ fn certificates(flag: &'static str, path: &Path, pem: &[u8]) -> Result<Vec<Certi
 mod tests {
     use super::*;
     use rcgen::{CertificateParams, KeyPair, date_time_ymd};
+    use std::fs;
 
     struct Pair {
         certificate: String,
@@ -203,10 +237,39 @@ mod tests {
 
     /// Returns a certificate that is valid from 2020 until a year, and its key.
     fn pair(last_year: i32) -> Pair {
+        pair_between(2020, last_year)
+    }
+
+    fn pair_between(first_year: i32, last_year: i32) -> Pair {
         let key = KeyPair::generate().unwrap();
         let mut params = CertificateParams::new(vec!["localhost".to_owned()]).unwrap();
-        (params.not_before, params.not_after) = (date_time_ymd(2020, 1, 1), date_time_ymd(last_year, 1, 1));
+        (params.not_before, params.not_after) = (date_time_ymd(first_year, 1, 1), date_time_ymd(last_year, 1, 1));
         Pair { certificate: params.self_signed(&key).unwrap().pem(), key: key.serialize_pem() }
+    }
+
+    #[test]
+    fn a_certificate_that_is_not_valid_yet_is_tried_again() {
+        let directory = tempfile::tempdir().unwrap();
+        let (certificate, key) = (directory.path().join("certificate.pem"), directory.path().join("key.pem"));
+        let write = |pair: &Pair| {
+            fs::write(&certificate, &pair.certificate).unwrap();
+            fs::write(&key, &pair.key).unwrap();
+        };
+        write(&pair(2100));
+        let tls = Tls::open(TlsFiles { certificate: certificate.clone(), key: key.clone(), client_ca: None }).unwrap();
+        let now = UnixMillis::now();
+        assert!(tls.reload_at(now));
+        write(&pair_between(2090, 2100));
+        let in_2095: jiff::Timestamp = "2095-01-01T00:00:00Z".parse().unwrap();
+        let in_2095 = UnixMillis(in_2095.as_millisecond());
+        assert!(!tls.reload_at(now) && !tls.reload_at(now), "the former certificate stays");
+        assert!(tls.reload_at(in_2095), "the same files are valid now");
+        // The key of another certificate, until both are replaced.
+        let other = pair(2100);
+        fs::write(&key, &other.key).unwrap();
+        assert!(!tls.reload_at(now));
+        write(&other);
+        assert!(tls.reload_at(now));
     }
 
     #[test]

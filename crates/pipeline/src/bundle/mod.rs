@@ -17,7 +17,8 @@ use lodestone_state::users::EVENTS_MAX;
 pub use manifest::{FileSum, Head, Manifest, ManifestError, RelevanceFloor, sha256};
 use prost::Message;
 use std::{
-    fs, io,
+    fs,
+    io::{self, Read},
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -303,8 +304,19 @@ fn write_synced(path: &Path, bytes: &[u8]) -> io::Result<()> {
 
 /// Reads a regular file, or a link to one. Reading a pipe would wait for its writer, possibly for ever.
 pub fn read_regular(path: &Path) -> io::Result<Vec<u8>> {
+    read_regular_up_to(path, u64::MAX)
+}
+
+/// Reads a regular file, or a link to one, of at most `bytes_max`.
+pub fn read_regular_up_to(path: &Path, bytes_max: u64) -> io::Result<Vec<u8>> {
     length_of_regular(path)?;
-    fs::read(path)
+    let mut bytes = Vec::new();
+    // A file that grows meanwhile is not read on.
+    fs::File::open(path)?.take(bytes_max.saturating_add(1)).read_to_end(&mut bytes)?;
+    match bytes.len() as u64 > bytes_max {
+        true => Err(io::Error::new(io::ErrorKind::FileTooLarge, format!("has more than {bytes_max} bytes"))),
+        false => Ok(bytes),
+    }
 }
 
 /// Returns the size of a regular file, or of one that a link names, in bytes.
