@@ -1,6 +1,6 @@
 //! `lodestone key`: API keys of `lodestone serve --api-keys`.
 use super::{exit::Exit, output::OutputArgs, paths::new_file};
-use crate::server::{NewKey, Role, check_key_file, check_key_name};
+use crate::server::{NewKey, Role, check_key_file, check_key_name, read_key_file};
 use anyhow::Context;
 use clap::Subcommand;
 use lodestone_core::{ids::check_name, units::UnixMillis};
@@ -85,10 +85,17 @@ fn create(args: &CreateArgs) -> anyhow::Result<Exit> {
     roles.sort_unstable();
     roles.dedup();
     let shown = || format!("--keys {}", args.keys.display());
-    let before = match fs::read_to_string(&args.keys) {
+    let before = match read_key_file(&args.keys) {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => String::new(),
         text => text.with_context(shown)?,
     };
+    let names = check_key_file("--keys", &args.keys, &before)?;
+    anyhow::ensure!(
+        !names.contains(&args.name),
+        "--name {}: {} already has a key of this name; choose another name, or remove its entry first",
+        args.name,
+        args.keys.display()
+    );
     let mut entry = String::new();
     if !before.is_empty() {
         entry.push_str(if before.ends_with('\n') { "\n" } else { "\n\n" });
@@ -102,8 +109,7 @@ fn create(args: &CreateArgs) -> anyhow::Result<Exit> {
         let at = jiff::Timestamp::from_millisecond(UnixMillis::now().0 + days * UnixMillis::DAY)?;
         entry += &format!("expires = {}\n", at.strftime("%Y-%m-%dT%H:%M:%SZ"));
     }
-    // Such as a second key of this name.
-    check_key_file(&args.keys, &format!("{before}{entry}"))?;
+    check_key_file("--keys", &args.keys, &format!("{before}{entry}"))?;
     // Appended, so that comments, owner and permissions of the file stay.
     let file = match before.is_empty() {
         true => storage::append_private(&args.keys),
@@ -116,4 +122,39 @@ fn create(args: &CreateArgs) -> anyhow::Result<Exit> {
     .with_context(shown)?;
     args.output.write_private(&Created { name: args.name.clone(), key: key.secret, roles, keys: args.keys.clone() })?;
     Ok(Exit::Success)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::Parser;
+
+    #[derive(Parser)]
+    struct Command {
+        #[command(flatten)]
+        args: CreateArgs,
+    }
+
+    #[test]
+    fn a_key_that_cannot_be_added_is_refused_with_the_flag() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("keys.toml");
+        let hash = NewKey::of([1; 32]).hash;
+        let valid = format!("[[keys]]\nname = \"shop\"\nhash = \"{hash}\"\nroles = [\"rank\"]\n");
+        let keys = path.display().to_string();
+        for (keys, text, part) in [
+            (&keys[..], &valid[..], "--name shop: "),
+            (&keys, &valid, "already has a key of this name"),
+            (&keys, "[[keys]", "keys.toml: line 1"),
+            (&keys, "[[keys]", "--keys "),
+            // Not a file, as a pipe, which would not answer.
+            ("/dev/null", "", "--keys /dev/null"),
+        ] {
+            fs::write(&path, text).unwrap();
+            let command = Command::try_parse_from(["create", "--keys", keys, "--name", "shop", "--role", "rank"]);
+            let error = format!("{:#}", create(&command.unwrap().args).err().unwrap());
+            assert!(error.contains(part) && !error.contains("--api-keys"), "{error}");
+            assert_eq!(fs::read_to_string(&path).unwrap(), text);
+        }
+    }
 }

@@ -2,9 +2,17 @@
 //!
 //! A key is 256 random bits, so its SHA-256 is stored and not a slow hash such as Argon2: slowness protects passwords
 //! that somebody can guess, and nobody guesses 2²⁵⁶ keys. A slow hash would cost every call milliseconds.
-use super::{CATALOG_METADATA, DEFAULT_CATALOG, guard::code_name, status, transport::rpc_of};
+use super::{
+    CATALOG_METADATA, DEFAULT_CATALOG,
+    guard::code_name,
+    status,
+    transport::{is_client_streaming, rpc_of},
+};
 use http::{HeaderMap, Request, Response, header::AUTHORIZATION};
+use http_body::Frame;
+use hyper::body::Bytes;
 use lodestone_core::{ids::check_name, units::UnixMillis};
+use lodestone_pipeline::bundle::read_regular_up_to;
 use lodestone_telemetry::Metrics;
 use parking_lot::{Mutex, RwLock};
 use serde::Deserialize;
@@ -12,12 +20,12 @@ use sha2::{Digest, Sha256};
 use std::{
     collections::{BTreeSet, HashMap},
     convert::Infallible,
-    fs,
     future::Future,
+    io,
     path::{Path, PathBuf},
     pin::Pin,
     sync::Arc,
-    task::{Context, Poll},
+    task::{Context, Poll, ready},
 };
 use subtle::ConstantTimeEq;
 use tonic::{Status, body::Body};
@@ -28,6 +36,8 @@ const HASH_PREFIX: &str = "sha256:";
 /// The prefix of keys, by which scanners of source code recognise them.
 const KEY_PREFIX: &str = "lodestone_";
 const KEY_BYTES: usize = 32;
+/// Greatest size of a key file.
+const FILE_BYTES_MAX: u64 = 16 << 20;
 
 /// What a key may do. Roles do not include each other.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Deserialize, clap::ValueEnum)]
@@ -210,10 +220,20 @@ struct Key {
 /// time of this lookup reveals nothing; the rest is compared in constant time.
 type Keys = HashMap<[u8; 8], Key>;
 
+/// The SHA-256 of a key.
+type KeyHash = [u8; 32];
+
+/// Returns the key with a hash, if it has not expired.
+fn valid_key<'k>(keys: &'k Keys, hash: &KeyHash, now: UnixMillis) -> Option<&'k Key> {
+    let key = keys.get(&hash[..8]).filter(|key| bool::from(key.hash.ct_eq(hash)))?;
+    key.expires.is_none_or(|expires| now < expires).then_some(key)
+}
+
 /// The reason why a key file cannot be used.
 #[derive(Debug, thiserror::Error)]
-#[error("--api-keys {path}: {problem}")]
+#[error("{flag} {path}: {problem}")]
 pub struct KeyFileError {
+    flag: &'static str,
     path: PathBuf,
     problem: String,
 }
@@ -222,8 +242,17 @@ pub struct KeyFileError {
 pub struct ApiKeys {
     path: PathBuf,
     keys: RwLock<Arc<Keys>>,
-    /// The content of the last attempt to load the file, so that each content is reported once.
-    seen: Mutex<String>,
+    seen: Mutex<Seen>,
+}
+
+/// The contents of a key file.
+#[derive(Default)]
+struct Seen {
+    /// Of the last read. A content is loaded when two reads return it: between them nothing wrote the file, so it is not
+    /// the first part of a file that is being written.
+    read: String,
+    /// Of the last attempt to load it, so that each content is reported once.
+    attempted: String,
 }
 
 impl std::fmt::Debug for ApiKeys {
@@ -232,27 +261,32 @@ impl std::fmt::Debug for ApiKeys {
     }
 }
 
-/// Checks the content of a key file.
-pub fn check_key_file(path: &Path, text: &str) -> Result<(), KeyFileError> {
+/// Checks the content of a key file, which `flag` names. Returns the names of its keys.
+pub fn check_key_file(flag: &'static str, path: &Path, text: &str) -> Result<BTreeSet<String>, KeyFileError> {
     match parse(text) {
-        Ok(_) => Ok(()),
-        Err(problem) => Err(KeyFileError { path: path.to_owned(), problem }),
+        Ok(keys) => Ok(keys.into_values().map(|key| key.name).collect()),
+        Err(problem) => Err(KeyFileError { flag, path: path.to_owned(), problem }),
     }
+}
+
+/// Reads the text of a key file, which must be a regular file.
+pub fn read_key_file(path: &Path) -> io::Result<String> {
+    let bytes = read_regular_up_to(path, FILE_BYTES_MAX)?;
+    String::from_utf8(bytes).map_err(|_| io::Error::new(io::ErrorKind::InvalidData, "is not UTF-8"))
 }
 
 impl ApiKeys {
     /// Reads a key file. A file without keys is refused, because the server would answer nobody.
     pub fn open(path: &Path) -> Result<Self, KeyFileError> {
-        let failed = |problem| KeyFileError { path: path.to_owned(), problem };
+        let failed = |problem| KeyFileError { flag: "--api-keys", path: path.to_owned(), problem };
         let text = read(path).map_err(failed)?;
-        let keys = parse(&text).map_err(failed)?;
-        if keys.is_empty() {
-            return Err(failed("has no keys; add one with `lodestone key create`".to_owned()));
-        }
-        Ok(Self { path: path.to_owned(), keys: RwLock::new(Arc::new(keys)), seen: Mutex::new(text) })
+        let keys = parse_some(&text).map_err(failed)?;
+        let seen = Mutex::new(Seen { read: text.clone(), attempted: text });
+        Ok(Self { path: path.to_owned(), keys: RwLock::new(Arc::new(keys)), seen })
     }
 
-    /// Uses the file if it has changed. With an invalid file the former keys stay.
+    /// Uses the file if it has changed and two calls have read the same content. With an invalid file, or one without
+    /// keys, the former keys stay.
     pub(super) fn reload(&self) {
         let text = match read(&self.path) {
             Ok(text) => text,
@@ -261,33 +295,36 @@ impl ApiKeys {
                 return tracing::error!(%path, problem, "cannot read the API keys again; the former ones stay");
             }
         };
-        if *self.seen.lock() == text {
+        let mut seen = self.seen.lock();
+        if seen.read != text {
+            seen.read = text;
             return;
         }
-        match parse(&text) {
+        if seen.attempted == text {
+            return;
+        }
+        match parse_some(&text) {
             Ok(keys) => {
                 tracing::info!(count = keys.len(), "loaded changed API keys");
                 *self.keys.write() = Arc::new(keys);
             }
             Err(problem) => tracing::error!(problem, "the changed API keys are invalid; the former ones stay"),
         }
-        *self.seen.lock() = text;
+        seen.attempted = text;
     }
 
-    /// Checks that the key of a call may call a method on a catalogue.
-    fn check(&self, path: &str, headers: &HeaderMap, now: UnixMillis) -> Result<(), Status> {
+    /// Checks that the key of a call may call a method on a catalogue. Returns its hash; none if the method needs no key.
+    fn check(&self, path: &str, headers: &HeaderMap, now: UnixMillis) -> Result<Option<KeyHash>, Status> {
         let requirement = requirement(path);
         if requirement == Requirement::Nothing {
-            return Ok(());
+            return Ok(None);
         }
         let sent = headers.get(AUTHORIZATION).ok_or_else(status::api_key_missing)?;
         let secret = bearer(sent.as_bytes()).ok_or_else(status::api_key_missing)?;
-        let hash: [u8; 32] = Sha256::digest(secret).into();
+        let hash: KeyHash = Sha256::digest(secret).into();
         let keys = self.keys.read().clone();
-        let key = keys.get(&hash[..8]).filter(|key| bool::from(key.hash.ct_eq(&hash)));
-        let key = key.filter(|key| key.expires.is_none_or(|expires| now < expires));
-        let key = key.ok_or_else(status::api_key_invalid)?;
-        let Requirement::Role(role) = requirement else { return Ok(()) };
+        let key = valid_key(&keys, &hash, now).ok_or_else(status::api_key_invalid)?;
+        let Requirement::Role(role) = requirement else { return Ok(Some(hash)) };
         // The catalogue is checked before it is looked for, so that the status does not depend on its existence.
         let catalog = headers.get(CATALOG_METADATA).map(|value| value.as_bytes()).filter(|name| !name.is_empty());
         let catalog = catalog.unwrap_or(DEFAULT_CATALOG.as_bytes());
@@ -300,7 +337,40 @@ impl ApiKeys {
             tracing::debug!(key = key.name, path, "an API key lacks a role");
             return Err(status::role_missing(role.name()));
         }
-        Ok(())
+        Ok(Some(hash))
+    }
+
+    /// Returns true if the key with a hash is in the file and has not expired.
+    fn is_valid(&self, hash: &KeyHash, now: UnixMillis) -> bool {
+        valid_key(&self.keys.read(), hash, now).is_some()
+    }
+}
+
+/// The body of a stream of requests. Its key is checked again whenever a part of it arrives, because streams last for
+/// hours.
+struct AuthorizedBody {
+    inner: Body,
+    keys: Arc<ApiKeys>,
+    hash: KeyHash,
+}
+
+impl http_body::Body for AuthorizedBody {
+    type Data = Bytes;
+    type Error = Status;
+
+    fn poll_frame(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+        let this = self.get_mut();
+        let frame = ready!(http_body::Body::poll_frame(Pin::new(&mut this.inner), context));
+        let is_refused = matches!(&frame, Some(Ok(_))) && !this.keys.is_valid(&this.hash, UnixMillis::now());
+        Poll::Ready(if is_refused { Some(Err(status::api_key_invalid())) } else { frame })
+    }
+
+    fn is_end_stream(&self) -> bool {
+        http_body::Body::is_end_stream(&self.inner)
+    }
+
+    fn size_hint(&self) -> http_body::SizeHint {
+        http_body::Body::size_hint(&self.inner)
     }
 }
 
@@ -311,7 +381,16 @@ fn bearer(value: &[u8]) -> Option<&[u8]> {
 }
 
 fn read(path: &Path) -> Result<String, String> {
-    fs::read_to_string(path).map_err(|error| format!("cannot be read: {error}; check the path and permissions"))
+    read_key_file(path).map_err(|error| format!("cannot be read: {error}; check the path and permissions"))
+}
+
+/// Parses a file for a server, which would answer nobody without keys.
+fn parse_some(text: &str) -> Result<Keys, String> {
+    let keys = parse(text)?;
+    match keys.is_empty() {
+        true => Err("has no keys; add one with `lodestone key create`".to_owned()),
+        false => Ok(keys),
+    }
 }
 
 fn parse(text: &str) -> Result<Keys, String> {
@@ -399,9 +478,16 @@ where
     fn call(&mut self, mut request: Request<Body>) -> Self::Future {
         if let Some(keys) = &self.keys {
             let path = request.uri().path();
-            if let Err(status) = keys.check(path, request.headers(), UnixMillis::now()) {
-                self.metrics.refused(rpc_of(path), code_name(status.code()));
-                return Box::pin(std::future::ready(Ok(status.into_http())));
+            let hash = match keys.check(path, request.headers(), UnixMillis::now()) {
+                Ok(hash) => hash,
+                Err(status) => {
+                    self.metrics.refused(rpc_of(path), code_name(status.code()));
+                    return Box::pin(std::future::ready(Ok(status.into_http())));
+                }
+            };
+            if let Some(hash) = hash.filter(|_| is_client_streaming(path)) {
+                let keys = keys.clone();
+                request = request.map(|inner| Body::new(AuthorizedBody { inner, keys, hash }));
             }
             // No service and no log needs the secret.
             request.headers_mut().remove(AUTHORIZATION);
@@ -415,7 +501,7 @@ mod tests {
     use super::*;
     use crate::server::proto::DESCRIPTORS;
     use prost::Message;
-    use std::collections::BTreeMap;
+    use std::{collections::BTreeMap, fs};
     use tonic::Code;
     use tonic_types::StatusExt;
 
@@ -427,7 +513,7 @@ mod tests {
 
     fn api_keys(text: &str) -> ApiKeys {
         let keys = RwLock::new(Arc::new(keys(text).unwrap()));
-        ApiKeys { path: PathBuf::new(), keys, seen: Mutex::new(String::new()) }
+        ApiKeys { path: PathBuf::new(), keys, seen: Mutex::default() }
     }
 
     fn headers(authorization: &str, catalog: &str) -> HeaderMap {
@@ -505,13 +591,44 @@ mod tests {
             ("//", String::new(), "", before, Err((unknown, "API_KEY_MISSING"))),
         ] {
             let checked = keys.check(path, &headers(&authorization, catalog), now);
-            let found = checked.map_err(|status| {
+            let found = checked.map(|_| ()).map_err(|status| {
                 assert!(!status.message().contains("unknown`") && !status.message().contains(&all.secret));
                 (status.code(), status.get_error_details().error_info().unwrap().reason.clone())
             });
             let expected = expected.map_err(|(code, reason): (Code, &str)| (code, reason.to_owned()));
             assert_eq!(found, expected, "{path} {catalog}");
         }
+    }
+
+    #[test]
+    fn a_changed_file_is_used_when_two_reads_are_equal_and_it_has_keys() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("keys.toml");
+        let hashes = [[1; 32], [2; 32]].map(|random| KeyHash::from(Sha256::digest(NewKey::of(random).secret)));
+        let entry = |name: &str, random| {
+            let hash = NewKey::of(random).hash;
+            format!("[[keys]]\nname = \"{name}\"\nhash = \"{hash}\"\nroles = [\"rank\"]\n")
+        };
+        let (first, both) = (entry("a", [1; 32]), [entry("a", [1; 32]), entry("b", [2; 32])].concat());
+        fs::write(&path, &both).unwrap();
+        let keys = ApiKeys::open(&path).unwrap();
+        let valid = || hashes.map(|hash| keys.is_valid(&hash, UnixMillis(0)));
+        let read = |text: &str| {
+            fs::write(&path, text).unwrap();
+            keys.reload();
+            valid()
+        };
+        // A part of a file that is being written, and no keys at all.
+        for text in [&*first, &both, "", "", "", "# no keys", "# no keys", "[[keys]", "[[keys]", &both, &both] {
+            assert_eq!(read(text), [true, true], "{text}");
+        }
+        assert_eq!([read(&first), read(&first)], [[true, true], [true, false]]);
+        let gone = format!("{first}expires = 1970-01-01T00:00:00Z\n");
+        assert_eq!([read(&gone), read(&gone)], [[true, false], [false, false]], "the last key is revoked");
+        fs::remove_file(&path).unwrap();
+        fs::create_dir(&path).unwrap();
+        let error = ApiKeys::open(&path).unwrap_err().to_string();
+        assert!(error.starts_with("--api-keys ") && error.contains("not a regular file"), "{error}");
     }
 
     #[test]

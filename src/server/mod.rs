@@ -35,7 +35,7 @@ pub mod proto {
 }
 
 use access::Authorization;
-pub use access::{ApiKeys, KeyFileError, NewKey, Role, check_key_file, check_key_name};
+pub use access::{ApiKeys, KeyFileError, NewKey, Role, check_key_file, check_key_name, read_key_file};
 use catalogs::CatalogRouter;
 pub use catalogs::{CATALOG_METADATA, Catalogs, DEFAULT_CATALOG};
 use connections::Closer;

@@ -479,6 +479,30 @@ async fn calls_need_a_key_with_their_role() {
         assert!(metrics.contains(line), "{line} is missing in {metrics}");
     }
 
+    // A stream of events for as long as the key is valid.
+    let (sender, receiver) = tokio::sync::mpsc::channel::<proto::StreamEventsRequest>(1);
+    let messages = futures_util::stream::unfold(receiver, |mut receiver| async move {
+        let message = receiver.recv().await?;
+        Some((message, receiver))
+    });
+    let mut stream_request = Request::new(messages);
+    let value = format!("Bearer {}", shop_key.secret).parse().unwrap();
+    stream_request.metadata_mut().insert("authorization", value);
+    let of_event = |id: &str| {
+        let event = proto::Event {
+            event_id: id.to_owned(),
+            r#type: proto::EventType::View.into(),
+            viewer: query("").viewer,
+            lines: vec![proto::EventLine { item_id: "i1".to_owned(), ..Default::default() }],
+            ..Default::default()
+        };
+        proto::StreamEventsRequest { events: vec![event] }
+    };
+    sender.send(of_event("before")).await.unwrap();
+    let stored = EventServiceClient::new(channel.clone()).stream_events(stream_request).await.unwrap();
+    let mut stored = stored.into_inner();
+    assert_eq!(stored.message().await.unwrap().unwrap().counts.unwrap().accepted_count, 1);
+
     // A key is added and then the other one revoked, without a restart; a file with a mistake changes nothing.
     let of_feed = entry("feed", &feed, "roles = [\"rank\"]");
     fs::write(&path, [&of_shop[..], &of_feed].concat()).unwrap();
@@ -488,6 +512,9 @@ async fn calls_need_a_key_with_their_role() {
     fs::write(&path, &of_feed).unwrap();
     let is_revoked = async || search_with(&shop_key.secret, "default").await == "API_KEY_INVALID";
     wait_until("the other key is revoked", TIME_MAX, is_revoked).await;
+    sender.send(of_event("after")).await.unwrap();
+    let status = stored.message().await.unwrap_err();
+    assert_eq!((status.code(), reason(&status)), (Code::Unauthenticated, "API_KEY_INVALID".to_owned()));
     assert_eq!(search_with(&feed.secret, "default").await, "");
     assert_eq!(search_with(&feed.secret, "other").await, "CATALOG_NOT_FOUND", "a key of all catalogues");
     server.end().await;
