@@ -19,6 +19,12 @@ use tokio::sync::OwnedRwLockReadGuard;
 
 /// Number of items with values of another kind that are named.
 const CONFLICTS_LISTED_MAX: usize = 100;
+/// Number of unknown attributes of a request for which similar names are looked for.
+const NEAREST_MAX: usize = 8;
+/// Greatest length of an unknown name for which similar ones are looked for, in bytes.
+const NEAREST_NAME_BYTES_MAX: usize = 64;
+/// Greatest number of edit distances for one request. Each takes some microseconds.
+const DISTANCES_MAX: usize = 2000;
 
 /// Items whose values of an attribute are of another kind than the declared one.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -43,7 +49,8 @@ pub struct AttributesPage {
 pub struct UnknownAttribute {
     pub field: RequestField,
     pub name: String,
-    /// The most similar name of an attribute that an item has or that is declared; none if no name is similar.
+    /// The most similar name of an attribute that an item has or that is declared. None if no name is similar, for names
+    /// of more than 64 bytes, and after the first 8 unknown attributes.
     pub nearest: Option<String>,
 }
 
@@ -103,12 +110,15 @@ impl Engine {
             let is_known = |name: &str| rules.attributes.contains_key(name) || catalog.has_attribute(name);
             let mut names = catalog.attribute_names();
             names.extend(rules.attributes.keys().map(String::as_str));
-            let of = |(name, field): (String, RequestField)| {
-                let near = near_names(&name, names.iter().copied());
+            let mut distances_left = DISTANCES_MAX;
+            let mut of = |(index, (name, field)): (usize, (String, RequestField))| {
+                let has_nearest = index < NEAREST_MAX && name.len() <= NEAREST_NAME_BYTES_MAX;
+                let names = names.iter().copied().filter(|_| has_nearest);
+                let near = near_names(&name, names, deadline, &mut distances_left);
                 let nearest = near.into_iter().find(|name| is_known(name)).map(str::to_owned);
                 UnknownAttribute { field, name, nearest }
             };
-            Ok(unknown.into_iter().map(of).collect())
+            Ok(unknown.into_iter().enumerate().map(&mut of).collect())
         };
         self.workers.run(deadline, with_nearest).await.unwrap_or_default()
     }
@@ -168,27 +178,59 @@ fn conflicts(catalog: &Catalog, name: &str, kind: AttributeKind) -> AttributeCon
 }
 
 /// Returns the names whose edit distance (optimal string alignment) from an unknown one is at most a third of its length,
-/// the nearest first. Letter case and `_` do not count.
-fn near_names<'n>(unknown: &str, names: impl Iterator<Item = &'n str>) -> Vec<&'n str> {
+/// the nearest first. Letter case and `_` do not count. Stops at the deadline, and when no distances are left.
+fn near_names<'n>(
+    unknown: &str,
+    names: impl Iterator<Item = &'n str>,
+    deadline: Instant,
+    distances_left: &mut usize,
+) -> Vec<&'n str> {
     let folded = |name: &str| name.replace('_', "").to_ascii_lowercase();
+    let mut counts = [0_i32; 256];
+    letters(unknown).for_each(|byte| counts[usize::from(byte)] += 1);
     let unknown = folded(unknown);
     let limit = unknown.len() / 3;
-    let near = names.filter_map(|name| {
-        let folded = folded(name);
-        // The difference of the lengths is a lower bound of the distance.
-        if folded.len().abs_diff(unknown.len()) > limit {
-            return None;
+    let mut near: Vec<(usize, &str)> = Vec::new();
+    for name in names {
+        // Lower bounds of the distance: the difference of the lengths, and the letters that only one of both has.
+        let length = letters(name).count();
+        if length.abs_diff(unknown.len()) > limit || other_letters(counts, letters(name), length) > limit {
+            continue;
         }
-        Some((strsim::osa_distance(&unknown, &folded), name)).filter(|(distance, _)| *distance <= limit)
-    });
-    let mut near: Vec<(usize, &str)> = near.collect();
+        if *distances_left == 0 || Instant::now() >= deadline {
+            break;
+        }
+        *distances_left -= 1;
+        let distance = strsim::osa_distance(&unknown, &folded(name));
+        if distance <= limit {
+            near.push((distance, name));
+        }
+    }
     near.sort_unstable();
     near.into_iter().map(|(_, name)| name).collect()
+}
+
+/// Returns the bytes of a name that count.
+fn letters(name: &str) -> impl Iterator<Item = u8> {
+    name.bytes().filter(|byte| *byte != b'_').map(|byte| byte.to_ascii_lowercase())
+}
+
+/// Returns the number of letters of a name, of `length` letters, that another one with `counts` of letters does not have.
+/// Each takes a replacement or an insertion.
+fn other_letters(mut counts: [i32; 256], letters: impl Iterator<Item = u8>, length: usize) -> usize {
+    let mut common = 0;
+    for byte in letters {
+        let left = &mut counts[usize::from(byte)];
+        common += usize::from(*left > 0);
+        *left -= 1;
+    }
+    length - common
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::time::Duration;
 
     #[test]
     fn near_names_differ_by_a_third_of_their_letters_at_most() {
@@ -203,7 +245,30 @@ mod tests {
             ("gk", &[]),
             ("depth", &[]),
         ] {
-            assert_eq!(near_names(unknown, names.into_iter()), expected, "{unknown}");
+            let later = Instant::now() + Duration::from_secs(3600);
+            assert_eq!(near_names(unknown, names.into_iter(), later, &mut 100), expected, "{unknown}");
+            assert!(near_names(unknown, names.into_iter(), Instant::now(), &mut 100).is_empty(), "the time is over");
         }
+    }
+
+    #[test]
+    fn few_distances_are_computed() {
+        let later = Instant::now() + Duration::from_secs(3600);
+        let letters = |number: usize| -> String {
+            let letter = |index: usize| char::from(b'a' + (number + index * (1 + number % 5)) as u8 % 26);
+            (0..58).map(letter).collect()
+        };
+        let names: Vec<String> = (0..5000).map(letters).collect();
+        let all = || names.iter().map(String::as_str);
+        // No name has enough of the same letters.
+        let mut left = DISTANCES_MAX;
+        assert!(near_names(&"0".repeat(58), all(), later, &mut left).is_empty());
+        assert_eq!(left, DISTANCES_MAX);
+        // All names could be similar.
+        for unknown in [&names[0][..], &names[1][..], "other"] {
+            near_names(unknown, std::iter::repeat_n(unknown, 1500), later, &mut left);
+        }
+        assert_eq!(left, 0);
+        assert!(near_names("color", std::iter::once("color"), later, &mut left).is_empty());
     }
 }
