@@ -171,7 +171,10 @@ pub fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let new = path.with_file_name(name);
     // A file that an earlier crash left may have other permissions.
     match fs::remove_file(&new) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            let problem = format!("{} cannot be removed: {error}", new.display());
+            return Err(io::Error::new(error.kind(), problem));
+        }
         _ => {}
     }
     let written = OpenOptions::new().write(true).create_new(true).mode(PRIVATE_FILE).open(&new).and_then(|mut file| {
@@ -205,6 +208,9 @@ mod tests {
         assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
         assert_eq!(fs::read_dir(&below).unwrap().count(), 1);
         assert!(replace(&below.join("none").join("x"), b"").is_err());
+        fs::create_dir(below.join("x.key.new")).unwrap();
+        let error = replace(&path, b"third").unwrap_err().to_string();
+        assert!(error.contains("x.key.new cannot be removed"), "{error}");
     }
 
     #[test]

@@ -2,7 +2,7 @@
 //!
 //! The file is a cache: it can always be computed from the log and the bundle. Therefore a damaged file and one of
 //! another encoder are ignored, and written again.
-use crate::bundle::{Bundle, Manifest, QUERY_ENCODER, TOKENIZER};
+use crate::bundle::{Bundle, Manifest, QUERY_ENCODER, TOKENIZER, read_regular_up_to};
 use ahash::AHashMap;
 use lodestone_events::storage;
 use lodestone_index::check_vector;
@@ -61,7 +61,7 @@ impl SavedVectors {
     }
 
     fn read(path: &Path, manifest: &Manifest, dimensions: usize) -> Result<Self, SavedVectorsError> {
-        let bytes = fs::read(path)?;
+        let bytes = read_regular_up_to(path, BYTES_MAX as u64)?;
         let Some((header, rest)) = bytes.split_at_checked(HEADER_BYTES) else { return Err(SavedVectorsError::Format) };
         let number = |at: usize| u32::from_le_bytes([header[at], header[at + 1], header[at + 2], header[at + 3]]);
         let (magic, encoder) = (&header[..MAGIC.len()], &header[MAGIC.len()..HEADER_BYTES - 8]);
@@ -235,6 +235,15 @@ mod tests {
         }
         fs::write(&path, &whole).unwrap();
         assert_eq!(read(b"model", DIMENSIONS).unwrap().item_count(), 2);
+        // Too large, and no file.
+        fs::File::options().write(true).open(&path).unwrap().set_len(BYTES_MAX as u64 + 1).unwrap();
+        let error = read(b"model", DIMENSIONS).unwrap_err();
+        assert!(matches!(&error, SavedVectorsError::Io(_)) && error.to_string().contains("268435456"), "{error}");
+        fs::remove_file(&path).unwrap();
+        fs::create_dir(&path).unwrap();
+        let error = read(b"model", DIMENSIONS).unwrap_err();
+        assert!(error.to_string().contains("not a regular file"), "{error}");
+        fs::remove_dir(&path).unwrap();
         // A vector that the index would reject.
         write_texts(&path, &[("mug", [1.0, 0.0]), ("lamp", [f32::NAN, 1.0])]);
         assert!(matches!(read(b"model", DIMENSIONS), Err(SavedVectorsError::Vector(1))));
