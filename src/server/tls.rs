@@ -84,7 +84,7 @@ impl Tls {
 
     /// Returns the time at which the first of the certificates expires, those of clients' authorities included.
     pub fn expiry(&self) -> Option<UnixMillis> {
-        let [certificate, _, client_ca] = &*self.seen.lock();
+        let [certificate, _, client_ca] = &self.attempt.lock().contents;
         let ders = [certificate, client_ca].into_iter().flat_map(|pem| CertificateDer::pem_slice_iter(pem).flatten());
         let parsed = ders.filter_map(|der| x509_cert::Certificate::from_der(&der).ok());
         parsed.map(|certificate| expiry(&certificate)).min()
