@@ -25,6 +25,7 @@ use lodestone_pipeline::{
     serving::Plan,
     slate::{CurrentItems, PageStart},
 };
+use lodestone_rules::NO_INCENTIVE;
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt,
@@ -38,8 +39,8 @@ const BATCH: usize = 64;
 ///
 /// A row per user, the highest value at risk first: P(no return) × expected value within the longest horizon of the
 /// bundle. The products are those that Recommend FOR_YOU of the bundle would return at the end of the events, with the
-/// default serving configuration. With --decisions, each row also has the incentive of its user, or none. The columns are
-/// described in docs/loyalty.md.
+/// default serving configuration. With --decisions, each row also has the incentive of its user, or none; users with an
+/// incentive are first. The columns are described in docs/loyalty.md.
 #[derive(clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -121,6 +122,12 @@ struct Target<'a> {
     products: Vec<Product>,
 }
 
+impl Target<'_> {
+    fn has_incentive(&self) -> bool {
+        self.decision.as_ref().is_some_and(|decision| decision.incentive != NO_INCENTIVE)
+    }
+}
+
 struct Product {
     id: String,
     title: String,
@@ -143,9 +150,37 @@ struct Summary {
     value_at_risk: f64,
     /// Rows with each incentive of --decisions, and with none.
     incentives: BTreeMap<String, usize>,
+    /// Users with an incentive of --decisions who are not in the list, by the reason.
+    unlisted_incentives: UnlistedIncentives,
     /// Rows with fewer products than --products.
     users_with_fewer_products: usize,
     out: PathBuf,
+}
+
+/// Numbers of users with an incentive of --decisions who are not in the list.
+#[derive(Default, serde::Serialize)]
+struct UnlistedIncentives {
+    /// Further users than --users.
+    users_limit: usize,
+    /// No purchase has a price, so the value at risk is unknown.
+    no_purchase: usize,
+    /// Purchases are mostly in another currency.
+    other_currency: usize,
+    other_segment: usize,
+    /// The data has no event of the user.
+    unknown_user: usize,
+}
+
+impl UnlistedIncentives {
+    fn reasons(&self) -> [(&'static str, usize); 5] {
+        [
+            ("beyond --users", self.users_limit),
+            ("no priced purchase", self.no_purchase),
+            ("purchases mostly in another currency", self.other_currency),
+            ("in no --segment of the list", self.other_segment),
+            ("no event in --data", self.unknown_user),
+        ]
+    }
 }
 
 impl fmt::Display for Summary {
@@ -163,6 +198,11 @@ impl fmt::Display for Summary {
         )?;
         for (incentive, count) in &self.incentives {
             writeln!(f, "{incentive:<24} {count:>9}")?;
+        }
+        let unlisted = self.unlisted_incentives.reasons().into_iter().filter(|(_, count)| *count > 0);
+        let unlisted: Vec<String> = unlisted.map(|(reason, count)| format!("{count} {reason}")).collect();
+        if !unlisted.is_empty() {
+            writeln!(f, "users with an incentive who are not in the list: {}", unlisted.join(", "))?;
         }
         if self.users_with_fewer_products > 0 {
             writeln!(f, "{} users have fewer products", self.users_with_fewer_products)?;
@@ -199,14 +239,19 @@ pub(crate) fn campaign(args: &CampaignArgs) -> anyhow::Result<Exit> {
             Some(Target { user: &user.user, risk, purchase_days, decision: None, products })
         })
         .collect();
+    let decisions = args.decisions.as_deref().map(read_incentive_assignment).transpose()?;
+    if let Some((path, decisions)) = args.decisions.as_deref().zip(decisions.as_ref()) {
+        join_decisions(path, decisions, &mut targets)?;
+    }
     targets.sort_by(|left, right| {
-        right.risk.value_at_risk().total_cmp(&left.risk.value_at_risk()).then_with(|| left.user.cmp(right.user))
+        let by_value = right.risk.value_at_risk().total_cmp(&left.risk.value_at_risk());
+        right.has_incentive().cmp(&left.has_incentive()).then(by_value).then_with(|| left.user.cmp(right.user))
     });
     let eligible_users = targets.len();
-    targets.truncate(args.users);
-    if let Some(path) = &args.decisions {
-        join_decisions(path, &mut targets)?;
-    }
+    let beyond = targets.split_off(eligible_users.min(args.users));
+    let mut unlisted_incentives = decisions
+        .map_or_else(UnlistedIncentives::default, |decisions| unlisted(&base, currency, &args.segments, decisions));
+    unlisted_incentives.users_limit = beyond.iter().filter(|of| of.has_incentive()).count();
     recommend(args, &base.events, &mut targets)?;
     let summary = Summary {
         bundle: base.bundle.clone(),
@@ -220,6 +265,7 @@ pub(crate) fn campaign(args: &CampaignArgs) -> anyhow::Result<Exit> {
             *counts.entry(of.incentive.clone()).or_default() += 1;
             counts
         }),
+        unlisted_incentives,
         users_with_fewer_products: targets.iter().filter(|of| of.products.len() < args.products).count(),
         out: args.out.clone(),
     };
@@ -233,10 +279,13 @@ pub(crate) fn campaign(args: &CampaignArgs) -> anyhow::Result<Exit> {
 }
 
 /// Sets the decision of each target.
-fn join_decisions(path: &Path, targets: &mut [Target]) -> anyhow::Result<()> {
-    let mut decisions = read_incentive_assignment(path)?;
+fn join_decisions(
+    path: &Path,
+    decisions: &BTreeMap<String, AssignedIncentive>,
+    targets: &mut [Target],
+) -> anyhow::Result<()> {
     for target in targets.iter_mut() {
-        target.decision = target.user.signed_in_id().and_then(|user| decisions.remove(user));
+        target.decision = target.user.signed_in_id().and_then(|user| decisions.get(user).cloned());
     }
     let mut missing = targets.iter().filter(|target| target.decision.is_none());
     if let Some(first) = missing.next() {
@@ -250,6 +299,31 @@ fn join_decisions(path: &Path, targets: &mut [Target]) -> anyhow::Result<()> {
         ));
     }
     Ok(())
+}
+
+/// Counts the users with an incentive who cannot be in a list of these segments.
+fn unlisted(
+    base: &Base,
+    currency: &str,
+    segments: &[Segment],
+    decisions: BTreeMap<String, AssignedIncentive>,
+) -> UnlistedIncentives {
+    let given = decisions.into_iter().filter(|(_, decision)| decision.incentive != NO_INCENTIVE);
+    let mut given: BTreeSet<String> = given.map(|(user, _)| user).collect();
+    let mut counts = UnlistedIncentives::default();
+    for user in &base.users {
+        if !user.user.signed_in_id().is_some_and(|id| given.remove(id)) {
+            continue;
+        }
+        match base.model.risk(&user.summary, base.day, currency) {
+            Some(risk) if segments.contains(&risk.segment) => {}
+            Some(_) => counts.other_segment += 1,
+            None if user.score.currency.is_empty() => counts.no_purchase += 1,
+            None => counts.other_currency += 1,
+        }
+    }
+    counts.unknown_user = given.len();
+    counts
 }
 
 /// Ranks products for each target as a server with this bundle and these events would.

@@ -113,10 +113,10 @@ pub(crate) struct AssignArgs {
     #[arg(long, value_name = "ID")]
     campaign: String,
     /// Greatest sum of expected costs, in the currency's unit.
-    #[arg(long, value_name = "AMOUNT")]
+    #[arg(long, value_name = "AMOUNT", allow_hyphen_values = true)]
     budget: f64,
     /// Share of the users in the campaign's hold-out, who receive nothing: `holdout_share` of the campaign, 0 to 1.
-    #[arg(long, value_name = "0..1")]
+    #[arg(long, value_name = "0..1", allow_hyphen_values = true)]
     holdout_share: f64,
     /// Segment of the users: new, growing, loyal, at-risk, lapsing or lost. May be repeated. Default: all.
     #[arg(long = "segment", value_name = "NAME", value_parser = segment)]
@@ -362,7 +362,7 @@ fn assign(args: &AssignArgs) -> anyhow::Result<Exit> {
         known.model.as_ref().ok_or_else(|| anyhow!("no uplift model of {}: {}", args.campaign, known.reason))?;
     let names: Vec<&str> = model.incentives().collect();
     let limits = allocation_limits(args, &names, &base.users)?;
-    let (decisions, found) = decisions(args, &base, &names, &limits);
+    let (decisions, found) = decisions(args, &base, &names, &limits, &known.currency);
     ensure!(!decisions.is_empty(), "none of the {} users is in a --segment", base.users.len());
     let mut incentives: BTreeMap<String, usize> = names.iter().map(|name| ((*name).to_owned(), 0)).collect();
     let mut reasons: BTreeMap<&str, usize> = BTreeMap::new();
@@ -419,11 +419,17 @@ fn decisions<'a>(
     base: &'a Base,
     names: &[&'a str],
     limits: &AllocationLimits,
+    currency: &str,
 ) -> (Vec<AssignedUser<'a>>, Allocation) {
     let is_chosen = |of: &ScoredUser| args.segments.is_empty() || args.segments.contains(&of.score.rule.segment);
     let users: Vec<usize> = (0..base.users.len()).filter(|user| is_chosen(&base.users[*user])).collect();
+    // The gain is in the campaign's currency, with which the value of purchases in another one cannot be compared.
+    let is_of_other_currency = |user: usize| spends_only_in_others(&base.users[user].summary, currency);
     let gaining = |user: &usize| {
         let summary = &base.users[*user].summary;
+        if is_of_other_currency(*user) {
+            return Vec::new();
+        }
         let scored = base.model.incentive_effects(&args.campaign, summary, base.day).unwrap_or_default();
         let gaining = scored.into_iter().enumerate().filter(|(_, (_, effect))| effect.gain_lower_micros > 0.0);
         let candidate = |(incentive, (_, effect)): (usize, (&str, IncentiveEffect))| {
@@ -446,6 +452,7 @@ fn decisions<'a>(
         let (reason, propensity) = match (is_holdout(*user), incentive) {
             (false, Some(_)) => (IncentiveReason::Gain, 1.0 - args.holdout_share),
             (true, _) if is_priced_in => (IncentiveReason::Holdout, args.holdout_share),
+            _ if is_of_other_currency(*user) => (IncentiveReason::OtherCurrency, 1.0),
             _ if of.is_empty() => (IncentiveReason::NoGain, 1.0),
             _ => (IncentiveReason::Budget, 1.0),
         };
@@ -453,6 +460,12 @@ fn decisions<'a>(
         AssignedUser { user: &base.users[*user], reason, incentive, propensity }
     };
     (users.iter().zip(&of_users).map(decision).collect(), found)
+}
+
+/// Whether a user has purchases with prices, and none in `currency`.
+fn spends_only_in_others(summary: &UserSummary, currency: &str) -> bool {
+    let mut currencies = summary.spend().filter(|of| of.purchases > 0).map(|of| of.currency()).peekable();
+    currencies.peek().is_some() && currencies.all(|of| of != currency)
 }
 
 fn assignment_columns(decisions: &[AssignedUser]) -> Vec<(String, Cells)> {

@@ -23,6 +23,8 @@ pub const UPLIFT_HORIZON_DAYS: i64 = 30;
 #[serde(deny_unknown_fields)]
 pub struct CampaignUplift {
     pub campaign_id: String,
+    /// ISO 4217 code of the decisions, in which gains and costs are.
+    pub currency: String,
     /// None if the observations are too few.
     pub model: Option<UpliftModel>,
     /// Why there is no model; empty with one.
@@ -122,7 +124,7 @@ fn fit_campaign(
         Err(error @ (UpliftError::TooFew(_) | UpliftError::NoIncentives)) => (None, error.to_string()),
         Err(error) => (None, format!("the decisions cannot be read: {error}")),
     };
-    CampaignUplift { campaign_id: id.to_owned(), model, reason, evidence }
+    CampaignUplift { campaign_id: id.to_owned(), currency: currency.to_owned(), model, reason, evidence }
 }
 
 fn user_inputs(model: &LoyaltyModel, summary: &UserSummary, day: u16) -> [f64; SHARED] {
