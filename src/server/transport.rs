@@ -93,12 +93,14 @@ struct MessageLengths {
     prefix_bytes: usize,
     /// Bytes of the current message that have not arrived.
     missing: usize,
+    /// Number of messages that have arrived.
+    complete: u64,
     permit: Option<OwnedSemaphorePermit>,
 }
 
 impl MessageLengths {
     fn new(budget: Arc<Semaphore>, bytes_max: usize) -> Self {
-        Self { budget, bytes_max, prefix: [0; PREFIX_BYTES], prefix_bytes: 0, missing: 0, permit: None }
+        Self { budget, bytes_max, prefix: [0; PREFIX_BYTES], prefix_bytes: 0, missing: 0, complete: 0, permit: None }
     }
 
     /// Returns true while a part of a message has arrived.
@@ -111,6 +113,7 @@ impl MessageLengths {
         while !bytes.is_empty() {
             let arrived = self.missing.min(bytes.len());
             self.missing -= arrived;
+            self.complete += u64::from(arrived > 0 && self.missing == 0);
             bytes = &bytes[arrived..];
             let begun = (PREFIX_BYTES - self.prefix_bytes).min(bytes.len());
             self.prefix[self.prefix_bytes..][..begun].copy_from_slice(&bytes[..begun]);
@@ -121,6 +124,7 @@ impl MessageLengths {
             }
             let [_, length @ ..] = self.prefix;
             (self.missing, self.prefix_bytes, self.permit) = (u32::from_be_bytes(length) as usize, 0, None);
+            self.complete += u64::from(self.missing == 0);
             if (COUNTED_BYTES_MIN..=self.bytes_max).contains(&self.missing) {
                 let kib = self.missing.div_ceil(1 << 10) as u32;
                 let permit = self.budget.clone().try_acquire_many_owned(kib);
@@ -159,12 +163,14 @@ impl http_body::Body for RequestBody {
                 return Poll::Ready(Some(Err(status::request_incomplete(limit))));
             }
             Poll::Ready(Some(Ok(frame))) => {
+                let complete = this.lengths.complete;
                 if let Some(bytes) = frame.data_ref()
                     && let Err(status) = this.lengths.advance(bytes)
                 {
                     return Poll::Ready(Some(Err(status)));
                 }
-                if this.may_pause && !this.lengths.is_within_message() {
+                // Each message of a stream has its own time.
+                if this.may_pause && this.lengths.complete > complete {
                     this.timer = None;
                 }
             }
@@ -310,6 +316,8 @@ fn without_reason(headers: &HeaderMap) -> Option<Status> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use futures_util::{StreamExt, stream};
+    use http_body_util::StreamBody;
     use lodestone_telemetry::Sizes;
     use tonic_types::StatusExt;
 
@@ -374,6 +382,11 @@ mod tests {
         assert!(second.is_within_message());
         second.advance(&[0; 255]).unwrap();
         assert!(!second.is_within_message() && free() == 256, "small messages do not count");
+        assert_eq!((first.complete, second.complete), (0, 2));
+        second.advance(&[prefix(0), prefix(1), vec![0], vec![0]].concat()).unwrap();
+        assert!(second.is_within_message() && second.complete == 4, "a part of the next prefix");
+        second.advance(&prefix(0)[1..]).unwrap();
+        assert!(!second.is_within_message() && second.complete == 5);
         let status = second.advance(&prefix(257 << 10)).unwrap_err();
         let details = status.get_error_details();
         assert_eq!(
@@ -389,6 +402,29 @@ mod tests {
         assert_eq!(free(), 1024);
         lengths().advance(&prefix(1 << 20)).unwrap();
         assert_eq!(free(), 1024, "given back with the body");
+    }
+
+    #[tokio::test]
+    async fn a_stream_may_pause_between_messages_and_not_within_them() {
+        let limit = Duration::from_millis(50);
+        let body = |frames: Vec<Vec<u8>>| {
+            let frames = frames.into_iter().map(|bytes| Ok::<_, Status>(Frame::data(Bytes::from(bytes))));
+            let inner = Body::new(StreamBody::new(stream::iter(frames).chain(stream::pending())));
+            let lengths = MessageLengths::new(arriving_budget(), 1 << 20);
+            RequestBody { inner, lengths, limit, may_pause: true, timer: None }
+        };
+        let mut paused = body(vec![vec![0, 0, 0, 0, 2, 7], vec![7]]);
+        for _ in 0..2 {
+            assert!(paused.frame().await.unwrap().is_ok());
+        }
+        assert!(tokio::time::timeout(4 * limit, paused.frame()).await.is_err(), "the stream is open");
+        // The second frame ends a message and begins another one.
+        let mut incomplete = body(vec![vec![0, 0, 0, 0, 2, 7], vec![7, 0, 0, 0, 0, 1]]);
+        for _ in 0..2 {
+            assert!(incomplete.frame().await.unwrap().is_ok());
+        }
+        let status = incomplete.frame().await.unwrap().unwrap_err();
+        assert_eq!(status.get_error_details().error_info().unwrap().reason, "REQUEST_INCOMPLETE");
     }
 
     #[test]
