@@ -4,7 +4,7 @@ use crate::server::{CATALOG_METADATA, DEFAULT_CATALOG};
 use anyhow::{Context, ensure};
 use std::{fs, net::IpAddr, path::PathBuf, time::Duration};
 use tonic::{
-    Request, Status,
+    Code, Request, Status,
     metadata::AsciiMetadataValue,
     service::{Interceptor, interceptor::InterceptedService},
     transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity},
@@ -79,9 +79,25 @@ impl ServerArgs {
         if let Some(tls) = self.tls()? {
             endpoint = endpoint.tls_config(tls).context("--tls-ca, --tls-cert and --tls-key")?;
         }
-        let channel =
-            endpoint.connect().await.with_context(|| format!("no server answers at {address} (--address)"))?;
+        let channel = endpoint.connect().await.map_err(|error| {
+            let error = anyhow::Error::new(error);
+            let context = connection_context(address, &error);
+            error.context(context)
+        })?;
         Ok(InterceptedService::new(channel, CallMetadata { catalog: self.catalog.clone(), authorization }))
+    }
+
+    /// Formats the code and the message of a failed call, with the options that a failed connection needs.
+    pub(crate) fn describe(&self, status: &Status) -> String {
+        // A server that expects TLS closes a connection without it, and one that verifies clients ends the handshake of TLS
+        // 1.3 after the client regards it as finished, so that the first call fails.
+        let is_of_connection = ["transport error", "h2 protocol error"].iter().any(|of| status.message().contains(of));
+        let hint = match (is_of_connection, &self.tls_ca, &self.tls_cert) {
+            (true, None, _) => "; if the server uses TLS, set --tls-ca",
+            (true, Some(_), None) => "; if the server verifies clients, set --tls-cert and --tls-key",
+            _ => "",
+        };
+        format!("{:?}: {}{hint}", status.code(), status.message())
     }
 
     fn tls(&self) -> anyhow::Result<Option<ClientTlsConfig>> {
@@ -103,7 +119,15 @@ impl ServerArgs {
         let key = match &self.api_key_file {
             Some(path) => {
                 let shown = || format!("--api-key-file {}", path.display());
-                Some(fs::read_to_string(path).with_context(shown)?)
+                let key = fs::read_to_string(path).with_context(shown)?;
+                let is_key = !key.trim().is_empty() && key.trim().chars().all(|of| of.is_ascii_graphic());
+                ensure!(
+                    is_key,
+                    "{}: expected the key alone, on one line of printable ASCII without spaces, as `lodestone key create \
+                     --out` writes it",
+                    shown()
+                );
+                Some(key)
             }
             None => std::env::var(API_KEY).ok(),
         };
@@ -122,6 +146,27 @@ impl ServerArgs {
     }
 }
 
+/// Returns true if the same command may succeed later.
+pub(crate) fn is_repeatable(status: &Status) -> bool {
+    !matches!(status.code(), Code::Unauthenticated | Code::PermissionDenied | Code::InvalidArgument)
+}
+
+/// Tells a refused certificate apart from a server that does not answer. rustls reports it as text within an I/O error.
+fn connection_context(address: &str, error: &anyhow::Error) -> String {
+    let chain = error.chain().map(ToString::to_string).collect::<Vec<_>>().join(": ");
+    if !chain.contains("invalid peer certificate") {
+        return format!("no server answers at {address} (--address)");
+    }
+    let remedy = if chain.contains("CaUsedAsEndEntity") {
+        "it is the certificate of an authority; create it with basicConstraints=critical,CA:FALSE"
+    } else if chain.contains("not valid for name") || chain.contains("NotValidForName") {
+        "it has another name; set --tls-server-name, or create it with subjectAltName"
+    } else {
+        "it must be of an authority in --tls-ca, and valid now"
+    };
+    format!("the certificate of the server at {address} is refused: {remedy} (docs/security.md)")
+}
+
 /// Returns true if `HOST:PORT` is this machine.
 fn is_loopback(address: &str) -> bool {
     let host = address.rsplit_once(':').map_or(address, |(host, _)| host);
@@ -138,6 +183,47 @@ mod tests {
     struct Command {
         #[command(flatten)]
         server: ServerArgs,
+    }
+
+    fn server(arguments: &[&str]) -> ServerArgs {
+        Command::try_parse_from(["program"].iter().chain(arguments)).unwrap().server
+    }
+
+    #[test]
+    fn a_file_with_more_than_a_key_is_an_error_with_option_file_and_cause() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("key").display().to_string();
+        for text in ["", "lodestone_secret\nThis is the key", "lodestone secret"] {
+            fs::write(&path, text).unwrap();
+            let error = server(&["--api-key-file", &path]).authorization().unwrap_err().to_string();
+            assert!(error.starts_with(&format!("--api-key-file {path}: expected the key alone")), "{error}");
+        }
+    }
+
+    #[test]
+    fn failed_connections_name_the_options_of_tls() {
+        let lost = Status::unavailable("transport error");
+        assert!(server(&[]).describe(&lost).ends_with("set --tls-ca"));
+        let (ca, own) = (["--tls-ca", "ca.pem"], ["--tls-cert", "c.pem", "--tls-key", "k.pem"]);
+        assert!(server(&ca).describe(&lost).ends_with("set --tls-cert and --tls-key"));
+        assert_eq!(server(&[&ca[..], &own[..]].concat()).describe(&lost), "Unavailable: transport error");
+        assert_eq!(server(&[]).describe(&Status::unauthenticated("no key")), "Unauthenticated: no key");
+        assert!(is_repeatable(&lost) && !is_repeatable(&Status::permission_denied("")));
+    }
+
+    #[tokio::test]
+    async fn a_refused_certificate_is_told_apart_from_a_missing_server() {
+        let error = server(&["--address", "127.0.0.1:1"]).connect().await.err().unwrap().to_string();
+        assert_eq!(error, "no server answers at 127.0.0.1:1 (--address)");
+        for (cause, remedy) in [
+            ("Other(OtherError(CaUsedAsEndEntity))", "CA:FALSE"),
+            ("UnknownIssuer", "--tls-ca"),
+            ("certificate not valid for name", "--tls-server-name"),
+        ] {
+            let error = anyhow::anyhow!("invalid peer certificate: {cause}").context("transport error");
+            let text = connection_context("shop:1", &error);
+            assert!(text.contains("is refused") && text.contains(remedy), "{text}");
+        }
     }
 
     #[test]

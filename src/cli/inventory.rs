@@ -1,6 +1,6 @@
 //! `lodestone items push-inventory`
 use super::{
-    client::ServerArgs,
+    client::{ServerArgs, is_repeatable},
     exit::Exit,
     import::{ItemsTimeArgs, MappingArgs, bytes_bar},
     output::OutputArgs,
@@ -175,10 +175,10 @@ async fn send(server: &ServerArgs, entries: Vec<Inventory>, report: &mut Report)
         let written = client.set_inventory(SetInventoryRequest { inventories: part.to_vec() }).await;
         let written = written.map_err(|status| match status.code() {
             Code::NotFound => anyhow!("{} (--catalog)", status.message()),
-            code => anyhow!(
-                "SetInventory failed after {done} of {total} entries, {code:?}: {}; the same command writes the others",
-                status.message()
-            ),
+            _ => {
+                let remedy = if is_repeatable(&status) { "; the same command writes the others" } else { "" };
+                anyhow!("SetInventory failed after {done} of {total} entries, {}{remedy}", server.describe(&status))
+            }
         })?;
         written.into_inner().results.iter().for_each(|result| report.add(result));
         done += part.len();

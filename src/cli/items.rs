@@ -1,6 +1,6 @@
 //! `lodestone items`
 use super::{
-    client::ServerArgs,
+    client::{ServerArgs, is_repeatable},
     exit::Exit,
     import::{ItemsTimeArgs, MappingArgs, bytes_bar},
     inventory::{PushInventoryArgs, push_inventory},
@@ -177,7 +177,7 @@ fn options(args: &PushArgs, time: Option<UnixMillis>, absent: FieldSet) -> Impor
 
 async fn send(server: &ServerArgs, options: ImportOptions, items: &[Item], report: &mut Report) -> anyhow::Result<()> {
     let channel = server.connect().await?;
-    let total = items.len();
+    let (total, is_dry_run) = (items.len(), options.validate_only);
     let bar = ProgressBar::new(total as u64).with_style(style("{pos}/{len}"));
     bar.set_message("write items");
     let parts = messages(items.iter().map(item_to_proto)).into_iter().map(|items| Part::Items(ImportedItems { items }));
@@ -186,10 +186,11 @@ async fn send(server: &ServerArgs, options: ImportOptions, items: &[Item], repor
     let failed = |status: Status, done: i64| match status.code() {
         Code::NotFound => anyhow!("{} (--catalog)", status.message()),
         Code::FailedPrecondition => anyhow!("{} (--allow-shrink)", status.message()),
-        code => anyhow!(
-            "ImportItems failed after {done} of {total} items, {code:?}: {}; the same command writes the other items",
-            status.message()
-        ),
+        _ => {
+            let is_worth_repeating = is_repeatable(&status) && !is_dry_run;
+            let remedy = if is_worth_repeating { "; the same command writes the other items" } else { "" };
+            anyhow!("ImportItems failed after {done} of {total} items, {}{remedy}", server.describe(&status))
+        }
     };
     let mut done = 0;
     let responses = CatalogServiceClient::new(channel).import_items(requests).await;

@@ -162,6 +162,8 @@ struct Run {
     max_ms: f64,
     /// Errors in both measurements.
     failed: u64,
+    /// Code and message of the first error.
+    first_failure: Option<String>,
 }
 
 impl fmt::Display for Report {
@@ -187,6 +189,11 @@ impl fmt::Display for Report {
                 run.failed
             )?;
         }
+        for run in &self.runs {
+            if let Some(failure) = &run.first_failure {
+                writeln!(f, "first failure with {} connections: {failure}", run.connections)?;
+            }
+        }
         if !self.stages_us.is_empty() {
             let stages = self.stages_us.iter().map(|(stage, us)| format!("{stage} {us:.0}")).collect::<Vec<_>>();
             writeln!(f, "µs in the server, one request at a time: {}", stages.join(", "))?;
@@ -207,7 +214,7 @@ pub(crate) fn load_test(args: &LoadTestArgs) -> anyhow::Result<Exit> {
     let bar = ProgressBar::new(2 * args.connections.len() as u64);
     bar.set_style(ProgressStyle::with_template("{msg:<40} [{bar:20}] {pos}/{len}")?);
     let length = Duration::from_secs_f64(args.seconds);
-    let mut runs = Vec::new();
+    let (mut runs, mut answered): (Vec<Run>, u64) = (Vec::new(), 0);
     for &connections in &args.connections {
         let channels = &channels[..connections];
         bar.set_message(format!("{connections} connections, capacity"));
@@ -236,21 +243,20 @@ pub(crate) fn load_test(args: &LoadTestArgs) -> anyhow::Result<Exit> {
             p99_ms: paced.percentile(0.99),
             max_ms: paced.percentile(1.0),
             failed: full.failed + paced.failed,
+            first_failure: full.first_failure.or(paced.first_failure).map(|status| args.server.describe(&status)),
         });
-        if let Some(failure) = full.first_failure.or(paced.first_failure) {
-            bar.println(format!("first failure: {failure}"));
-        }
+        answered += full.us.len() + paced.us.len();
     }
     bar.finish_and_clear();
     if let Some(file) = &mut latencies {
         file.flush().context("--latencies")?;
     }
-    let stages_us = match args.rpc.has_stages() {
+    let stages_us = match args.rpc.has_stages() && answered > 0 {
         true => runtime.block_on(mean_stages(&calls, &channels[0])),
         false => BTreeMap::new(),
     };
     args.output.write(&Report { rpc: args.rpc.name(), runs, stages_us })?;
-    Ok(Exit::Success)
+    Ok(Exit::answer(answered > 0))
 }
 
 fn latencies_file(path: &Path) -> anyhow::Result<BufWriter<File>> {
