@@ -56,19 +56,35 @@ struct Created {
     /// The secret. It is stored nowhere.
     key: String,
     roles: Vec<&'static str>,
+    /// None: all catalogues.
+    catalogs: Option<Vec<String>>,
+    /// RFC 3339. None: never.
+    expires: Option<String>,
     keys: PathBuf,
+}
+
+impl Created {
+    /// Everything except the secret.
+    fn described(&self) -> String {
+        let catalogs = self
+            .catalogs
+            .as_ref()
+            .map_or("all catalogues".to_owned(), |of| format!("the catalogues {}", of.join(", ")));
+        let expires = self.expires.as_ref().map_or("does not expire".to_owned(), |at| format!("expires at {at}"));
+        format!(
+            "This is the key `{}` with the roles {} for {catalogs}. It {expires}, and is not shown again:\n\
+             {} has its hash. Clients send it as `authorization: Bearer KEY`.\n",
+            self.name,
+            self.roles.join(", "),
+            self.keys.display()
+        )
+    }
 }
 
 impl fmt::Display for Created {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "{}", self.key)?;
-        writeln!(
-            f,
-            "This is the key `{}` with the roles {}. It is not shown again:",
-            self.name,
-            self.roles.join(", ")
-        )?;
-        writeln!(f, "{} has its hash. Clients send it as `authorization: Bearer KEY`.", self.keys.display())
+        f.write_str(&self.described())
     }
 }
 
@@ -105,9 +121,13 @@ fn create(args: &CreateArgs) -> anyhow::Result<Exit> {
     if !args.catalogs.is_empty() {
         entry += &format!("catalogs = {}\n", list(args.catalogs.iter().map(String::as_str).collect()));
     }
-    if let Some(days) = args.expires_days {
+    let expires_at = |days: i64| -> anyhow::Result<String> {
         let at = jiff::Timestamp::from_millisecond(UnixMillis::now().0 + days * UnixMillis::DAY)?;
-        entry += &format!("expires = {}\n", at.strftime("%Y-%m-%dT%H:%M:%SZ"));
+        Ok(at.strftime("%Y-%m-%dT%H:%M:%SZ").to_string())
+    };
+    let expires = args.expires_days.map(expires_at).transpose()?;
+    if let Some(at) = &expires {
+        entry += &format!("expires = {at}\n");
     }
     check_key_file("--keys", &args.keys, &format!("{before}{entry}"))?;
     // Appended, so that comments, owner and permissions of the file stay.
@@ -120,7 +140,15 @@ fn create(args: &CreateArgs) -> anyhow::Result<Exit> {
         file.sync_all()
     })
     .with_context(shown)?;
-    args.output.write_private(&Created { name: args.name.clone(), key: key.secret, roles, keys: args.keys.clone() })?;
+    let created = Created {
+        name: args.name.clone(),
+        key: key.secret,
+        roles,
+        catalogs: (!args.catalogs.is_empty()).then(|| args.catalogs.clone()),
+        expires,
+        keys: args.keys.clone(),
+    };
+    args.output.write_secret(&created.key, &created.described(), &created)?;
     Ok(Exit::Success)
 }
 

@@ -67,10 +67,22 @@ impl OutputArgs {
 }
 
 impl OutputArgs {
-    /// [`OutputArgs::write`] of a secret: only the owner reads the file.
-    pub(crate) fn write_private(&self, result: &(impl Serialize + Display)) -> anyhow::Result<()> {
+    /// Writes a result with a secret. The file of `--out`, which only its owner reads, has the secret alone, unless the
+    /// format is JSON; `described` without the secret is then printed to standard error.
+    pub(crate) fn write_secret(
+        &self,
+        secret: &str,
+        described: &str,
+        result: &(impl Serialize + Display),
+    ) -> anyhow::Result<()> {
         let Some(path) = &self.out else { return self.format.print(result) };
-        let text = self.format.render(result)?;
+        let text = match self.format.format {
+            Format::Table => {
+                write_to(&mut io::stderr().lock(), described).context("standard error")?;
+                format!("{secret}\n")
+            }
+            Format::Json => self.format.render(result)?,
+        };
         let written = storage::create_private(path).and_then(|mut file| file.write_all(text.as_bytes()));
         written.with_context(|| format!("--out {}", path.display()))
     }

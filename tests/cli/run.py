@@ -7,6 +7,7 @@ import gzip
 import json
 import os
 import pathlib
+import re
 import resource
 import shutil
 import signal
@@ -640,14 +641,19 @@ def security(work):
     key = ran.stdout.split("\n")[0]
     check(ran.returncode == SUCCESS and key.startswith("lodestone_") and len(key) == len("lodestone_") + 64,
           f"a key is printed {ran.stderr}")
+    check("for the catalogues default" in ran.stdout and "expires at" in ran.stdout, f"catalogues and expiry are printed {ran.stdout}")
     check(key not in keys.read_text() and keys.stat().st_mode & 0o777 == 0o600, "the file has its hash only, and is private")
     ran = run(*create, "--name", "other", "--format", "json", "--out", secret)
     check(ran.returncode == SUCCESS and ran.stdout == "" and secret.stat().st_mode & 0o777 == 0o600
           and json.loads(secret.read_text())["key"] != key, "a second key is another one, in a private file")
+    check(json.loads(secret.read_text())["catalogs"] is json.loads(secret.read_text())["expires"] is None, "it has no limits")
+    ran = run(*create, "--name", "third", "--out", secret)
+    check(ran.returncode == SUCCESS and ran.stdout == "" and "key `third`" in ran.stderr
+          and re.fullmatch(r"lodestone_[0-9a-f]{64}\n", secret.read_text()), f"the file has the key alone {ran.stderr}")
     before = keys.read_text()
     refused(["--api-keys", "two keys of this name", "shop"], *create, "--name", "shop")
     refused(["--role", "root", "privacy"], "key", "create", "--keys", keys, "--name", "x", "--role", "root")
-    check(keys.read_text() == before and before.count("[[keys]]") == 2, "a refused key changes nothing")
+    check(keys.read_text() == before and before.count("[[keys]]") == 3, "a refused key changes nothing")
     data = work / "unreached"
     serve = ["serve", "--bundle", BUNDLE, "--data", data, "--listen"]
     refused(["--listen 0.0.0.0:0", "--tls-cert", "--api-keys", "--insecure"], *serve, "0.0.0.0:0")
