@@ -227,7 +227,7 @@ impl CatalogService for Services {
         &self,
         request: Request<proto::PurgeItemsRequest>,
     ) -> Result<Response<proto::PurgeItemsResponse>, Status> {
-        let response = async { Ok(Response::new(self.purge(request.into_inner()).await?)) };
+        let response = async { Ok(Response::new(self.purge(request).await?)) };
         guarded(&self.metrics, "PurgeItems", response).await
     }
 

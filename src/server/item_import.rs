@@ -8,9 +8,10 @@ use super::{
     status,
     violations::Violations,
 };
-use lodestone_catalog::{Item, ItemField, ItemWrite, WriteTime, WrittenFields};
+use lodestone_catalog::{Field, Item, ItemField, ItemWrite, WriteTime, WrittenFields};
 use lodestone_core::{bits, ids::ItemId, units::UnixMillis};
 use lodestone_engine::{Engine, EngineError, WriteReport};
+use lodestone_pipeline::run::RequestField;
 use std::{
     cell::RefCell,
     collections::{BTreeSet, HashMap},
@@ -18,7 +19,7 @@ use std::{
     hash::{DefaultHasher, Hash, Hasher},
     sync::Arc,
 };
-use tonic::{Status, Streaming};
+use tonic::{Request, Status, Streaming};
 
 /// Greatest share of the catalogue that a full feed may delete, unless its options say otherwise.
 const DELETED_SHARE_MAX: f64 = 0.3;
@@ -286,7 +287,12 @@ async fn delete_all(engine: &Arc<Engine>, ids: &[ItemId], until: UnixMillis) -> 
 
 impl Services {
     /// Deletes the items that match a filter, or only counts them.
-    pub(super) async fn purge(&self, request: proto::PurgeItemsRequest) -> Result<proto::PurgeItemsResponse, Status> {
+    pub(super) async fn purge(
+        &self,
+        request: Request<proto::PurgeItemsRequest>,
+    ) -> Result<proto::PurgeItemsResponse, Status> {
+        let deadline = self.call_context(&request, None).deadline;
+        let request = request.into_inner();
         let mut violations = Violations::default();
         let expression = request.filter_expression.as_ref();
         let filter = convert::filter(&mut violations, "filter", &request.filter, expression);
@@ -299,7 +305,14 @@ impl Services {
         // Items that are written after this time stay.
         let until = UnixMillis(UnixMillis::now().0 - 1);
         let forms = FilterForms::of(expression, None);
+        let fields = filter.fields().into_iter().filter_map(Field::attribute);
+        let attributes = fields.map(|name| (name.to_owned(), RequestField::Filter)).collect();
         let ids = self.engine.items_matching(filter).await.map_err(|error| status::of_request(error, &forms))?;
+        // A misspelled name would select no item, or all with NOT. After the search, which waits for writes.
+        let unknown = self.unknown_attributes(attributes, &forms, deadline).await;
+        if !unknown.is_empty() {
+            return Err(status::invalid(unknown));
+        }
         let log_position = match request.force {
             true => delete_all(&self.engine, &ids, until).await.map_err(status::of)?,
             false => 0,

@@ -130,7 +130,7 @@ impl Services {
 
     /// Returns a notice for each attribute of a request that no item has and that is not declared. `forms` says how the
     /// request states its filters.
-    async fn unknown_attributes(
+    pub(crate) async fn unknown_attributes(
         &self,
         named: BTreeMap<String, RequestField>,
         forms: &FilterForms,

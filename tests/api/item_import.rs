@@ -247,6 +247,13 @@ async fn bad_options_and_filters_are_refused_by_name() {
         assert_eq!(error.get_details_bad_request().unwrap().field_violations[0].field, "filter");
     }
     let count = ids(&server.channel).await.len() as i64;
+    for force in [false, true] {
+        let error = purge(&server.channel, "NOT attributes.discontinud = \"yes\"", force).await.unwrap_err();
+        assert_eq!(error.code(), Code::InvalidArgument);
+        let violation = error.get_details_bad_request().unwrap().field_violations.remove(0);
+        assert_eq!(violation.field, "filter");
+        assert!(violation.description.contains("no item has the attribute `discontinud`"), "{violation:?}");
+    }
     let counted = purge(&server.channel, "item_id = \"feed-a\"", false).await.unwrap();
     assert_eq!((counted.item_count, count, counted.consistency_token.as_str()), (1, 1, ""));
     let purged = purge(&server.channel, "item_id = \"feed-a\"", true).await.unwrap();
