@@ -118,6 +118,8 @@ struct Exported {
     events: u64,
     /// Events with a foreign attribution token.
     foreign: u64,
+    /// Decisions about incentives, of any day.
+    decisions: u64,
     position: u64,
     files: Vec<PathBuf>,
     #[serde(skip)]
@@ -134,7 +136,11 @@ impl fmt::Display for Exported {
             self.out.display(),
             self.position,
             self.foreign
-        )
+        )?;
+        match self.decisions {
+            0 => Ok(()),
+            decisions => writeln!(f, "{decisions} decisions about incentives, of any day"),
+        }
     }
 }
 
@@ -143,9 +149,9 @@ fn export(args: &ExportArgs) -> anyhow::Result<Exit> {
     let until = args.until.as_deref().map(|until| parse_day("--until", until)).transpose()?;
     anyhow::ensure!(until.is_none_or(|until| until >= since), "--until is before --since");
     let days = since..until.map_or(i64::MAX, |until| until + 1);
-    let dataset::Exported { events, foreign, files, position } =
+    let dataset::Exported { events, foreign, decisions, files, position } =
         dataset::export(&event_log(&args.data)?, days, &args.out)?;
-    args.format.print(&Exported { events, foreign, position, files, out: args.out.clone() })?;
+    args.format.print(&Exported { events, foreign, decisions, position, files, out: args.out.clone() })?;
     Ok(Exit::Success)
 }
 

@@ -14,7 +14,7 @@ use lodestone_core::{
 };
 use lodestone_engine::{DecideRequest, EntryKind, IncentiveAnswer, PutMode};
 use lodestone_events::{DecisionEffect, DecisionEstimate, IncentiveDecision};
-use lodestone_rules::limits;
+use lodestone_rules::{NO_INCENTIVE, limits};
 use std::collections::BTreeMap;
 use tonic::{Request, Response, Status};
 
@@ -58,8 +58,10 @@ fn decide_request(sent: proto::DecideIncentiveRequest) -> Result<DecideRequest, 
     })
 }
 
+/// Counts by incentive; no incentive has the name that it has in files of decisions.
 fn counts(counts: BTreeMap<String, u64>) -> std::collections::HashMap<String, i64> {
-    counts.into_iter().map(|(incentive, count)| (incentive, count as i64)).collect()
+    let name = |incentive: String| if incentive.is_empty() { NO_INCENTIVE.to_owned() } else { incentive };
+    counts.into_iter().map(|(incentive, count)| (name(incentive), count as i64)).collect()
 }
 
 fn estimate(of: DecisionEstimate) -> Option<proto::IntervalEstimate> {

@@ -351,6 +351,8 @@ async fn racing_users_keep_the_budget_and_redeemed_incentives_count_once() {
     assert_eq!((counts.get("ten"), counts.get("gift")), (Some(&3), Some(&1)), "the budget and the limit are used up");
     let before = used(&server, "c").await;
     assert_eq!((before.used_micros, before.redeemed_count), (31_000_000, 0));
+    assert_eq!((before.decision_counts["ten"], before.decision_counts.get("")), (3, None));
+    assert!(before.decision_counts["none"] > 0, "{before:?}");
     let (user, answer) = &given[0];
     // Coupons that count for no campaign are accepted with a warning.
     let warning =
@@ -535,7 +537,9 @@ async fn exported_decisions_have_propensities_and_redemptions() {
     drop(engine);
     let data = tempfile::tempdir().unwrap();
     let log = event_log(&shop.data_path()).unwrap();
-    export(&log, 0..100_000, &data.path().join("events")).unwrap();
+    assert_eq!(export(&log, 0..100_000, &data.path().join("events")).unwrap().decisions, 30);
+    let none = export(&log, 0..1, &data.path().join("none")).unwrap();
+    assert_eq!((none.events, none.decisions), (0, 30), "decisions are of any day");
     let read = LoggedDecisions::read(data.path()).unwrap();
     assert_eq!(read.iter().count(), 30);
     for (decision, is_redeemed) in read.iter() {
@@ -641,6 +645,12 @@ fn a_campaign_by_mail_has_an_incentive_or_none_for_each_user() {
         assert!(!row[product].is_empty(), "{row:?}");
     }
     assert_eq!(found.values().sum::<u64>(), 60);
+    // The incentives are first, so that those which are not in the list are of users whose value is unknown.
+    let reasons: Vec<&str> = text.lines().skip(1).map(|line| line.split(',').nth(reason).unwrap()).collect();
+    assert!(reasons.is_sorted_by_key(|reason| *reason != "GAIN"), "{reasons:?}");
+    let unlisted: u64 =
+        report["unlisted_incentives"].as_object().unwrap().values().map(|count| count.as_u64().unwrap()).sum();
+    assert_eq!(count(&report, "incentives", "ten") + unlisted, count(&scarce, "reasons", "GAIN"), "{report}");
     assert!(found.iter().all(|(name, number)| count(&report, "incentives", name) == *number), "{report} {found:?}");
     let segment = column("segment");
     let listed: BTreeSet<&str> = text.lines().skip(1).filter_map(|line| line.split(',').nth(segment)).collect();

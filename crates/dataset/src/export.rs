@@ -36,6 +36,8 @@ pub struct Exported {
     pub events: u64,
     /// The number of those events with a foreign attribution token. They are marked, and training ignores the token.
     pub foreign: u64,
+    /// The number of decisions about incentives, of any day.
+    pub decisions: u64,
     /// The files in the order of their days.
     pub files: Vec<PathBuf>,
     /// The last position of the log that was read.
@@ -59,7 +61,7 @@ pub fn export(directory: &Path, days: Range<i64>, out: &Path) -> Result<Exported
     })?;
     storage::create_private_directory(out).map_err(|source| DatasetError::Io { path: out.to_owned(), source })?;
     decisions.write(out)?;
-    let mut exported = Exported { position, ..Exported::default() };
+    let mut exported = Exported { position, decisions: decisions.iter().count() as u64, ..Exported::default() };
     let days_with_events: Vec<i64> = days_with_events.into_iter().collect();
     for batch in days_with_events.chunks(DAYS_AT_ONCE) {
         export_days(directory, batch, out, &mut exported)?;

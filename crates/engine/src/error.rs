@@ -102,7 +102,7 @@ pub enum EngineError {
     #[error("{0}")]
     ServingConfig(#[from] UnknownConfig),
     /// A field of the request compares prices in several currencies.
-    #[error("compares prices, which are in {}; {}", currencies.join(" and "), choose_currency(*has_viewer))]
+    #[error("compares prices, which are in {}; {}", currencies.join(" and "), choose_currency(*has_viewer, currencies))]
     MixedCurrencies {
         field: RequestField,
         /// Ascending; at least two.
@@ -165,13 +165,16 @@ fn conflict_text(name: &str, kind: AttributeKind, conflicts: &AttributeConflicts
     )
 }
 
-fn choose_currency(has_viewer: bool) -> &'static str {
+/// The example is the first of `currencies`.
+fn choose_currency(has_viewer: bool, currencies: &[String]) -> String {
+    let condition =
+        format!("a condition such as `currency = \"{}\"`", currencies.first().map_or("EUR", String::as_str));
     match has_viewer {
-        true => {
-            "choose one by viewer.currency_code, by a condition such as `currency = \"EUR\"` in the filter, or for all \
-             requests by `lodestone serve --currency`"
-        }
-        false => "choose one by a condition such as `currency = \"EUR\"`",
+        true => format!(
+            "choose one by viewer.currency_code, by {condition} in the filter, or for all requests by `lodestone serve \
+             --currency`"
+        ),
+        false => format!("choose one by {condition}"),
     }
 }
 
