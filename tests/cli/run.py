@@ -651,7 +651,7 @@ def security(work):
     check(ran.returncode == SUCCESS and ran.stdout == "" and "key `third`" in ran.stderr
           and re.fullmatch(r"lodestone_[0-9a-f]{64}\n", secret.read_text()), f"the file has the key alone {ran.stderr}")
     before = keys.read_text()
-    refused(["--api-keys", "two keys of this name", "shop"], *create, "--name", "shop")
+    refused(["--name shop", "already has a key of this name"], *create, "--name", "shop")
     refused(["--role", "root", "privacy"], "key", "create", "--keys", keys, "--name", "x", "--role", "root")
     check(keys.read_text() == before and before.count("[[keys]]") == 3, "a refused key changes nothing")
     data = work / "unreached"
