@@ -355,7 +355,7 @@ mod tests {
         let (calls, metrics) = (Calls::default(), Metrics::default());
         calls.none().await;
         let call = Some(calls.begin());
-        let response = Response::new(Body::empty());
+        let response = Response::new(Body::new(http_body_util::Full::from("an answer")));
         let response = with_reason(response, "/lodestone.v1.RankingService/Search".to_owned(), &metrics, call);
         assert_eq!(calls.count(), 1);
         let mut none = Box::pin(calls.none());

@@ -484,7 +484,7 @@ async fn a_targeted_campaign_gives_what_gains_and_says_how_many_observations_are
     let answer = decide(&server, request("c", "d", "u1")).await.unwrap();
     assert_eq!(reason_of(&answer), IncentiveReason::NoModel, "{answer:?}");
     assert!(answer.explanation.contains("randomised pilot"), "{}", answer.explanation);
-    assert!(answer.missing_observations["ten"] > 0 && answer.missing_observations[""] > 0, "{answer:?}");
+    assert!(answer.missing_observations["ten"] > 0 && answer.missing_observations["none"] > 0, "{answer:?}");
     let answer = decide(&server, request("new", "d", "u1")).await.unwrap();
     assert_eq!((reason_of(&answer), answer.missing_observations.len()), (IncentiveReason::NoModel, 3));
     server.end().await;

@@ -175,14 +175,16 @@ impl Engine {
 
     /// Returns the values of the metrics that are read at each scrape.
     pub fn sizes(&self) -> Sizes {
-        let current = self.generations.current();
+        let (current, routes) = (self.generations.current(), self.generations.routes());
+        // Without further answers, the caches would not remove what is too large or too old.
+        routes.loaded().for_each(|loaded| loaded.slates.run_pending_tasks());
         Sizes {
             items: current.generation.catalog.load().item_count(),
             live_items: current.generation.vector_index(Space::User).live_count(),
             merges: current.generation.merge_count(),
             users: self.generations.state.users.len(),
-            slates: self.generations.routes().loaded().map(|loaded| loaded.slates.entry_count()).sum(),
-            slate_bytes: self.generations.routes().loaded().map(|loaded| loaded.slates.weighted_size()).sum(),
+            slates: routes.loaded().map(|loaded| loaded.slates.entry_count()).sum(),
+            slate_bytes: routes.loaded().map(|loaded| loaded.slates.weighted_size()).sum(),
             log_position: self.writer.position(),
             dedupe_ids: self.writer.dedupe_id_count(),
             checkpoint_position: self.checkpoints.as_ref().map_or(0, |checkpoints| checkpoints.position()),
