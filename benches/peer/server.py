@@ -667,7 +667,8 @@ def serve(arguments, number, indexes):
     services.add_RankingServiceServicer_to_server(Ranking(), server)
     server.add_insecure_port(f"127.0.0.1:{arguments.port}")
     server.start()
-    print(f"serving {number}", flush=True)
+    # One write: the lines of several processes would mix otherwise.
+    os.write(sys.stdout.fileno(), f"serving {number}\n".encode())
     server.wait_for_termination()
 
 
