@@ -252,8 +252,8 @@ def explained(work):
         _, error = server.call(replay, {"attribution_token": token})
         check("InvalidArgument" in error and "ATTRIBUTION_TOKEN_INVALID" in error, f"a forged token is refused {error[:80]}")
     suggested, _ = server.call("lodestone.v1.RankingService/Suggest", {"viewer": {"user_id": "x"}, "prefix": "hea"})
-    replayed, error = server.call(replay, {"attribution_token": suggested["attributionToken"]})
-    check(replayed and replayed["identical"], f"the answer to a Suggest is replayed {error[:80]}")
+    again, error = server.call(replay, {"attribution_token": suggested["attributionToken"]})
+    check(again and again["identical"], f"the answer to a Suggest is replayed {error[:80]}")
     for validate in [False, True]:
         _, error = server.call("lodestone.v1.RankingService/Search", {
             "viewer": {"user_id": "x"}, "query": "mug", "options": {"serving_config": "bold", "validate_only": validate}})
