@@ -3,6 +3,7 @@
 //! The definition of a setting is its flag. A value of the file becomes the flag `--key=value` if neither a flag nor the
 //! environment sets the key, so that the same parsers check it, whatever its origin.
 use super::store_options;
+use crate::toml_error;
 use clap::{
     Arg, ArgAction, ArgMatches, Command,
     error::{ContextKind, ContextValue, ErrorKind},
@@ -217,11 +218,7 @@ impl FileValues {
 
 /// Parses a file into texts for the parsers of the flags.
 fn parse_file(text: &str, leaf: &Command) -> Result<BTreeMap<String, String>, String> {
-    // The message of the library has several lines, with the line of the file in between.
-    let table: toml::Table = toml::from_str(text).map_err(|error: toml::de::Error| {
-        let line = error.span().map_or(1, |span| text[..span.start.min(text.len())].matches('\n').count() + 1);
-        format!("line {line}: {}", error.message().replace('\n', " "))
-    })?;
+    let table: toml::Table = toml::from_str(text).map_err(|error| toml_error::one_line(text, &error))?;
     table
         .into_iter()
         .map(|(name, value)| {

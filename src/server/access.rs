@@ -8,6 +8,7 @@ use super::{
     status,
     transport::{is_client_streaming, rpc_of},
 };
+use crate::toml_error;
 use http::{HeaderMap, Request, Response, header::AUTHORIZATION};
 use http_body::Frame;
 use hyper::body::Bytes;
@@ -394,12 +395,7 @@ fn parse_some(text: &str) -> Result<Keys, String> {
 }
 
 fn parse(text: &str) -> Result<Keys, String> {
-    // The message of the library has several lines, with the line of the file in between.
-    let one_line = |error: toml::de::Error| {
-        let line = error.span().map_or(1, |span| text[..span.start.min(text.len())].matches('\n').count() + 1);
-        format!("line {line}: {}", error.message().replace('\n', " "))
-    };
-    let file: KeyFile = toml::from_str(text).map_err(one_line)?;
+    let file: KeyFile = toml::from_str(text).map_err(|error| toml_error::one_line(text, &error))?;
     let (mut keys, mut names) = (Keys::new(), BTreeSet::new());
     for entry in file.keys {
         let name = entry.name.clone();

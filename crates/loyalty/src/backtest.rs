@@ -92,6 +92,12 @@ pub struct Interval {
     pub high: f64,
 }
 
+impl fmt::Display for Interval {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:+.4} [{:+.4}, {:+.4}]", self.difference, self.low, self.high)
+    }
+}
+
 /// Differences between the learned model and a baseline. Negative is better, except for `auc`, `value_gini` and the
 /// correlations.
 #[derive(Debug, Clone, Serialize)]
@@ -465,21 +471,13 @@ impl fmt::Display for BacktestReport {
         }
         writeln!(f, "\nDifferences with 95 % intervals over {} resamples of the customers", self.resamples)?;
         for of in &self.differences {
-            let interval = |of: &Interval| format!("{:+.4} [{:+.4}, {:+.4}]", of.difference, of.low, of.high);
             writeln!(
                 f,
                 "{} - {:<8} AUC {}, log-loss {}, Brier {}, MAE {}, median MAE {}, RMSE {}",
-                of.model,
-                of.baseline,
-                interval(&of.auc),
-                interval(&of.log_loss),
-                interval(&of.brier),
-                interval(&of.mae),
-                interval(&of.median_mae),
-                interval(&of.rmse)
+                of.model, of.baseline, of.auc, of.log_loss, of.brier, of.mae, of.median_mae, of.rmse
             )?;
             let (Some(mae), Some(rmse), Some(gini)) = (&of.value_mae, &of.value_rmse, &of.value_gini) else { continue };
-            writeln!(f, "{:<19} value MAE {}, RMSE {}, Gini {}", "", interval(mae), interval(rmse), interval(gini))?;
+            writeln!(f, "{:<19} value MAE {}, RMSE {}, Gini {}", "", mae, rmse, gini)?;
         }
         Ok(())
     }

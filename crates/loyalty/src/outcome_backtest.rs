@@ -261,15 +261,10 @@ impl fmt::Display for OutcomeReport {
         }
         writeln!(f, "\nDifferences with 95 % intervals over {} resamples of the customers", self.resamples)?;
         for of in &self.differences {
-            let interval = |of: &Interval| format!("{:+.4} [{:+.4}, {:+.4}]", of.difference, of.low, of.high);
             writeln!(
                 f,
                 "{} - {:<12} AUC {}, log-loss {}, Brier {}",
-                of.model,
-                of.baseline,
-                interval(&of.auc),
-                interval(&of.log_loss),
-                interval(&of.brier)
+                of.model, of.baseline, of.auc, of.log_loss, of.brier
             )?;
         }
         Ok(())
