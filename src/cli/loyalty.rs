@@ -424,7 +424,7 @@ fn decisions<'a>(
     let is_chosen = |of: &ScoredUser| args.segments.is_empty() || args.segments.contains(&of.score.rule.segment);
     let users: Vec<usize> = (0..base.users.len()).filter(|user| is_chosen(&base.users[*user])).collect();
     // The gain is in the campaign's currency, with which the value of purchases in another one cannot be compared.
-    let is_of_other_currency = |user: usize| spends_only_in_others(&base.users[user].summary, currency);
+    let is_of_other_currency = |user: usize| base.users[user].summary.spends_only_in_others(currency);
     let gaining = |user: &usize| {
         let summary = &base.users[*user].summary;
         if is_of_other_currency(*user) {
@@ -460,12 +460,6 @@ fn decisions<'a>(
         AssignedUser { user: &base.users[*user], reason, incentive, propensity }
     };
     (users.iter().zip(&of_users).map(decision).collect(), found)
-}
-
-/// Whether a user has purchases with prices, and none in `currency`.
-fn spends_only_in_others(summary: &UserSummary, currency: &str) -> bool {
-    let mut currencies = summary.spend().filter(|of| of.purchases > 0).map(|of| of.currency()).peekable();
-    currencies.peek().is_some() && currencies.all(|of| of != currency)
 }
 
 fn assignment_columns(decisions: &[AssignedUser]) -> Vec<(String, Cells)> {

@@ -12,7 +12,7 @@ use lodestone_core::{
     ids::{EventId, UserId},
     units::UnixMillis,
 };
-use lodestone_engine::{DecideRequest, EntryKind, IncentiveAnswer, PutMode};
+use lodestone_engine::{CampaignStatus, DecideRequest, EntryKind, IncentiveAnswer, PutMode};
 use lodestone_events::{DecisionEffect, DecisionEstimate, IncentiveDecision};
 use lodestone_rules::{NO_INCENTIVE, limits};
 use std::collections::BTreeMap;
@@ -118,7 +118,7 @@ impl IncentiveService for Services {
             let rules = self.engine.rules();
             let campaign = rules.campaigns.get(&id);
             let campaign = campaign.ok_or_else(|| status::entry_not_found(EntryKind::IncentiveCampaign, &id))?;
-            let (used, missing) = self.engine.campaign_use(campaign);
+            let CampaignStatus { used, missing_observations, budget_price } = self.engine.campaign_status(campaign);
             Ok(Response::new(proto::GetIncentiveCampaignResponse {
                 campaign: Some(convert::incentive_campaign_to_proto(campaign)),
                 r#use: Some(proto::IncentiveCampaignUse {
@@ -126,7 +126,8 @@ impl IncentiveService for Services {
                     decision_count: used.counts.values().sum::<u64>() as i64,
                     decision_counts: counts(used.counts),
                     redeemed_count: used.redeemed as i64,
-                    missing_observations: counts(missing),
+                    missing_observations: counts(missing_observations),
+                    budget_price,
                 }),
             }))
         };

@@ -12,8 +12,8 @@ use lodestone_core::{
     units::{PriceMicros, UnixMillis},
 };
 use lodestone_events::{
-    Applied, Change, Deduper, EventKind, EventLog, Fold, IncentiveDecision, LogError, Outcome, Quarantined, Writer,
-    checkpoint,
+    Applied, Change, DecisionDemand, DecisionEffect, DecisionEstimate, Deduper, EventKind, EventLog, Fold,
+    IncentiveDecision, LogError, Outcome, Quarantined, Writer, checkpoint,
 };
 use lodestone_state::{
     LiveState, RecoveredState, StateLimits,
@@ -67,6 +67,14 @@ fn random_change(number: usize, random: &mut StdRng) -> Change {
 fn random_decision(number: usize, random: &mut StdRng) -> Change {
     let at_ms = START + random.random_range(0..30 * UnixMillis::DAY);
     let is_given = random.random_bool(0.7);
+    let mut demand = || DecisionDemand {
+        gain_micros: random.random_range(1..50),
+        expected_cost_micros: random.random_range(0..9),
+        cost_micros: random.random_range(0..9),
+    };
+    let demand = (0..number % 3).map(|_| demand()).collect();
+    let estimate = DecisionEstimate { value: 1.0, low: 0.5, high: 1.5 };
+    let effect = DecisionEffect { purchase_probability: estimate, gain: estimate, expected_cost: 2e-6 };
     Change::Decision(IncentiveDecision {
         decision_id: format!("d{number}"),
         user: user_id(random.random_range(0..USERS)).as_str().to_owned(),
@@ -77,6 +85,9 @@ fn random_decision(number: usize, random: &mut StdRng) -> Change {
         is_randomised: random.random_bool(0.5),
         cost_micros: if is_given { random.random_range(1..9) } else { 0 },
         expires_ms: at_ms + random.random_range(1..120) * UnixMillis::DAY,
+        effect: random.random_bool(0.5).then_some(effect),
+        demand,
+        budget_price: random.random_bool(0.8).then_some(1.0),
         ..IncentiveDecision::default()
     })
 }

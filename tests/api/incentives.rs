@@ -229,6 +229,15 @@ async fn nothing_is_given_without_budget_in_another_currency_or_to_those_who_are
     let staff =
         proto::DecideIncentiveRequest { customer_groups: vec!["staff".to_owned()], ..request("groups", "d", "a") };
     let dollars = proto::DecideIncentiveRequest { currency_code: "USD".to_owned(), ..request("euro", "d", "a") };
+    let bought = proto::Event {
+        event_id: "bought in dollars".to_owned(),
+        r#type: proto::EventType::Purchase.into(),
+        viewer: Some(proto::Viewer { user_id: "american".to_owned(), ..Default::default() }),
+        lines: vec![proto::EventLine { item_id: "i1".to_owned(), price_micros: Some(7_000_000), ..Default::default() }],
+        currency_code: "USD".to_owned(),
+        ..Default::default()
+    };
+    write(&server, vec![bought]).await;
     for (request, expected) in [
         (request("none", "d", "a"), IncentiveReason::Budget),
         (request("small", "d", "a"), IncentiveReason::Budget),
@@ -236,6 +245,7 @@ async fn nothing_is_given_without_budget_in_another_currency_or_to_those_who_are
         (request("later", "d", "a"), IncentiveReason::NotActive),
         (request("over", "d", "a"), IncentiveReason::NotActive),
         (dollars, IncentiveReason::OtherCurrency),
+        (request("euro", "d", "american"), IncentiveReason::OtherCurrency),
         (request("euro", "d", "nobody"), IncentiveReason::UnknownUser),
         (request("targeted", "d", "a"), IncentiveReason::NoModel),
     ] {
@@ -250,7 +260,7 @@ async fn nothing_is_given_without_budget_in_another_currency_or_to_those_who_are
         server.metric(&format!("incentive_decisions_total{labels}"))
     };
     assert_eq!(counted("none", "none", "BUDGET"), Some(1));
-    assert_eq!(counted("euro", "none", "OTHER_CURRENCY"), Some(1));
+    assert_eq!(counted("euro", "none", "OTHER_CURRENCY"), Some(2));
     assert_eq!(counted("targeted", "none", "NO_MODEL"), Some(1));
     // The same id decides once something allows it. A repeated call is no other decision.
     let answer = decide(&server, request("euro", "d", "a")).await.unwrap();
@@ -259,6 +269,9 @@ async fn nothing_is_given_without_budget_in_another_currency_or_to_those_who_are
     let incentive = if answer.incentive_id.is_empty() { "none" } else { &answer.incentive_id };
     let reason_name = reason_of(&answer).as_str_name().trim_start_matches("INCENTIVE_REASON_");
     assert_eq!(counted("euro", incentive, reason_name), Some(1));
+    let in_euros =
+        proto::DecideIncentiveRequest { currency_code: "EUR".to_owned(), ..request("euro", "e", "american") };
+    assert!(decide(&server, in_euros).await.unwrap().decided, "the request states the currency of now");
     let delete = proto::DeleteIncentiveCampaignRequest { campaign_id: "none".to_owned(), etag: String::new() };
     client(&server).delete_incentive_campaign(delete).await.unwrap();
     assert_eq!(counted("none", "none", "BUDGET"), None);
@@ -515,6 +528,72 @@ async fn a_targeted_campaign_gives_what_gains_and_says_how_many_observations_are
         let answer = decide(&server, request("c", &format!("t{user}"), &format!("u{user}"))).await.unwrap();
         assert_eq!(reason_of(&answer), IncentiveReason::NoGain, "{answer:?}");
     }
+}
+
+/// A targeted campaign with an end keeps its budget for the whole period. Of the users who ask at its beginning, at two
+/// connections, few receive something, although each gains. The price follows from the log, so it is that of before after
+/// a restart.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_campaign_with_an_end_keeps_its_budget_for_the_whole_period() {
+    const ASKING: usize = 160;
+    let shop = Shop::new();
+    publish(&shop, "enough", trained(9000));
+    let server = start(&shop).await;
+    introduce(&server, (0..ASKING).map(|user| format!("u{user}"))).await;
+    let end = UnixMillis(UnixMillis::now().0 + 10 * UnixMillis::DAY);
+    let targeted = proto::IncentiveCampaign {
+        allocation: IncentiveAllocation::Targeted.into(),
+        end_time: Some(prost_types::Timestamp { seconds: end.0 / 1000, nanos: 0 }),
+        ..campaign("c")
+    };
+    // Without an end, and without a price, each user who gains receives something.
+    let unlimited = proto::IncentiveCampaign { campaign_id: "c".to_owned(), end_time: None, ..targeted.clone() };
+    create(&server, unlimited).await.unwrap();
+    let mut first = BTreeMap::new();
+    for user in 0..20 {
+        let answer = decide(&server, request("c", &format!("before {user}"), &format!("u{user}"))).await.unwrap();
+        *first.entry(reason_of(&answer).as_str_name()).or_default() += 1;
+    }
+    assert!(first["INCENTIVE_REASON_GAIN"] > 10, "{first:?}");
+    assert_eq!(used(&server, "c").await.budget_price, 0.0);
+    update(&server, targeted).await.unwrap();
+    assert!(used(&server, "c").await.budget_price > 0.0, "the demand is known");
+
+    let connections: Vec<_> = (0..2)
+        .map(|connection| {
+            let mut client = IncentiveServiceClient::new(server.connect());
+            tokio::spawn(async move {
+                let mut answers = Vec::new();
+                for user in (20..ASKING).filter(|user| user % 2 == connection) {
+                    let request = request("c", &format!("d{user}"), &format!("u{user}"));
+                    answers.push(client.decide_incentive(request).await.unwrap().into_inner());
+                }
+                answers
+            })
+        })
+        .collect();
+    let mut reasons: BTreeMap<&str, usize> = BTreeMap::new();
+    for connection in connections {
+        for answer in connection.await.unwrap() {
+            *reasons.entry(reason_of(&answer).as_str_name()).or_default() += 1;
+            assert!(answer.decided && answer.propensity > 0.0 && answer.propensity < 1.0, "{answer:?}");
+            match reason_of(&answer) {
+                IncentiveReason::Gain => assert!(answer.propensity < 0.9, "{answer:?}"),
+                IncentiveReason::NoGain => {
+                    assert!(answer.explanation.contains("above the price of the budget"), "{answer:?}");
+                }
+                IncentiveReason::Holdout => {}
+                _ => panic!("{answer:?}"),
+            }
+        }
+    }
+    // 2 % of the period's budget suffices for few: unplanned, more than 100 would receive one.
+    assert!(reasons.get("INCENTIVE_REASON_GAIN").is_none_or(|given| *given < 30), "{reasons:?}");
+    assert!(reasons["INCENTIVE_REASON_NO_GAIN"] > 80, "{reasons:?}");
+    let before = used(&server, "c").await;
+    assert!(before.budget_price > 0.0 && before.used_micros <= 1_000_000_000, "{before:?}");
+    let server = restart(&shop, server).await;
+    assert_eq!(used(&server, "c").await, before);
 }
 
 /// The decisions of the log with their redemptions reach the files that a training reads.

@@ -2,17 +2,14 @@
 use crate::{
     engine::Engine,
     error::{EngineError, RuleError},
+    incentive_choice::{Draft, IncentiveOutcome, budget_price, not_decided},
     loyalty::model_of,
     rules::{PutMode, Target, invalid},
 };
 use lodestone_core::{ids::UserId, units::UnixMillis};
-use lodestone_events::{Change, DecisionEffect, DecisionEstimate, Event, EventKind, IncentiveDecision, is_holdout};
-use lodestone_loyalty::{
-    Estimate, IncentiveEffect, LoyaltyModel, TrainedLoyalty, UserSummary, day_of, required_observations,
-};
-use lodestone_rules::{
-    CompiledCampaign, EntryKind, Incentive, IncentiveCampaign, NO_INCENTIVE, RuleChange, RuleSnapshot,
-};
+use lodestone_events::{Change, Event, EventKind, IncentiveDecision, is_holdout};
+use lodestone_loyalty::{IncentiveEffect, LoyaltyModel, TrainedLoyalty, UserSummary, day_of, required_observations};
+use lodestone_rules::{CompiledCampaign, EntryKind, IncentiveCampaign, NO_INCENTIVE, RuleChange, RuleSnapshot};
 use lodestone_state::{CampaignUse, DECISIONS_MAX};
 use prost_types::Timestamp;
 use std::{collections::BTreeMap, sync::Arc};
@@ -82,14 +79,14 @@ pub enum IncentiveAnswer {
     },
 }
 
-/// A decision before it is written.
-enum Choice {
-    Decided(IncentiveReason, Box<IncentiveDecision>),
-    NotDecided(IncentiveReason, String, BTreeMap<String, u64>),
-}
-
-fn not_decided(reason: IncentiveReason, explanation: impl Into<String>) -> Choice {
-    Choice::NotDecided(reason, explanation.into(), BTreeMap::new())
+/// The state of a campaign.
+#[derive(Debug, Clone, PartialEq)]
+pub struct CampaignStatus {
+    pub used: CampaignUse,
+    /// The observations that its pilot lacks at most, by incentive.
+    pub missing_observations: BTreeMap<String, u64>,
+    /// The price of the budget, at which or at the next one of the grid decisions are made.
+    pub budget_price: f64,
 }
 
 impl Engine {
@@ -125,11 +122,15 @@ impl Engine {
         Ok((written, position))
     }
 
-    /// Returns the use of a campaign, and the observations that its pilot lacks at most, by incentive.
-    pub fn campaign_use(&self, campaign: &CompiledCampaign) -> (CampaignUse, BTreeMap<String, u64>) {
-        let used = self.generations.state.incentives.lock().campaign_use(campaign.id(), UnixMillis::now());
-        let missing = missing_at_most(campaign, &used);
-        (used, missing)
+    /// Returns what a campaign has used and what its pilot lacks.
+    pub fn campaign_status(&self, campaign: &CompiledCampaign) -> CampaignStatus {
+        let now = UnixMillis::now();
+        let mut incentives = self.generations.state.incentives.lock();
+        let used = incentives.campaign_use(campaign.id(), now);
+        let budget_price = budget_price(&mut incentives, campaign, now).low;
+        drop(incentives);
+        let missing_observations = missing_at_most(campaign, &used);
+        CampaignStatus { used, missing_observations, budget_price }
     }
 
     /// Returns the reason why an event of a coupon counts for no campaign. None if it counts, and for other events. A
@@ -167,8 +168,8 @@ impl Engine {
         let campaign =
             rules.campaigns.get(id).ok_or_else(|| EngineError::Rule(RuleError::NotFound { kind, id: id.clone() }))?;
         let (reason, decision) = match self.choose(campaign, &request)? {
-            Choice::Decided(reason, decision) => (reason, *decision),
-            Choice::NotDecided(reason, explanation, missing) => {
+            IncentiveOutcome::Decided(reason, decision) => (reason, *decision),
+            IncentiveOutcome::NotDecided(reason, explanation, missing) => {
                 self.metrics.decided_incentive(campaign.id(), NO_INCENTIVE, reason.name());
                 let log_position = self.writer.position();
                 return Ok(IncentiveAnswer::NotDecided { reason, explanation, missing, log_position });
@@ -192,7 +193,7 @@ impl Engine {
         Ok(IncentiveAnswer::Decided { decision: Arc::new(decision), log_position })
     }
 
-    fn choose(&self, campaign: &CompiledCampaign, request: &DecideRequest) -> Result<Choice, EngineError> {
+    fn choose(&self, campaign: &CompiledCampaign, request: &DecideRequest) -> Result<IncentiveOutcome, EngineError> {
         let (now, of) = (UnixMillis::now(), &campaign.campaign);
         if !request.currency.is_empty() && request.currency != of.currency_code {
             let (sent, own) = (&request.currency, &of.currency_code);
@@ -206,6 +207,16 @@ impl Engine {
         else {
             return Ok(not_decided(IncentiveReason::UnknownUser, "the server knows no event of the user"));
         };
+        // The request states the currency in which the user purchases now; without one, the purchases so far do.
+        if request.currency.is_empty() && summary.spends_only_in_others(&of.currency_code) {
+            let found = summary.main_spend().map_or("", |spend| spend.currency());
+            let text = format!(
+                "the user has purchased in {found} and never in {}, in which the campaign's budget and costs are; a request \
+                 with a `currency_code` of {} decides",
+                of.currency_code, of.currency_code
+            );
+            return Ok(not_decided(IncentiveReason::OtherCurrency, text));
+        }
         let excluded = request.customer_groups.iter().find(|group| of.excluded_customer_groups.contains(group));
         if let Some(group) = excluded {
             let text = format!("the campaign excludes the customer group `{group}`");
@@ -222,10 +233,11 @@ impl Engine {
             }
         }
         let since = UnixMillis(now.0 - i64::from(of.user_limit_days) * UnixMillis::DAY);
-        let (used, decided, total) = {
+        let (used, decided, total, price) = {
             let mut incentives = self.generations.state.incentives.lock();
             let decided = incentives.user_decisions_since(campaign.id(), request.user.as_str(), since);
-            (incentives.campaign_use(campaign.id(), now), decided, incentives.len())
+            let used = incentives.campaign_use(campaign.id(), now);
+            (used, decided, incentives.len(), budget_price(&mut incentives, campaign, now))
         };
         if decided >= of.user_limit as usize {
             let text = format!(
@@ -237,35 +249,29 @@ impl Engine {
         if total >= DECISIONS_MAX {
             return Err(EngineError::TooManyDecisions { limit: DECISIONS_MAX });
         }
-        let left = of.budget_micros.saturating_sub(used.used_micros);
-        let has_room = |incentive: &&Incentive| {
-            let count = used.counts.get(&incentive.incentive_id).copied().unwrap_or(0);
-            let is_left = incentive.user_count_max == 0 || count < incentive.user_count_max as u64;
-            of.budget_micros > 0 && incentive.cost_micros.unwrap_or(0) <= left && is_left
-        };
-        let available: Vec<&Incentive> = of.incentives.iter().filter(has_room).collect();
+        let is_holdout = is_holdout(campaign.id(), of.holdout_share, &request.user);
+        let draft = Draft { campaign, request, used: &used, now, is_holdout };
+        let available = draft.available();
         if available.is_empty() {
             let cheapest = of.incentives.iter().filter_map(|incentive| incentive.cost_micros).min().unwrap_or(0);
             let text = format!(
                 "{:.2} of the budget of {:.2} {} are left, and the cheapest incentive costs {:.2}; or each \
                  incentive has reached `user_count_max` decisions",
-                left.max(0) as f64 / MICROS,
+                draft.left_micros().max(0) as f64 / MICROS,
                 of.budget_micros as f64 / MICROS,
                 of.currency_code,
                 cheapest as f64 / MICROS
             );
             return Ok(not_decided(IncentiveReason::Budget, text));
         }
-        let draft =
-            Draft { campaign, request, now, is_holdout: is_holdout(campaign.id(), of.holdout_share, &request.user) };
         Ok(match campaign.is_pilot() {
             true => draft.randomised(&available, draw()),
             false => match &*loaded.generation.loyalty {
                 TrainedLoyalty::Model(model) => match effects(model, campaign.id(), &summary, day) {
-                    Some(effects) => draft.targeted(&available, &effects),
+                    Some(effects) => draft.targeted(&effects, price, draw()),
                     None => no_model(model, campaign, &used),
                 },
-                TrainedLoyalty::Missing { reason } => Choice::NotDecided(
+                TrainedLoyalty::Missing { reason } => IncentiveOutcome::NotDecided(
                     IncentiveReason::NoModel,
                     format!("the bundle has no loyalty model: {reason}"),
                     missing_at_most(campaign, &used),
@@ -299,7 +305,7 @@ fn missing_at_most(campaign: &CompiledCampaign, used: &CampaignUse) -> BTreeMap<
     missing.filter(|(_, missing)| *missing > 0).collect()
 }
 
-fn no_model(model: &LoyaltyModel, campaign: &CompiledCampaign, used: &CampaignUse) -> Choice {
+fn no_model(model: &LoyaltyModel, campaign: &CompiledCampaign, used: &CampaignUse) -> IncentiveOutcome {
     let (text, missing) = match model.campaign_uplift(campaign.id()) {
         Some(uplift) => {
             let missing = uplift.evidence.iter().filter(|of| of.missing > 0);
@@ -311,115 +317,7 @@ fn no_model(model: &LoyaltyModel, campaign: &CompiledCampaign, used: &CampaignUs
             (text.to_owned(), missing_at_most(campaign, used))
         }
     };
-    Choice::NotDecided(IncentiveReason::NoModel, text, missing)
-}
-
-/// What a decision is about.
-struct Draft<'a> {
-    campaign: &'a CompiledCampaign,
-    request: &'a DecideRequest,
-    now: UnixMillis,
-    is_holdout: bool,
-}
-
-impl Draft<'_> {
-    fn decision(&self, reason: IncentiveReason, incentive: Option<&Incentive>, propensity: f64) -> IncentiveDecision {
-        let of = &self.campaign.campaign;
-        IncentiveDecision {
-            decision_id: self.request.decision_id.clone(),
-            user: self.request.user.as_str().to_owned(),
-            campaign_id: of.campaign_id.clone(),
-            incentive_id: incentive.map(|incentive| incentive.incentive_id.clone()).unwrap_or_default(),
-            at_ms: self.now.0,
-            reason: reason as i32,
-            propensity,
-            is_randomised: false,
-            cost_micros: incentive.and_then(|incentive| incentive.cost_micros).unwrap_or(0),
-            expires_ms: incentive.map_or(0, |incentive| self.now.0 + i64::from(incentive.valid_days) * UnixMillis::DAY),
-            currency: of.currency_code.clone(),
-            margin: of.margin,
-            minimum_effect: self.campaign.minimum_effect(),
-            explanation: String::new(),
-            effect: None,
-        }
-    }
-
-    /// Draws none or one of the available incentives, all equally probable. `draw`: from 0 to 1.
-    fn randomised(&self, available: &[&Incentive], draw: f64) -> Choice {
-        let holdout = self.campaign.campaign.holdout_share;
-        let arms = (available.len() + 1) as f64;
-        let each = (1.0 - holdout) / arms;
-        let drawn = (draw * arms) as usize;
-        let incentive = available.get(drawn).copied().filter(|_| !self.is_holdout);
-        let (reason, propensity) = match (self.is_holdout, incentive) {
-            (true, _) => (IncentiveReason::Holdout, holdout + each),
-            (false, None) => (IncentiveReason::Randomised, holdout + each),
-            (false, Some(_)) => (IncentiveReason::Randomised, each),
-        };
-        let explanation = match (self.is_holdout, incentive) {
-            (true, _) => format!("the user is in the hold-out of {holdout} of all users"),
-            (false, None) => format!("the pilot drew no incentive; its probability was {propensity:.4}"),
-            (false, Some(of)) => {
-                format!("the pilot drew {}; its probability was {propensity:.4}", of.incentive_id)
-            }
-        };
-        let decision = self.decision(reason, incentive, propensity);
-        let is_randomised = available.len() == self.campaign.campaign.incentives.len();
-        Choice::Decided(reason, Box::new(IncentiveDecision { is_randomised, explanation, ..decision }))
-    }
-
-    /// Chooses the available incentive with the greatest net gain, if its lower bound is above 0.
-    fn targeted(&self, available: &[&Incentive], effects: &BTreeMap<&str, IncentiveEffect>) -> Choice {
-        let holdout = self.campaign.campaign.holdout_share;
-        let price = self.campaign.campaign.budget_price;
-        let net = |effect: &IncentiveEffect| effect.gain_micros.value - price * effect.cost_micros;
-        let best = |incentives: &mut dyn Iterator<Item = &Incentive>| {
-            let known =
-                incentives.filter_map(|of| Some((of.incentive_id.clone(), *effects.get(of.incentive_id.as_str())?)));
-            let gaining = known.filter(|(_, effect)| effect.gain_lower_micros > 0.0 && net(effect) > 0.0);
-            gaining.max_by(|left, right| net(&left.1).total_cmp(&net(&right.1)))
-        };
-        let chosen = best(&mut available.iter().copied());
-        let Some((id, effect)) = chosen else {
-            if best(&mut self.campaign.campaign.incentives.iter()).is_some() {
-                let text = "the incentives with a gain for this user cost more than what is left of the budget, or have \
-                            reached their limits";
-                return not_decided(IncentiveReason::Budget, text);
-            }
-            let explanation = format!(
-                "no incentive has a gain above 0 at the lower end of its interval, and above {price} × its expected cost, for \
-                 this user"
-            );
-            let decision = self.decision(IncentiveReason::NoGain, None, 1.0);
-            return Choice::Decided(IncentiveReason::NoGain, Box::new(IncentiveDecision { explanation, ..decision }));
-        };
-        if self.is_holdout {
-            let explanation =
-                format!("the user is in the hold-out of {holdout} of all users; otherwise {id} would be given");
-            let decision = self.decision(IncentiveReason::Holdout, None, holdout);
-            return Choice::Decided(IncentiveReason::Holdout, Box::new(IncentiveDecision { explanation, ..decision }));
-        }
-        let incentive = available.iter().copied().find(|of| of.incentive_id == id);
-        let gain = effect.gain_micros.value / MICROS;
-        let explanation = format!(
-            "{id} is expected to gain {gain:.2} {} after its cost, at least {:.2} at the confidence of the model, and to \
-             change the purchase probability by {:+.3}",
-            self.campaign.campaign.currency_code,
-            effect.gain_lower_micros / MICROS,
-            effect.purchase.value
-        );
-        let effect = Some(DecisionEffect {
-            purchase_probability: estimate(effect.purchase, 1.0),
-            gain: estimate(effect.gain_micros, MICROS),
-            expected_cost: effect.cost_micros / MICROS,
-        });
-        let decision = self.decision(IncentiveReason::Gain, incentive, 1.0 - holdout);
-        Choice::Decided(IncentiveReason::Gain, Box::new(IncentiveDecision { explanation, effect, ..decision }))
-    }
-}
-
-fn estimate(of: Estimate, unit: f64) -> DecisionEstimate {
-    DecisionEstimate { value: of.value / unit, low: of.low / unit, high: of.high / unit }
+    IncentiveOutcome::NotDecided(IncentiveReason::NoModel, text, missing)
 }
 
 #[cfg(test)]

@@ -4,6 +4,7 @@
 mod attributes;
 mod engine;
 mod error;
+mod incentive_choice;
 mod incentives;
 mod loyalty;
 mod open;
@@ -18,7 +19,7 @@ mod workers;
 pub use attributes::{AttributeConflicts, AttributesPage, DeclarationsGuard, UnknownAttribute};
 pub use engine::{Engine, EngineConfig, QueuedEvents};
 pub use error::{EngineError, PageTokenError, RuleError, WriteOutcome, WriteReport};
-pub use incentives::{DecideRequest, IncentiveAnswer, IncentiveReason};
+pub use incentives::{CampaignStatus, DecideRequest, IncentiveAnswer, IncentiveReason};
 pub use lodestone_rules::EntryKind;
 pub use loyalty::{AT_RISK_MAX, AtRiskPage, AtRiskRequest, UserLoyalty};
 pub use open::{ANSWERS, LogMissing, OpenError, OpenOptions, event_log, open};

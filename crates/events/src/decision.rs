@@ -46,6 +46,26 @@ pub struct IncentiveDecision {
     /// The estimate that the decision followed from.
     #[prost(message, optional, tag = "15")]
     pub effect: Option<DecisionEffect>,
+    /// The incentives with a gain for this user, which count as demand for the budget. None of a user of the hold-out, who
+    /// receives nothing.
+    #[prost(message, repeated, tag = "16")]
+    pub demand: Vec<DecisionDemand>,
+    /// The price of the budget that decided. Absent: not a decision by gain. Infinite: only free incentives.
+    #[prost(double, optional, tag = "17")]
+    pub budget_price: Option<f64>,
+}
+
+/// An incentive with a gain, in millionths of the currency's unit.
+#[derive(Clone, Copy, PartialEq, Eq, Message)]
+pub struct DecisionDemand {
+    #[prost(int64, tag = "1")]
+    pub gain_micros: i64,
+    /// Of a redemption times its probability.
+    #[prost(int64, tag = "2")]
+    pub expected_cost_micros: i64,
+    /// Of a redemption.
+    #[prost(int64, tag = "3")]
+    pub cost_micros: i64,
 }
 
 /// What an incentive was estimated to change.

@@ -14,7 +14,7 @@ mod refunds;
 pub mod storage;
 mod writer;
 
-pub use decision::{DecisionEffect, DecisionEstimate, IncentiveDecision, is_holdout};
+pub use decision::{DecisionDemand, DecisionEffect, DecisionEstimate, IncentiveDecision, is_holdout};
 pub use dedup::{Chunk, DEDUPE_DAYS, DEDUPE_IDS_MAX, Deduper, stable_hash};
 pub use directory::LogDirectory;
 pub use error::{LogError, Quarantined};

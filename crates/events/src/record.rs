@@ -690,7 +690,7 @@ fn availability_number(availability: Availability) -> u32 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{DecisionEffect, DecisionEstimate};
+    use crate::{DecisionDemand, DecisionEffect, DecisionEstimate};
     use lodestone_rules::{Benefit, Incentive, Pin, RuleAction, RuleActionKind, SynonymTerms};
     use proptest::prelude::*;
 
@@ -836,6 +836,8 @@ mod tests {
             propensity: 1.0,
             expires_ms: 9,
             effect: Some(DecisionEffect { purchase_probability: estimate, gain: estimate, expected_cost: 0.0 }),
+            demand: vec![DecisionDemand { gain_micros: 5, expected_cost_micros: 0, cost_micros: 7 }],
+            budget_price: Some(f64::INFINITY),
             ..IncentiveDecision::default()
         };
         let change = Change::Decision(decision.clone());

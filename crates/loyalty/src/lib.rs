@@ -9,11 +9,13 @@
 //! - [`GammaGamma`]: the mean value of a customer's purchases.
 //! - [`RfmModel`]: regressions on frequency, recency and age; the usual baseline.
 //! - [`backtest`]: compares all of them on a later period; [`backtest_outcomes`] does so for another outcome.
-//! - [`UpliftModel`]: what an incentive changes, from logged decisions; [`allocate`] assigns incentives under a budget.
+//! - [`UpliftModel`]: what an incentive changes, from logged decisions; [`allocate`] assigns incentives under a budget,
+//!   and [`DemandCurve`] prices a budget that has to last for a period.
 #![forbid(unsafe_code)]
 mod allocation;
 mod backtest;
 mod beta_geometric;
+mod budget_price;
 mod error;
 mod fit;
 mod gamma_gamma;
@@ -37,6 +39,7 @@ mod uplift;
 pub use allocation::{Allocation, AllocationLimits, Candidate, allocate};
 pub use backtest::{BacktestOptions, BacktestReport, Difference, Interval, ModelReport, backtest};
 pub use beta_geometric::{BetaGeometric, Dropout};
+pub use budget_price::{BudgetPrice, DemandCurve, DemandedIncentive};
 pub use error::LoyaltyError;
 pub use fit::{HORIZONS_DAYS, fit_loyalty};
 pub use gamma_gamma::{GammaGamma, ValueSummary};

@@ -464,6 +464,13 @@ impl UserSummary {
             .reduce(|best, of| if of.purchases > best.purchases { of } else { best })
     }
 
+    /// Returns whether all purchases with prices are in other currencies than `currency`, with whose amounts their values
+    /// cannot be compared. Purchases that name no currency are in the shop's own.
+    pub fn spends_only_in_others(&self, currency: &str) -> bool {
+        let mut currencies = self.spend().filter(|of| of.purchases > 0).map(|of| of.currency()).peekable();
+        currencies.peek().is_some() && currencies.all(|of| !of.is_empty() && of != currency)
+    }
+
     /// The value of purchases in a currency, in units, decayed to the end of `day` with [`HALF_LIVES_DAYS`].
     pub fn decayed_value(&self, spend: &Spend, day: u16) -> [f64; 3] {
         let factors = decay(day.saturating_sub(self.last_purchase_day().unwrap_or(day)));
@@ -669,6 +676,9 @@ mod tests {
         assert_eq!(net, [("EUR", 5.0), ("USD", 8.0), ("", 5.0)]);
         assert_eq!(summary.other_currency_events(), 1);
         assert_eq!(summary.main_spend().unwrap().currency(), "USD");
+        let others = |events: &[Event]| folded(events).spends_only_in_others("EUR");
+        assert!(others(&[bought("USD"), bought("GBP")]) && !others(&[bought("USD"), bought("EUR")]));
+        assert!(!others(&[bought("")]) && !others(&[event(EventKind::Refund, 90_000, 2, "USD")]) && !others(&[]));
     }
 
     #[test]

@@ -108,6 +108,11 @@ impl CompiledCampaign {
         self.start.is_none_or(|start| start <= at) && self.end.is_none_or(|end| at < end)
     }
 
+    /// Returns the time from which on it gives nothing.
+    pub fn end(&self) -> Option<UnixMillis> {
+        self.end
+    }
+
     /// Returns whether it is a randomised pilot.
     pub fn is_pilot(&self) -> bool {
         self.campaign.allocation == IncentiveAllocation::Randomised as i32

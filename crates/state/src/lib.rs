@@ -14,7 +14,7 @@ pub mod users;
 
 pub use catalog_changes::CatalogChanges;
 pub use event_items::{EVENT_ITEMS_MAX, EventItems};
-pub use incentives::{CampaignUse, DECISIONS_MAX, IncentiveLedger};
+pub use incentives::{BudgetPeriod, CampaignUse, DECISIONS_MAX, IncentiveLedger};
 pub use recovery::{RecoveredState, RecoveryError, RecoveryOptions, recover, state_with_items};
 pub use searches::{COMPLETION_USERS_MIN, COMPLETION_USERS_MIN_MAX, Search, Searches};
 pub use state::{LiveState, ReplayBase, StateLimits};

@@ -6,7 +6,7 @@ use lodestone_core::{
 };
 use lodestone_events::{Applied, Change, Deduper, EventLog, Writer};
 use lodestone_state::{
-    LiveState, RecoveredState, RecoveryOptions, Searches, StateLimits, checkpoints::Checkpoints, recover,
+    BudgetPeriod, LiveState, RecoveredState, RecoveryOptions, Searches, StateLimits, checkpoints::Checkpoints, recover,
     state_with_items,
 };
 use parking_lot::Mutex;
@@ -96,7 +96,8 @@ pub(crate) fn recovered_with(log: &EventLog, directory: &Path, limits: StateLimi
 /// Formats a state so that equal states of two processes are equal texts: item ids replace the process's item keys.
 /// Counts how many of the event ids `e0`, `e1`, … below `e{ids}` the deduplication knows.
 pub(crate) fn view(state: &LiveState, recent: &Deduper, ids: usize) -> String {
-    let now = UnixMillis(START + 90 * UnixMillis::DAY);
+    // The events and decisions are of the 30 days from `START`.
+    let now = UnixMillis(START + 31 * UnixMillis::DAY);
     let histories: Vec<String> = (0..USERS)
         .map(|user| {
             let Some(history) = state.users.history(&user_id(user)) else { return "unknown".into() };
@@ -124,12 +125,15 @@ pub(crate) fn view(state: &LiveState, recent: &Deduper, ids: usize) -> String {
         .collect();
     let mut incentives = state.incentives.lock();
     let campaigns: Vec<_> = ["c0", "c1"].map(|campaign| incentives.campaign_use(campaign, now)).into();
+    let end = UnixMillis(START + 60 * UnixMillis::DAY);
+    let period = BudgetPeriod { budget_micros: 300, end, valid_ms: 14 * UnixMillis::DAY };
+    let prices: Vec<_> = ["c0", "c1"].map(|campaign| incentives.budget_price(campaign, &period, now)).into();
     let allowances: Vec<usize> = (0..USERS)
         .map(|user| incentives.user_decisions_since("c0", user_id(user).as_str(), UnixMillis(START)))
         .collect();
     let known = (0..ids).filter(|id| recent.contains(&EventId::parse(&format!("e{id}")).unwrap())).count();
     format!(
-        "{histories:#?} {top:?} {queries:?} {items:?} {rules:?} {campaigns:?} {allowances:?} {known} {}",
+        "{histories:#?} {top:?} {queries:?} {items:?} {rules:?} {campaigns:?} {prices:?} {allowances:?} {known} {}",
         state.applied_position()
     )
 }
