@@ -291,28 +291,3 @@ async fn wrong_objectives_are_refused_with_their_fields() {
     .await;
     assert!(refused.contains("configs.x.objectives: loyalty needs a loyalty model"), "{refused}");
 }
-
-/// Prints the duration of the policy with and without LOYALTY:
-/// `cargo test --release --test api objectives::latency -- --ignored --nocapture`.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-#[ignore = "a measurement"]
-async fn latency() {
-    let shop = LoyalShop::new();
-    let server = shop.serve("loyal").await;
-    create(&server, config("loyal", &[(Objective::Loyalty, 0.5)], Some(0.005))).await.unwrap();
-    let mut times = [Vec::new(), Vec::new()];
-    for _ in 0..2000 {
-        for (named, times) in ["", "loyal"].into_iter().zip(&mut times) {
-            let answer = recommend(&server, named).await;
-            let stages = answer.info.unwrap().debug.unwrap().stages;
-            let policy = stages.iter().find(|stage| stage.stage == "policy").unwrap();
-            times.push(policy.duration.as_ref().unwrap().nanos);
-        }
-    }
-    let [without, with] = times.map(|mut times| {
-        times.sort_unstable();
-        f64::from(times[times.len() / 2]) / 1000.0
-    });
-    println!("the policy takes {without:.1} µs without and {with:.1} µs with LOYALTY (median of 2,000 requests each)");
-    server.end().await;
-}

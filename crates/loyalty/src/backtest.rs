@@ -120,13 +120,13 @@ pub struct Difference {
 }
 
 /// One model with its forecasts of all customers.
-pub(crate) struct Forecasts {
-    pub(crate) model: &'static str,
-    pub(crate) log_likelihood: Option<f64>,
-    pub(crate) parameters: Option<Parameters>,
-    pub(crate) probabilities: Vec<f64>,
-    pub(crate) counts: Vec<f64>,
-    pub(crate) values: Option<Vec<f64>>,
+struct Forecasts {
+    model: &'static str,
+    log_likelihood: Option<f64>,
+    parameters: Option<Parameters>,
+    probabilities: Vec<f64>,
+    counts: Vec<f64>,
+    values: Option<Vec<f64>>,
 }
 
 /// Fits BG/NBD, MBG/NBD, the RFM baseline and the learned model, and compares their forecasts. `has_values`: whether
@@ -309,7 +309,7 @@ fn learned(known: &[PurchaseHistory], options: &BacktestOptions, has_values: boo
 }
 
 /// Computes the metrics of each model, and the differences between the last and the others on shared resamples.
-pub(crate) fn compare(
+fn compare(
     forecasts: Vec<Forecasts>,
     outcomes: &Outcomes,
     options: &BacktestOptions,
@@ -332,19 +332,8 @@ pub(crate) fn compare(
         });
         scored.push(of_model);
     }
-    let mut resampled: Vec<Vec<Metrics>> = Vec::with_capacity(options.resamples);
-    // In steps, because all resamples of a million customers would take gigabytes.
-    for step in 0..options.resamples.div_ceil(RESAMPLES_PER_STEP) {
-        progress("bootstrap", resampled.len(), options.resamples);
-        let size = RESAMPLES_PER_STEP.min(options.resamples - resampled.len());
-        let samples = resamples(count, size, options.seed.wrapping_add(step as u64));
-        resampled.par_extend(samples.par_iter().map(|sample| {
-            let mut weights = vec![0.0; count];
-            sample.iter().for_each(|index| weights[*index as usize] += 1.0);
-            scored.iter().map(|of_model| of_model.metrics(outcomes, &weights)).collect::<Vec<Metrics>>()
-        }));
-    }
-    progress("bootstrap", options.resamples, options.resamples);
+    let of_resample = |weights: &[f64]| scored.iter().map(|of| of.metrics(outcomes, weights)).collect();
+    let resampled: Vec<Vec<Metrics>> = bootstrap(count, options, progress, of_resample);
     let learned = reports.len() - 1;
     let differences = (0..learned).map(|baseline| {
         let all: Vec<Metrics> =
@@ -356,18 +345,45 @@ pub(crate) fn compare(
     (reports, differences)
 }
 
+/// Computes the metrics of each resample of `count` customers, of their weights in it.
+pub(crate) fn bootstrap<M: Send>(
+    count: usize,
+    options: &BacktestOptions,
+    progress: &mut dyn FnMut(&'static str, usize, usize),
+    metrics: impl Fn(&[f64]) -> M + Sync,
+) -> Vec<M> {
+    let mut resampled: Vec<M> = Vec::with_capacity(options.resamples);
+    // In steps, because all resamples of a million customers would take gigabytes.
+    for step in 0..options.resamples.div_ceil(RESAMPLES_PER_STEP) {
+        progress("bootstrap", resampled.len(), options.resamples);
+        let size = RESAMPLES_PER_STEP.min(options.resamples - resampled.len());
+        let samples = resamples(count, size, options.seed.wrapping_add(step as u64));
+        resampled.par_extend(samples.par_iter().map(|sample| {
+            let mut weights = vec![0.0; count];
+            sample.iter().for_each(|index| weights[*index as usize] += 1.0);
+            metrics(&weights)
+        }));
+    }
+    progress("bootstrap", options.resamples, options.resamples);
+    resampled
+}
+
+impl Interval {
+    /// Returns a difference with the percentiles of those of the resamples, without resamples that have none.
+    pub(crate) fn new(difference: f64, resampled: impl Iterator<Item = f64>) -> Self {
+        let mut values: Vec<f64> = resampled.filter(|value| value.is_finite()).collect();
+        values.sort_by(f64::total_cmp);
+        let quantile = |share: f64| {
+            let index = ((values.len() as f64 * share) as usize).min(values.len().saturating_sub(1));
+            values.get(index).copied().unwrap_or(difference)
+        };
+        Self { difference, low: quantile(0.025), high: quantile(0.975) }
+    }
+}
+
 impl Difference {
     fn new(model: &'static str, baseline: &'static str, point: &Metrics, resampled: &[Metrics]) -> Self {
-        let interval = |metric: fn(&Metrics) -> f64| {
-            let mut values: Vec<f64> = resampled.iter().map(metric).filter(|value| value.is_finite()).collect();
-            values.sort_by(f64::total_cmp);
-            let difference = metric(point);
-            let quantile = |share: f64| {
-                let index = ((values.len() as f64 * share) as usize).min(values.len().saturating_sub(1));
-                values.get(index).copied().unwrap_or(difference)
-            };
-            Interval { difference, low: quantile(0.025), high: quantile(0.975) }
-        };
+        let interval = |metric: fn(&Metrics) -> f64| Interval::new(metric(point), resampled.iter().map(metric));
         let has_values = point.value_mae.is_some();
         Self {
             model,

@@ -33,6 +33,7 @@ mod rfm;
 mod segments;
 mod simulate;
 mod special;
+mod standardisation;
 mod summary;
 mod uplift;
 
@@ -48,7 +49,7 @@ pub use incentive_comparison::{ComparisonOptions, IncentiveComparison, PolicyRep
 pub use incentive_model::{CampaignUplift, UPLIFT_HORIZON_DAYS, fit_campaign_uplift};
 pub use incentive_simulation::{SIMULATED_INPUTS, SimulatedIncentives, simulate_incentives};
 pub use inputs::Driver;
-pub use metrics::Metrics;
+pub use metrics::{Metrics, ProbabilityMetrics};
 pub use model::{
     CHANGE_DAYS, Estimate, Explanation, HorizonModel, HorizonScore, LeftOutHorizon, LoyaltyModel, LoyaltyScore,
     Quality, RiskScore, TrainedLoyalty, Validation,

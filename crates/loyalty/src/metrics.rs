@@ -6,6 +6,19 @@ const BINS: usize = 10;
 /// Probabilities are kept this far from 0 and 1 in the log-loss.
 const PROBABILITY_MIN: f64 = 1e-6;
 
+/// Metrics of the probability of an outcome.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct ProbabilityMetrics {
+    /// Probability that a random customer with the outcome has a higher probability than a random one without.
+    pub auc: f64,
+    /// Mean negative log-likelihood, in nats.
+    pub log_loss: f64,
+    /// Mean squared error of the probability.
+    pub brier: f64,
+    /// Mean distance between the mean probability and the share with the outcome, over ten bins of equal size.
+    pub calibration_error: f64,
+}
+
 /// Metrics of the probability of at least one purchase (the first four) and of the expected number of purchases.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct Metrics {
@@ -91,15 +104,22 @@ pub(crate) fn descending(numbers: &[f64]) -> Vec<u32> {
     order
 }
 
+/// Probabilities of an outcome of the same customers.
+#[derive(Debug, Clone)]
+pub(crate) struct ScoredProbabilities {
+    probabilities: Vec<f64>,
+    /// Customers by ascending probability.
+    order: Vec<u32>,
+}
+
 /// Forecasts of the same customers.
 #[derive(Debug, Clone)]
 pub(crate) struct Scored {
-    probabilities: Vec<f64>,
+    probabilities: ScoredProbabilities,
     counts: Vec<f64>,
     medians: Vec<f64>,
     values: Option<Vec<f64>>,
-    /// Customers by ascending probability, and by descending value.
-    order: Vec<u32>,
+    /// Customers by descending value.
     value_order: Vec<u32>,
 }
 
@@ -124,6 +144,59 @@ fn median(probability: f64, expected: f64, shape: f64) -> f64 {
     expected
 }
 
+impl ScoredProbabilities {
+    pub(crate) fn new(probabilities: Vec<f64>) -> Self {
+        let mut order: Vec<u32> = (0..probabilities.len() as u32).collect();
+        order.sort_by(|left, right| probabilities[*left as usize].total_cmp(&probabilities[*right as usize]));
+        Self { probabilities, order }
+    }
+
+    /// Computes all metrics. `outcomes`: above 0 for customers with the outcome. `weights`: how often each customer counts.
+    /// Metrics of both groups are NaN if one of them has no weight.
+    pub(crate) fn metrics(&self, outcomes: &[f64], weights: &[f64]) -> ProbabilityMetrics {
+        let total: f64 = weights.iter().sum();
+        let (mut log_loss, mut brier) = (0.0, 0.0);
+        for (index, weight) in weights.iter().enumerate() {
+            let has_outcome = outcomes[index] > 0.0;
+            let probability = self.probabilities[index].clamp(PROBABILITY_MIN, 1.0 - PROBABILITY_MIN);
+            log_loss -= weight * if has_outcome { probability.ln() } else { (-probability).ln_1p() };
+            brier += weight * (probability - f64::from(u8::from(has_outcome))).powi(2);
+        }
+        ProbabilityMetrics {
+            auc: self.auc(outcomes, weights),
+            log_loss: log_loss / total,
+            brier: brier / total,
+            calibration_error: self.calibration_error(outcomes, weights, total),
+        }
+    }
+
+    /// The Mann-Whitney statistic; ties count half.
+    fn auc(&self, outcomes: &[f64], weights: &[f64]) -> f64 {
+        let (mut with, mut without, mut pairs) = (0.0, 0.0, 0.0);
+        let equal = |left: &u32, right: &u32| self.probabilities[*left as usize] == self.probabilities[*right as usize];
+        for tied in self.order.chunk_by(equal) {
+            let (mut tied_with, mut tied_without) = (0.0, 0.0);
+            for index in tied {
+                match outcomes[*index as usize] > 0.0 {
+                    true => tied_with += weights[*index as usize],
+                    false => tied_without += weights[*index as usize],
+                }
+            }
+            pairs += tied_with * (without + 0.5 * tied_without);
+            with += tied_with;
+            without += tied_without;
+        }
+        pairs / (with * without)
+    }
+
+    fn calibration_error(&self, outcomes: &[f64], weights: &[f64], total: f64) -> f64 {
+        let differences = binned(&self.order, weights, |index| {
+            self.probabilities[index] - f64::from(u8::from(outcomes[index] > 0.0))
+        });
+        differences.iter().map(|difference| difference.abs()).sum::<f64>() / total
+    }
+}
+
 impl Scored {
     pub(crate) fn new(
         probabilities: Vec<f64>,
@@ -131,36 +204,26 @@ impl Scored {
         values: Option<Vec<f64>>,
         outcomes: &Outcomes,
     ) -> Self {
-        let mut order: Vec<u32> = (0..probabilities.len() as u32).collect();
-        order.sort_by(|left, right| probabilities[*left as usize].total_cmp(&probabilities[*right as usize]));
         let value_order = values.as_deref().map_or(Vec::new(), descending);
         let of = probabilities.iter().zip(&counts).zip(&outcomes.repeats);
         let medians = of.map(|((probability, count), repeats)| median(*probability, *count, repeats + 1.0)).collect();
-        Self { probabilities, counts, medians, values, order, value_order }
+        let probabilities = ScoredProbabilities::new(probabilities);
+        Self { probabilities, counts, medians, values, value_order }
     }
 
     /// Computes all metrics. `weights`: how often each customer counts. Metrics of buyers and non-buyers are NaN if one
     /// of the two groups has no weight.
     pub(crate) fn metrics(&self, outcomes: &Outcomes, weights: &[f64]) -> Metrics {
-        let total: f64 = weights.iter().sum();
-        let (mut log_loss, mut brier, mut absolute, mut squared) = (0.0, 0.0, 0.0, 0.0);
-        for (index, weight) in weights.iter().enumerate() {
-            let buys = outcomes.counts[index] > 0.0;
-            let probability = self.probabilities[index].clamp(PROBABILITY_MIN, 1.0 - PROBABILITY_MIN);
-            log_loss -= weight * if buys { probability.ln() } else { (-probability).ln_1p() };
-            brier += weight * (probability - f64::from(u8::from(buys))).powi(2);
-            let error = self.counts[index] - outcomes.counts[index];
-            absolute += weight * error.abs();
-            squared += weight * error * error;
-        }
+        let ProbabilityMetrics { auc, log_loss, brier, calibration_error } =
+            self.probabilities.metrics(&outcomes.counts, weights);
         Metrics {
-            auc: self.auc(outcomes, weights),
-            log_loss: log_loss / total,
-            brier: brier / total,
-            calibration_error: self.calibration_error(outcomes, weights, total),
-            mae: absolute / total,
+            auc,
+            log_loss,
+            brier,
+            calibration_error,
+            mae: mean_absolute_error(&self.counts, &outcomes.counts, weights),
             median_mae: mean_absolute_error(&self.medians, &outcomes.counts, weights),
-            rmse: (squared / total).sqrt(),
+            rmse: mean_squared_error(&self.counts, &outcomes.counts, weights).sqrt(),
             correlation: correlation(&self.counts, &outcomes.counts, weights),
             value_mae: self.values.as_ref().map(|values| mean_absolute_error(values, &outcomes.values, weights)),
             value_rmse: self.values.as_ref().map(|values| mean_squared_error(values, &outcomes.values, weights).sqrt()),
@@ -174,32 +237,6 @@ impl Scored {
                 differences.iter().map(|difference| difference.abs()).sum::<f64>() / actual
             }),
         }
-    }
-
-    /// The Mann-Whitney statistic; ties count half.
-    fn auc(&self, outcomes: &Outcomes, weights: &[f64]) -> f64 {
-        let (mut buyers, mut others, mut pairs) = (0.0, 0.0, 0.0);
-        let equal = |left: &u32, right: &u32| self.probabilities[*left as usize] == self.probabilities[*right as usize];
-        for tied in self.order.chunk_by(equal) {
-            let (mut tied_buyers, mut tied_others) = (0.0, 0.0);
-            for index in tied {
-                match outcomes.counts[*index as usize] > 0.0 {
-                    true => tied_buyers += weights[*index as usize],
-                    false => tied_others += weights[*index as usize],
-                }
-            }
-            pairs += tied_buyers * (others + 0.5 * tied_others);
-            buyers += tied_buyers;
-            others += tied_others;
-        }
-        pairs / (buyers * others)
-    }
-
-    fn calibration_error(&self, outcomes: &Outcomes, weights: &[f64], total: f64) -> f64 {
-        let differences = binned(&self.order, weights, |index| {
-            self.probabilities[index] - f64::from(u8::from(outcomes.counts[index] > 0.0))
-        });
-        differences.iter().map(|difference| difference.abs()).sum::<f64>() / total
     }
 }
 

@@ -7,6 +7,7 @@ use crate::{
     incentive_model::CampaignUplift,
     inputs::{DRIVERS, Driver, INPUTS, Inputs, OF_COUNT, UserInputs, overdue},
     segments::{Quantities, Segment, SegmentRule, first_rule},
+    standardisation::INPUT_MAX,
     summary::UserSummary,
 };
 use serde::{Deserialize, Serialize};
@@ -18,8 +19,6 @@ pub const CHANGE_DAYS: u16 = 30;
 const VALUE_PRIOR_DAYS: f64 = 0.5;
 /// Number of standard errors on each side of a probability's interval (95 %).
 pub(crate) const STANDARD_ERRORS: f64 = 1.96;
-/// Standardised inputs are clipped here, so that an unusual user cannot move a score without limit.
-const INPUT_MAX: f64 = 5.0;
 
 /// An estimate with an interval.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]

@@ -1,13 +1,14 @@
 //! Compares models of another outcome than a purchase, such as the redemption of a coupon: they are fitted to purchases
 //! and outcomes until the end of the calibration and judged on the outcomes within the horizon after it.
 use crate::{
-    backtest::{BacktestOptions, Forecasts, Interval, check_period, compare},
+    backtest::{BacktestOptions, Interval, bootstrap, check_period},
     error::LoyaltyError,
     history::{PurchaseHistory, PurchaseSummary},
-    metrics::Outcomes,
+    metrics::{ProbabilityMetrics, ScoredProbabilities},
     model::sigmoid,
     regression::{Family, dot, fit},
     rfm::mean_value,
+    standardisation::{INPUT_MAX, Standardisation},
 };
 use serde::Serialize;
 use std::{collections::BTreeSet, fmt, ops::Range};
@@ -21,8 +22,6 @@ const HALF_LIVES: [f64; 3] = [14.0, 60.0, 240.0];
 /// Penalty of squared weights, in rows: of the baselines, and of the learned model as in the model of a bundle.
 const BASELINE_PENALTY: f64 = 1.0;
 const PENALTY: f64 = 100.0;
-/// Standardised inputs are clipped here.
-const INPUT_MAX: f64 = 5.0;
 
 /// Inputs of a row: frequency, recency and age of purchases; number, recency and presence of outcomes; mean value and units
 /// and the decayed numbers of purchases and of outcomes.
@@ -58,10 +57,8 @@ pub struct OutcomeReport {
 #[derive(Debug, Clone, Serialize)]
 pub struct OutcomeModelReport {
     pub model: &'static str,
-    pub auc: f64,
-    pub log_loss: f64,
-    pub brier: f64,
-    pub calibration_error: f64,
+    #[serde(flatten)]
+    pub metrics: ProbabilityMetrics,
     pub mean_probability: f64,
 }
 
@@ -121,46 +118,42 @@ pub fn backtest_outcomes(
         return Err(LoyaltyError::Unlearnable { reason });
     }
     let now: Vec<[f64; INPUTS]> = known.iter().filter_map(|of| of.inputs(end)).collect();
-    let mut forecasts = Vec::with_capacity(MODELS.len());
+    let once = vec![1.0; known.len()];
+    let (mut models, mut scored) = (Vec::with_capacity(MODELS.len()), Vec::with_capacity(MODELS.len()));
     for (model, inputs, penalty) in MODELS {
-        progress("fit", forecasts.len(), MODELS.len());
+        progress("fit", models.len(), MODELS.len());
         let probabilities = Regression::fit(&rows, &targets, inputs, penalty).probabilities(&now);
-        let counts = probabilities.clone();
-        forecasts.push(Forecasts {
-            model,
-            log_likelihood: None,
-            parameters: None,
-            probabilities,
-            counts,
-            values: None,
-        });
+        let mean_probability = probabilities.iter().sum::<f64>() / probabilities.len() as f64;
+        let of_model = ScoredProbabilities::new(probabilities);
+        models.push(OutcomeModelReport { model, metrics: of_model.metrics(&outcomes, &once), mean_probability });
+        scored.push(of_model);
     }
     progress("fit", MODELS.len(), MODELS.len());
-    let values = vec![0.0; outcomes.len()];
-    let (models, differences) = compare(forecasts, &Outcomes::new(outcomes, values), options, progress);
-    let models = models.into_iter().map(|of| OutcomeModelReport {
-        model: of.model,
-        auc: of.metrics.auc,
-        log_loss: of.metrics.log_loss,
-        brier: of.metrics.brier,
-        calibration_error: of.metrics.calibration_error,
-        mean_probability: of.mean_probability,
+    let of_resample = |weights: &[f64]| scored.iter().map(|of| of.metrics(&outcomes, weights)).collect();
+    let resampled: Vec<Vec<ProbabilityMetrics>> = bootstrap(known.len(), options, progress, of_resample);
+    let learned = models.len() - 1;
+    let differences = (0..learned).map(|baseline| {
+        let interval = |metric: fn(&ProbabilityMetrics) -> f64| {
+            let point = metric(&models[learned].metrics) - metric(&models[baseline].metrics);
+            Interval::new(point, resampled.iter().map(|of| metric(&of[learned]) - metric(&of[baseline])))
+        };
+        OutcomeDifference {
+            model: models[learned].model,
+            baseline: models[baseline].model,
+            auc: interval(|of| of.auc),
+            log_loss: interval(|of| of.log_loss),
+            brier: interval(|of| of.brier),
+            calibration_error: interval(|of| of.calibration_error),
+        }
     });
-    let differences = differences.into_iter().map(|of| OutcomeDifference {
-        model: of.model,
-        baseline: of.baseline,
-        auc: of.auc,
-        log_loss: of.log_loss,
-        brier: of.brier,
-        calibration_error: of.calibration_error,
-    });
+    let differences = differences.collect();
     Ok(OutcomeReport {
         customers: known.len(),
         horizon_days: horizon,
         with_outcome,
         cuts: cuts.len(),
-        models: models.collect(),
-        differences: differences.collect(),
+        models,
+        differences,
         resamples: options.resamples,
     })
 }
@@ -207,21 +200,14 @@ impl OutcomeHistory {
 /// A logistic regression on standardised inputs.
 struct Regression {
     inputs: Range<usize>,
-    mean: Vec<f64>,
-    scale: Vec<f64>,
+    standardisation: Standardisation,
     weights: Vec<f64>,
 }
 
 impl Regression {
     fn fit(rows: &[[f64; INPUTS]], targets: &[f64], inputs: Range<usize>, penalty: f64) -> Self {
-        let count = rows.len().max(1) as f64;
-        let mean: Vec<f64> =
-            inputs.clone().map(|input| rows.iter().map(|row| row[input]).sum::<f64>() / count).collect();
-        let scale = inputs.clone().zip(&mean).map(|(input, mean)| {
-            let square = rows.iter().map(|row| (row[input] - mean).powi(2)).sum::<f64>() / count;
-            square.sqrt().max(1e-6)
-        });
-        let mut model = Self { scale: scale.collect(), mean, inputs, weights: Vec::new() };
+        let standardisation = Standardisation::of(rows.iter().map(|row| &row[inputs.clone()]), inputs.len());
+        let mut model = Self { inputs, standardisation, weights: Vec::new() };
         let standardised: Vec<f64> = rows.iter().flat_map(|row| model.standardised(row)).collect();
         model.weights = fit(&standardised, model.inputs.len() + 1, targets, Family::Bernoulli, penalty);
         model
@@ -229,9 +215,7 @@ impl Regression {
 
     /// Returns the constant 1 and the standardised inputs.
     fn standardised(&self, row: &[f64; INPUTS]) -> Vec<f64> {
-        let of = row[self.inputs.clone()].iter().zip(self.mean.iter().zip(&self.scale));
-        let of = of.map(|(input, (mean, scale))| ((input - mean) / scale).clamp(-INPUT_MAX, INPUT_MAX));
-        std::iter::once(1.0).chain(of).collect()
+        self.standardisation.apply(&row[self.inputs.clone()], INPUT_MAX)
     }
 
     fn probabilities(&self, rows: &[[f64; INPUTS]]) -> Vec<f64> {
@@ -256,7 +240,12 @@ impl fmt::Display for OutcomeReport {
             writeln!(
                 f,
                 "{:<12} {:>8.4} {:>9.4} {:>8.4} {:>12.4} {:>17.4}",
-                of.model, of.auc, of.log_loss, of.brier, of.calibration_error, of.mean_probability
+                of.model,
+                of.metrics.auc,
+                of.metrics.log_loss,
+                of.metrics.brier,
+                of.metrics.calibration_error,
+                of.mean_probability
             )?;
         }
         writeln!(f, "\nDifferences with 95 % intervals over {} resamples of the customers", self.resamples)?;
@@ -306,6 +295,7 @@ mod tests {
         assert_eq!(report.models.iter().map(|of| of.model).collect::<Vec<_>>(), ["rfm", "outcome-rfm", "learned"]);
         assert_eq!((report.customers, report.cuts, report.differences.len()), (900, 6, 2));
         let [rfm, _, learned] = &report.models[..] else { panic!("{report}") };
+        let (rfm, learned) = (&rfm.metrics, &learned.metrics);
         assert!(learned.auc > 0.9 && learned.auc > rfm.auc + 0.2 && learned.calibration_error < 0.08, "{report}");
         assert!(report.differences[0].log_loss.high < 0.0, "{report}");
         for of in &report.differences {

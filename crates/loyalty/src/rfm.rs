@@ -3,12 +3,15 @@ use crate::{
     error::LoyaltyError,
     history::{Purchase, PurchaseHistory, PurchaseSummary},
     regression::{Family, dot, fit},
+    standardisation::Standardisation,
 };
 
 /// Largest logarithm of an expected number.
 const LOG_COUNT_MAX: f64 = 40.0;
 /// Shortest calibration, in days, that can be learned from.
 const DAYS_MIN: i32 = 14;
+/// Frequency, recency and age.
+const INPUTS: usize = 3;
 
 /// Returns the mean value of the purchases; 0 without any.
 pub(crate) fn mean_value(purchases: &[Purchase]) -> f64 {
@@ -39,8 +42,7 @@ pub(crate) fn first_day(histories: &[PurchaseHistory], end: i32, horizon_days: u
 pub struct RfmModel {
     /// The horizon in windows, at least 1.
     windows: f64,
-    mean: [f64; 3],
-    scale: [f64; 3],
+    standardisation: Standardisation,
     purchase: Vec<f64>,
     count: Vec<f64>,
 }
@@ -54,40 +56,35 @@ impl RfmModel {
         let half = ((f64::from(end) - f64::from(first)) / 2.0) as u32;
         let window = horizon_days.min(half);
         let cut = end.saturating_sub_unsigned(window);
-        let rows: Vec<([f64; 3], f64)> = histories
+        let rows: Vec<([f64; INPUTS], f64)> = histories
             .iter()
             .filter_map(|history| Some((Self::inputs(history, cut)?, history.within(cut, window).len() as f64)))
             .collect();
-        let count = rows.len().max(1) as f64;
-        let mean = std::array::from_fn(|index| rows.iter().map(|row| row.0[index]).sum::<f64>() / count);
-        let scale = std::array::from_fn(|index| {
-            let square = rows.iter().map(|row| (row.0[index] - mean[index]).powi(2)).sum::<f64>() / count;
-            square.sqrt().max(1e-6)
-        });
+        let standardisation = Standardisation::of(rows.iter().map(|row| row.0.as_slice()), INPUTS);
         let windows = f64::from(horizon_days) / f64::from(window);
-        let mut model = Self { windows, mean, scale, purchase: Vec::new(), count: Vec::new() };
-        let inputs: Vec<f64> = rows.iter().flat_map(|row| model.standardised(row.0)).collect();
+        let mut model = Self { windows, standardisation, purchase: Vec::new(), count: Vec::new() };
+        let inputs: Vec<f64> = rows.iter().flat_map(|row| model.standardised(&row.0)).collect();
         let buys: Vec<f64> = rows.iter().map(|row| f64::from(u8::from(row.1 > 0.0))).collect();
         let counts: Vec<f64> = rows.iter().map(|row| row.1).collect();
-        model.purchase = fit(&inputs, 4, &buys, Family::Bernoulli, 1.0);
-        model.count = fit(&inputs, 4, &counts, Family::Poisson, 1.0);
+        model.purchase = fit(&inputs, INPUTS + 1, &buys, Family::Bernoulli, 1.0);
+        model.count = fit(&inputs, INPUTS + 1, &counts, Family::Poisson, 1.0);
         Ok(model)
     }
 
-    fn inputs(history: &PurchaseHistory, day: i32) -> Option<[f64; 3]> {
+    fn inputs(history: &PurchaseHistory, day: i32) -> Option<[f64; INPUTS]> {
         let summary = PurchaseSummary::at(history, day)?;
         let gap = summary.age - summary.recency;
         Some([f64::from(summary.frequency).ln_1p(), gap.ln_1p(), summary.age.ln_1p()])
     }
 
-    fn standardised(&self, inputs: [f64; 3]) -> [f64; 4] {
-        let standardised = |index: usize| (inputs[index] - self.mean[index]) / self.scale[index];
-        [1.0, standardised(0), standardised(1), standardised(2)]
+    /// The baseline does not clip its inputs, as usual.
+    fn standardised(&self, inputs: &[f64; INPUTS]) -> Vec<f64> {
+        self.standardisation.apply(inputs, f64::INFINITY)
     }
 
     /// Forecasts probability and number. Returns `None` for a customer without purchases until the end of `day`.
     pub fn forecast(&self, history: &PurchaseHistory, day: i32) -> Option<(f64, f64)> {
-        let inputs = self.standardised(Self::inputs(history, day)?);
+        let inputs = self.standardised(&Self::inputs(history, day)?);
         let none = 1.0 / (1.0 + dot(&inputs, &self.purchase).exp());
         let count = dot(&inputs, &self.count).min(LOG_COUNT_MAX).exp() * self.windows;
         Some((1.0 - none.powf(self.windows), count))

@@ -7,6 +7,7 @@ use crate::{
     metrics::descending,
     model::{Estimate, STANDARD_ERRORS, sigmoid},
     regression::{Family, dot, fit, robust_covariance},
+    standardisation::{INPUT_MAX, Standardisation},
 };
 use rand::{Rng, SeedableRng, rngs::StdRng};
 use rayon::prelude::*;
@@ -21,8 +22,6 @@ pub const PROPENSITY_MIN: f64 = 0.001;
 const FOLDS: u32 = 5;
 /// Penalty of squared weights, in rows.
 const PENALTY: f64 = 20.0;
-/// Standardised inputs are clipped here.
-const INPUT_MAX: f64 = 5.0;
 /// Two-sided level and power of the test that the number of observations is planned for.
 const LEVEL: f64 = 0.05;
 const POWER: f64 = 0.8;
@@ -153,6 +152,14 @@ impl IncentiveLog {
         &self.inputs[row * self.input_count..(row + 1) * self.input_count]
     }
 
+    fn rows(&self) -> impl ExactSizeIterator<Item = &[f64]> + Clone {
+        (0..self.observations.len()).map(|row| self.row(row))
+    }
+
+    fn standardisation(&self) -> Standardisation {
+        Standardisation::of(self.rows(), self.input_count)
+    }
+
     /// Checks ranges, and that the rows are in the order of their users.
     pub fn check(&self) -> Result<(), UpliftError> {
         if self.incentives.is_empty() {
@@ -226,38 +233,6 @@ impl IncentiveLog {
     }
 }
 
-/// Means and scales of inputs.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Standardisation {
-    mean: Vec<f64>,
-    scale: Vec<f64>,
-}
-
-impl Standardisation {
-    fn of(log: &IncentiveLog) -> Self {
-        let (count, rows) = (log.input_count, log.observations.len().max(1) as f64);
-        let (mut mean, mut scale) = (vec![0.0; count], vec![0.0; count]);
-        for row in log.inputs.chunks_exact(count.max(1)) {
-            mean.iter_mut().zip(row).for_each(|(sum, input)| *sum += input / rows);
-        }
-        for row in log.inputs.chunks_exact(count.max(1)) {
-            let squares = row.iter().zip(&mean).map(|(input, mean)| (input - mean) * (input - mean) / rows);
-            scale.iter_mut().zip(squares).for_each(|(sum, square)| *sum += square);
-        }
-        // A constant input tells users of the log nothing, and must not move the score of another one.
-        scale.iter_mut().for_each(|of| *of = if *of > 1e-18 { of.sqrt() } else { f64::MAX.sqrt() });
-        Self { mean, scale }
-    }
-
-    /// Returns the constant 1 and the standardised inputs.
-    fn apply(&self, inputs: &[f64]) -> Vec<f64> {
-        let of = inputs.iter().zip(self.mean.iter().zip(&self.scale));
-        let of = of.map(|(input, (mean, scale))| ((input - mean) / scale).clamp(-INPUT_MAX, INPUT_MAX));
-        std::iter::once(1.0).chain(of).collect()
-    }
-}
-
 /// The regressions of one arm: the probability of a purchase, its value and the cost.
 struct Outcomes {
     purchase: Vec<f64>,
@@ -308,7 +283,7 @@ impl DoublyRobustScores {
     /// Cross-fits the scores of a log. `margin`: share of the value that is profit.
     pub fn new(log: &IncentiveLog, margin: f64) -> Result<Self, UpliftError> {
         log.check()?;
-        Ok(Self::of(log, &standardised(log, &Standardisation::of(log)), margin))
+        Ok(Self::of(log, &standardised(log, &log.standardisation()), margin))
     }
 
     fn of(log: &IncentiveLog, inputs: &[f64], margin: f64) -> Self {
@@ -441,10 +416,7 @@ fn clusters(users: &[u32]) -> Vec<Range<usize>> {
 }
 
 fn standardised(log: &IncentiveLog, by: &Standardisation) -> Vec<f64> {
-    match log.input_count {
-        0 => vec![1.0; log.observations.len()],
-        count => log.inputs.chunks_exact(count).flat_map(|row| by.apply(row)).collect(),
-    }
+    log.rows().flat_map(|row| by.apply(row, INPUT_MAX)).collect()
 }
 
 /// What a policy changes per row, compared with no incentive for anyone. Intervals are of 95 %, clustered by user.
@@ -569,7 +541,7 @@ impl UpliftModel {
         if evidence.iter().any(|of| of.missing > 0) {
             return Err(UpliftError::TooFew(evidence));
         }
-        let standardisation = Standardisation::of(log);
+        let standardisation = log.standardisation();
         let (inputs, columns) = (standardised(log, &standardisation), log.input_count + 1);
         let scores = DoublyRobustScores::of(log, &inputs, options.margin);
         let model = |(index, name): (usize, &String)| {
@@ -612,7 +584,7 @@ impl UpliftModel {
 
     /// Returns the effect of each incentive on a user with these inputs.
     pub fn effects(&self, inputs: &[f64]) -> Vec<IncentiveEffect> {
-        let inputs = self.standardisation.apply(inputs);
+        let inputs = self.standardisation.apply(inputs, INPUT_MAX);
         let estimate = |(value, error): (f64, f64)| Estimate {
             value,
             low: value - STANDARD_ERRORS * error,
@@ -644,10 +616,7 @@ impl UpliftModel {
                 && numbers.all(|number| number.is_finite())
         };
         let options = UpliftOptions { margin: self.margin, ..UpliftOptions::default() };
-        self.standardisation.mean.len() == input_count
-            && self.standardisation.scale.len() == input_count
-            && self.standardisation.mean.iter().all(|mean| mean.is_finite())
-            && self.standardisation.scale.iter().all(|scale| scale.is_finite() && *scale > 0.0)
+        self.standardisation.check(input_count)
             && options.check().is_ok()
             && (0.0..=10.0).contains(&self.lower_standard_errors)
             && !self.incentives.is_empty()
