@@ -2,7 +2,7 @@
 use super::{
     LibraryArgs,
     exit::Exit,
-    loyalty::{Base, InputArgs},
+    loyalty::{Base, InputArgs, KnownUser},
     numbers::within,
     output::FormatArgs,
     paths::new_file,
@@ -213,20 +213,20 @@ impl fmt::Display for Summary {
 
 pub(crate) fn campaign(args: &CampaignArgs) -> anyhow::Result<Exit> {
     let base = Base::read(&args.input)?;
-    let currencies: BTreeSet<&str> =
-        base.users.iter().map(|user| &*user.score.currency).filter(|currency| !currency.is_empty()).collect();
+    let spend = base.users.iter().filter_map(|user| user.summary.main_spend());
+    // The empty code is that of purchases which name none.
+    let currencies: BTreeSet<&str> = spend.map(|spend| spend.currency()).collect();
     let currency = args.currency.as_deref().unwrap_or(&base.model.currency);
     ensure!(
         currencies.contains(currency),
-        "--currency is {currency:?}; it must be a currency of priced purchases in {}: {}",
+        "--currency is {currency:?}; it must be the currency of most priced purchases of a user in {}: {}",
         args.input.data().display(),
-        if currencies.is_empty() {
-            "there are none".to_owned()
-        } else {
-            currencies.into_iter().collect::<Vec<_>>().join(", ")
+        match currencies.is_empty() {
+            true => "no purchase has a price".to_owned(),
+            false => currencies.into_iter().map(|currency| format!("{currency:?}")).collect::<Vec<_>>().join(", "),
         }
     );
-    let target = |user: &'_ super::loyalty::ScoredUser| {
+    let target = |user: &KnownUser| {
         let risk = base.model.risk(&user.summary, base.day, currency)?;
         args.segments.contains(&risk.segment).then_some(risk)
     };
@@ -318,7 +318,7 @@ fn unlisted(
         match base.model.risk(&user.summary, base.day, currency) {
             Some(risk) if segments.contains(&risk.segment) => {}
             Some(_) => counts.other_segment += 1,
-            None if user.score.currency.is_empty() => counts.no_purchase += 1,
+            None if user.summary.main_spend().is_none() => counts.no_purchase += 1,
             None => counts.other_currency += 1,
         }
     }

@@ -158,11 +158,10 @@ pub(crate) fn run(command: &LoyaltyCommand) -> anyhow::Result<Exit> {
     }
 }
 
-/// A scored user.
-pub(super) struct ScoredUser {
+/// A signed-in user with the fold of all events.
+pub(super) struct KnownUser {
     pub(super) user: UserId,
     pub(super) summary: UserSummary,
-    pub(super) score: LoyaltyScore,
 }
 
 /// The users of a shop at the end of the last day of its events.
@@ -170,7 +169,7 @@ pub(super) struct Base {
     pub(super) bundle: String,
     pub(super) model: LoyaltyModel,
     pub(super) day: u16,
-    pub(super) users: Vec<ScoredUser>,
+    pub(super) users: Vec<KnownUser>,
     /// All events of the data, in the order of time.
     pub(super) events: Vec<Event>,
 }
@@ -199,33 +198,45 @@ impl Base {
         }
         bar.finish_and_clear();
         ensure!(!summaries.is_empty(), "{} has no events of signed-in users", input.data.display());
-        let bar = ProgressBar::new(summaries.len() as u64).with_style(style("{pos}/{len}")).with_message("users");
-        let scored = |(user, summary): (UserId, UserSummary)| {
-            bar.inc(1);
-            ScoredUser { user, score: model.score(Some(&summary), day), summary }
-        };
-        let users = summaries.into_par_iter().map(scored).collect();
-        bar.finish_and_clear();
+        let users = summaries.into_iter().map(|(user, summary)| KnownUser { user, summary }).collect();
         Ok(Self { bundle: manifest.name, model, day, users, events })
     }
 
-    fn segment_sizes(&self) -> Vec<SegmentSize> {
-        let size = |segment: Segment| SegmentSize {
-            segment: segment.name(),
-            users: self.users.iter().filter(|user| user.score.rule.segment == segment).count(),
+    /// Computes something of each user, with a progress bar.
+    fn each_user<T: Send>(&self, of: impl Fn(&KnownUser) -> T + Sync) -> Vec<T> {
+        let bar = ProgressBar::new(self.users.len() as u64).with_style(style("{pos}/{len}")).with_message("users");
+        let with_progress = |user: &KnownUser| {
+            bar.inc(1);
+            of(user)
         };
-        Segment::ALL.into_iter().map(size).collect()
+        let all = self.users.par_iter().map(with_progress).collect();
+        bar.finish_and_clear();
+        all
     }
 
-    fn summary(&self, out: &Path) -> Summary {
+    /// Returns the segment of each user.
+    fn segments(&self) -> Vec<Segment> {
+        self.each_user(|user| self.model.segment(&user.summary, self.day))
+    }
+
+    /// `segments`: that of each user.
+    fn summary(&self, segments: &[Segment], out: &Path) -> Summary {
         Summary {
             bundle: self.bundle.clone(),
             day: format_day(self.day.into()),
             users: self.users.len(),
-            segments: self.segment_sizes(),
+            segments: segment_sizes(segments),
             out: out.to_owned(),
         }
     }
+}
+
+fn segment_sizes(segments: &[Segment]) -> Vec<SegmentSize> {
+    let size = |segment: Segment| SegmentSize {
+        segment: segment.name(),
+        users: segments.iter().filter(|of| **of == segment).count(),
+    };
+    Segment::ALL.into_iter().map(size).collect()
 }
 
 #[derive(serde::Serialize)]
@@ -258,20 +269,21 @@ impl fmt::Display for Summary {
 
 fn score(args: &ScoreArgs) -> anyhow::Result<Exit> {
     let base = Base::read(&args.input)?;
-    let users = &base.users;
-    let texts = |of: &dyn Fn(&ScoredUser) -> String| Cells::Texts(users.iter().map(of).collect());
-    let integers = |of: &dyn Fn(&ScoredUser) -> i64| Cells::Integers(users.iter().map(of).collect());
+    let scores = base.each_user(|user| base.model.score(Some(&user.summary), base.day));
+    let segments: Vec<Segment> = scores.iter().map(|score| score.rule.segment).collect();
+    let users = || base.users.iter();
+    let of_scores = |of: &dyn Fn(&LoyaltyScore) -> String| Cells::Texts(scores.iter().map(of).collect());
     let mut columns = vec![
-        ("user_id".to_owned(), texts(&|of| of.user.signed_in_id().unwrap_or_default().to_owned())),
-        ("segment".to_owned(), texts(&|of| of.score.rule.segment.name().to_owned())),
-        ("currency".to_owned(), texts(&|of| of.score.currency.clone())),
-        ("purchase_days".to_owned(), integers(&|of| of.summary.purchase_days().into())),
-        ("visit_days".to_owned(), integers(&|of| of.summary.visit_days().into())),
+        ("user_id".to_owned(), Cells::Texts(users().map(|of| signed_in_id(&of.user)).collect())),
+        ("segment".to_owned(), of_scores(&|of| of.rule.segment.name().to_owned())),
+        ("currency".to_owned(), of_scores(&|of| of.currency.clone())),
+        ("purchase_days".to_owned(), Cells::Integers(users().map(|of| of.summary.purchase_days().into()).collect())),
+        ("visit_days".to_owned(), Cells::Integers(users().map(|of| of.summary.visit_days().into()).collect())),
     ];
     for (index, horizon) in base.model.horizons.iter().enumerate() {
         let days = horizon.days;
         let mut numbers = |name: String, of: &dyn Fn(&HorizonScore) -> Option<f64>| {
-            let cells = users.iter().map(|user| user.score.horizons.get(index).and_then(of)).collect();
+            let cells = scores.iter().map(|score| score.horizons.get(index).and_then(of)).collect();
             columns.push((name, Cells::Numbers(cells)));
         };
         numbers(format!("purchase_probability_{days}d"), &|of| Some(of.purchase.value));
@@ -287,8 +299,12 @@ fn score(args: &ScoreArgs) -> anyhow::Result<Exit> {
         });
     }
     write_table(&args.out, columns)?;
-    args.format.print(&base.summary(&args.out))?;
+    args.format.print(&base.summary(&segments, &args.out))?;
     Ok(Exit::Success)
+}
+
+fn signed_in_id(user: &UserId) -> String {
+    user.signed_in_id().unwrap_or_default().to_owned()
 }
 
 /// An assignment of incentives.
@@ -332,7 +348,8 @@ impl fmt::Display for AssignmentSummary {
 
 /// A decision about one user.
 struct AssignedUser<'a> {
-    user: &'a ScoredUser,
+    user: &'a KnownUser,
+    segment: Segment,
     reason: IncentiveReason,
     /// The incentive with its effect; None: no incentive.
     incentive: Option<(&'a str, IncentiveEffect)>,
@@ -361,8 +378,10 @@ fn assign(args: &AssignArgs) -> anyhow::Result<Exit> {
     let model =
         known.model.as_ref().ok_or_else(|| anyhow!("no uplift model of {}: {}", args.campaign, known.reason))?;
     let names: Vec<&str> = model.incentives().collect();
-    let limits = allocation_limits(args, &names, &base.users)?;
-    let (decisions, found) = decisions(args, &base, &names, &limits, &known.currency);
+    let segments = base.segments();
+    let limits = allocation_limits(args, &names, &segments)?;
+    let campaign = AssignedCampaign { names: &names, limits: &limits, currency: &known.currency };
+    let (decisions, found) = decisions(args, &base, &segments, &campaign);
     ensure!(!decisions.is_empty(), "none of the {} users is in a --segment", base.users.len());
     let mut incentives: BTreeMap<String, usize> = names.iter().map(|name| ((*name).to_owned(), 0)).collect();
     let mut reasons: BTreeMap<&str, usize> = BTreeMap::new();
@@ -388,7 +407,7 @@ fn assign(args: &AssignArgs) -> anyhow::Result<Exit> {
 }
 
 /// Returns the budget and the limits; the group of a user is the position of the segment in [`Segment::ALL`].
-fn allocation_limits(args: &AssignArgs, names: &[&str], users: &[ScoredUser]) -> anyhow::Result<AllocationLimits> {
+fn allocation_limits(args: &AssignArgs, names: &[&str], of_users: &[Segment]) -> anyhow::Result<AllocationLimits> {
     let mut incentives = vec![None; names.len()];
     for (id, count) in &args.limit {
         let index = names.iter().position(|name| name == id);
@@ -404,7 +423,7 @@ fn allocation_limits(args: &AssignArgs, names: &[&str], users: &[ScoredUser]) ->
         ensure!(is_chosen, "--segment-limit names {name}, which is none of --segment");
         groups[index] = Some(*count);
     }
-    let user_groups = users.iter().map(|of| segment_index(of.score.rule.segment)).collect();
+    let user_groups = of_users.iter().map(|segment| segment_index(*segment)).collect();
     Ok(AllocationLimits { budget: Some(args.budget), incentives, user_groups, groups })
 }
 
@@ -412,17 +431,24 @@ fn segment_index(segment: Segment) -> usize {
     Segment::ALL.iter().position(|of| *of == segment).unwrap_or_default()
 }
 
+/// The incentives of a campaign with what limits their assignment.
+struct AssignedCampaign<'a> {
+    names: &'a [&'a str],
+    limits: &'a AllocationLimits,
+    currency: &'a str,
+}
+
 /// Decides about each user of the segments. A user of the hold-out is decided by the prices of the assignment, so that the
-/// decision has the probability with which the same user would have received an incentive.
+/// decision has the probability with which the same user would have received an incentive. `segments`: that of each user.
 fn decisions<'a>(
     args: &AssignArgs,
     base: &'a Base,
-    names: &[&'a str],
-    limits: &AllocationLimits,
-    currency: &str,
+    segments: &[Segment],
+    campaign: &AssignedCampaign<'a>,
 ) -> (Vec<AssignedUser<'a>>, Allocation) {
-    let is_chosen = |of: &ScoredUser| args.segments.is_empty() || args.segments.contains(&of.score.rule.segment);
-    let users: Vec<usize> = (0..base.users.len()).filter(|user| is_chosen(&base.users[*user])).collect();
+    let AssignedCampaign { names, limits, currency } = *campaign;
+    let is_chosen = |user: &usize| args.segments.is_empty() || args.segments.contains(&segments[*user]);
+    let users: Vec<usize> = (0..base.users.len()).filter(is_chosen).collect();
     // The gain is in the campaign's currency, with which the value of purchases in another one cannot be compared.
     let is_of_other_currency = |user: usize| base.users[user].summary.spends_only_in_others(currency);
     let gaining = |user: &usize| {
@@ -457,7 +483,7 @@ fn decisions<'a>(
             _ => (IncentiveReason::Budget, 1.0),
         };
         let incentive = incentive.map(|(candidate, effect)| (names[candidate.incentive], *effect));
-        AssignedUser { user: &base.users[*user], reason, incentive, propensity }
+        AssignedUser { user: &base.users[*user], segment: segments[*user], reason, incentive, propensity }
     };
     (users.iter().zip(&of_users).map(decision).collect(), found)
 }
@@ -470,8 +496,8 @@ fn assignment_columns(decisions: &[AssignedUser]) -> Vec<(String, Cells)> {
     };
     let incentive = |of: &AssignedUser| of.incentive.as_ref().map_or(NO_INCENTIVE, |(name, _)| *name).to_owned();
     let columns = [
-        ("user_id", texts(&|of| of.user.user.signed_in_id().unwrap_or_default().to_owned())),
-        ("segment", texts(&|of| of.user.score.rule.segment.name().to_owned())),
+        ("user_id", texts(&|of| signed_in_id(&of.user.user))),
+        ("segment", texts(&|of| of.segment.name().to_owned())),
         ("incentive_id", texts(&incentive)),
         ("reason", texts(&|of| of.reason.name().to_owned())),
         ("propensity", Cells::Numbers(decisions.iter().map(|of| Some(of.propensity)).collect())),
@@ -486,12 +512,13 @@ fn assignment_columns(decisions: &[AssignedUser]) -> Vec<(String, Cells)> {
 
 fn report(args: &ReportArgs) -> anyhow::Result<Exit> {
     let base = Base::read(&args.input)?;
-    write_file("--out", &args.out, &page(&base))?;
-    args.format.print(&base.summary(&args.out))?;
+    let segments = base.segments();
+    write_file("--out", &args.out, &page(&base, &segments))?;
+    args.format.print(&base.summary(&segments, &args.out))?;
     Ok(Exit::Success)
 }
 
-fn page(base: &Base) -> String {
+fn page(base: &Base, segments: &[Segment]) -> String {
     let mut html = format!(
         "<!doctype html><html lang=\"en\"><head><meta charset=\"utf-8\"><meta name=\"viewport\" \
          content=\"width=device-width\"><title>Loyalty</title><style>{PAGE_STYLE}{plot_style}</style></head><body>\
@@ -506,8 +533,8 @@ fn page(base: &Base) -> String {
         name: of.segment.replace('_', " "),
         bars: vec![Bar { name: String::new(), mean: of.users as f64, low: of.users as f64, high: of.users as f64 }],
     };
-    wide(&mut html, &plots::bars(&base.segment_sizes().into_iter().map(bar).collect::<Vec<_>>()));
-    flows(&mut html, base);
+    wide(&mut html, &plots::bars(&segment_sizes(segments).into_iter().map(bar).collect::<Vec<_>>()));
+    flows(&mut html, base, segments);
     survival(&mut html, base);
     cohorts(&mut html, &base.events);
     concentration(&mut html, base);
@@ -519,7 +546,7 @@ fn page(base: &Base) -> String {
 }
 
 /// Adds a table of the segments of [`CHANGE_DAYS`] days ago and of now.
-fn flows(html: &mut String, base: &Base) {
+fn flows(html: &mut String, base: &Base, segments: &[Segment]) {
     let mut counts = [[0usize; Segment::ALL.len()]; Segment::ALL.len() + 1];
     let then = base.day.saturating_sub(CHANGE_DAYS);
     let mut earlier: BTreeMap<&UserId, UserSummary> = BTreeMap::new();
@@ -528,9 +555,9 @@ fn flows(html: &mut String, base: &Base) {
         earlier.entry(&event.user).or_default().add(event);
     });
     let position = |segment: Segment| Segment::ALL.into_iter().position(|of| of == segment).unwrap_or_default();
-    for user in &base.users {
-        let before = earlier.get(&user.user).map(|summary| base.model.score(Some(summary), then).rule.segment);
-        counts[before.map_or(Segment::ALL.len(), position)][position(user.score.rule.segment)] += 1;
+    for (user, segment) in base.users.iter().zip(segments) {
+        let before = earlier.get(&user.user).map(|summary| base.model.segment(summary, then));
+        counts[before.map_or(Segment::ALL.len(), position)][position(*segment)] += 1;
     }
     section(
         html,
@@ -666,7 +693,7 @@ fn cohorts(html: &mut String, events: &[Event]) {
 
 /// Adds the share of value that the customers with the highest values account for, in the main currency.
 fn concentration(html: &mut String, base: &Base) {
-    let of_user = |user: &ScoredUser| {
+    let of_user = |user: &KnownUser| {
         let spend = user.summary.main_spend().filter(|spend| spend.currency() == base.model.currency)?;
         Some(spend.net())
     };

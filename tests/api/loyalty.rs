@@ -194,6 +194,7 @@ async fn scores_follow_events_have_reasons_and_survive_a_restart() {
         let state = &server.engine.loyalty(&[UserId::signed_in(user).unwrap()]).unwrap()[0];
         assert_eq!(state.summary, Some(folded));
         assert_eq!(state.score, shop.model.score(Some(&folded), state.day));
+        assert_eq!(state.score.rule.segment, shop.model.segment(&folded, state.day));
         assert!(state.day >= today);
     }
     let before = get(&server, "nobody").await.unwrap();

@@ -226,7 +226,7 @@ impl Engine {
         let loaded = routes.of(&request.user);
         let day = day_of(now);
         if !of.excluded_segments.is_empty() {
-            let segment = model_of(loaded)?.score(Some(&summary), day).rule.segment;
+            let segment = model_of(loaded)?.segment(&summary, day);
             if of.excluded_segments.contains(&segment.number()) {
                 let text = format!("the campaign excludes the user's segment, {}", segment.name());
                 return Ok(not_decided(IncentiveReason::Excluded, text));

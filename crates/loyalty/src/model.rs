@@ -448,23 +448,38 @@ impl LoyaltyModel {
 
     /// Scores a user for a list of users at risk; only those whose values are in `currency`.
     pub fn risk(&self, summary: &UserSummary, day: u16, currency: &str) -> Option<RiskScore> {
-        let day = day.max((summary.last_s() / 86_400) as u16);
         let (of, value, ratio) = user_value(summary, &self.mean_values)?;
         if of != currency {
             return None;
         }
+        let model = self.longest();
+        let (inputs, purchase_probability, segment) = self.in_longest(summary, day, ratio);
+        Some(RiskScore {
+            segment,
+            purchase_probability,
+            return_probability: sigmoid(model.return_visit.logit(&inputs)),
+            expected_value: model.expected_purchases(purchase_probability, &inputs) * value,
+        })
+    }
+
+    /// Returns the segment of a user with events, as [`LoyaltyModel::score`] does.
+    pub fn segment(&self, summary: &UserSummary, day: u16) -> Segment {
+        let ratio = user_value(summary, &self.mean_values).map_or(1.0, |(.., ratio)| ratio);
+        self.in_longest(summary, day, ratio).2
+    }
+
+    /// Returns the inputs and the purchase probability of a user for the longest horizon, and the segment. `ratio`: that of
+    /// [`user_value`].
+    fn in_longest(&self, summary: &UserSummary, day: u16, ratio: f64) -> (Inputs, f64, Segment) {
+        let day = day.max((summary.last_s() / 86_400) as u16);
         let model = self.longest();
         let now = UserInputs::new(summary, day, ratio);
         let inputs = model.inputs(&now);
         let probability = sigmoid(model.purchase.logit(&inputs));
         let earlier = earlier_inputs(summary, day, ratio, &now);
         let earlier = earlier.map(|of| sigmoid(model.purchase.logit(&model.inputs(&of))));
-        Some(RiskScore {
-            segment: self.rule(&quantities(summary, day, probability, earlier)).segment,
-            purchase_probability: probability,
-            return_probability: sigmoid(model.return_visit.logit(&inputs)),
-            expected_value: model.expected_purchases(probability, &inputs) * value,
-        })
+        let segment = self.rule(&quantities(summary, day, probability, earlier)).segment;
+        (inputs, probability, segment)
     }
 
     /// Returns the probability that a user does not visit within the first horizon of at least `days_min`, otherwise within
