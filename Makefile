@@ -22,7 +22,8 @@ FUZZ_SECONDS ?= 1
 SIMULATION := target/simulation-short/simulation
 SIMULATION_FLAGS := --seeds 1 --shoppers 80 --products 96 --days 3 --history-days 20
 OBJECTIVES := target/simulation-short/objectives
-OBJECTIVE_FLAGS := --objective-weights 1 --objectives revenue
+OBJECTIVE_FLAGS := --seeds 1 --shoppers 120 --products 96 --days 2 --history-days 150 --visit-probability 0.05 \
+	--objective-weights 1 --objectives loyalty,revenue
 export BENCH_SECONDS ?= 0.3
 export BENCH_CONNECTIONS ?= 1,8
 export BENCH_EVENTS ?= 20000
@@ -38,8 +39,10 @@ SWAPS ?= 1000
 FUZZ_SECONDS ?= 60
 SIMULATION := docs/simulation
 OBJECTIVES := docs/objectives
-# LOYALTY needs the head `return_visit`, whose labels take two weeks.
-OBJECTIVE_FLAGS := --history-days 90 --objective-weights 0.25,0.5,1
+# LOYALTY needs the head `return_visit`, whose labels take two weeks of the last sixth of the history, and shoppers who do
+# not return anyway.
+OBJECTIVE_FLAGS := --shoppers 2000 --days 20 --history-days 180 --visit-probability 0.015 \
+	--objective-weights 0.25,0.5,1 --objectives loyalty,revenue
 endif
 
 # The server loads ONNX Runtime from here. Set it to use another copy.
@@ -202,7 +205,7 @@ structure: ## Measure the code and draw docs/structure.svg; FIGURES=file.json ad
 simulate: build tools-run ## Simulate shoppers with the learning loop on and off, and with objectives; writes docs/simulation.* and docs/objectives.*
 	@mkdir -p $(dir $(SIMULATION))
 	$(LODESTONE) simulate $(SIMULATION_FLAGS) --format json --out $(SIMULATION).json --plot $(SIMULATION).svg
-	$(LODESTONE) simulate $(SIMULATION_FLAGS) $(OBJECTIVE_FLAGS) --format json --out $(OBJECTIVES).json --plot $(OBJECTIVES).svg
+	$(LODESTONE) simulate $(OBJECTIVE_FLAGS) --format json --out $(OBJECTIVES).json --plot $(OBJECTIVES).svg
 
 bench-train: build ## Compare a training step of the sequence encoder with PyTorch; fetches PyTorch, some gigabytes
 ifdef SHORT

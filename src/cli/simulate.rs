@@ -2,7 +2,7 @@
 use super::{
     LibraryArgs,
     exit::Exit,
-    numbers::within,
+    numbers::{between, within},
     output::{OutputArgs, write_file},
     paths::{new_directory, new_file},
     progress::style,
@@ -17,6 +17,8 @@ use lodestone_catalog::Item;
 use lodestone_core::units::UnixMillis;
 use lodestone_dataset as dataset;
 use lodestone_events::EventKind;
+use lodestone_loyalty::TrainedLoyalty;
+use lodestone_pipeline::bundle::Bundle;
 use lodestone_rollout::Store;
 use lodestone_rules::Objective;
 use lodestone_training::{
@@ -81,6 +83,9 @@ pub(crate) struct SimulateArgs {
     /// Days before them, on which the first bundle is trained.
     #[arg(long, value_name = "N", value_parser = within(5..=3650), default_value_t = SimulationConfig::default().history_days)]
     history_days: usize,
+    /// Probability of a visit on a day of a shopper who never found anything; one who always does visits on far more days.
+    #[arg(long, value_name = "P", value_parser = between(0.001, 0.5), default_value_t = SimulationConfig::default().visit_probability)]
+    visit_probability: f64,
     /// Also simulates the arms `explore` and `answers`.
     #[arg(long)]
     answers: bool,
@@ -237,6 +242,7 @@ pub(crate) fn simulate(args: SimulateArgs) -> anyhow::Result<Exit> {
         shopper_count: args.shoppers,
         history_days: args.history_days,
         day_count: args.days,
+        visit_probability: args.visit_probability,
         ..SimulationConfig::default()
     };
     if !args.objective_weights.is_empty() {
@@ -392,6 +398,7 @@ async fn simulate_objectives(
     let InitialState { shop, shoppers, history } = initial_state(config, draws);
     bar.set_message(format!("seed {}: first bundle", program.seed));
     let world = World::new(program, path, config, &shop, &history).await?;
+    check_heads(&world.bundle, objectives)?;
     bar.inc(1);
     let mut lives = Vec::with_capacity(objectives.len());
     for (number, SimulatedObjective { objective, weight }) in objectives.iter().enumerate() {
@@ -409,6 +416,30 @@ async fn simulate_objectives(
         lives.push(run.lives);
     }
     Ok(lives)
+}
+
+/// Checks that a bundle has what the objectives need.
+fn check_heads(path: &Path, objectives: &[SimulatedObjective]) -> anyhow::Result<()> {
+    let Bundle { manifest, loyalty, .. } = Bundle::open(path)?;
+    for SimulatedObjective { objective, .. } in objectives {
+        let Some(known) = Objective::ALL.into_iter().find(|known| known.name() == objective) else { continue };
+        let missing = known.heads().iter().find(|head| manifest.heads.iter().all(|of| of.name != **head));
+        ensure!(
+            missing.is_none(),
+            "the first bundle has no head `{}`, which {objective} needs: too few of its labels are known. Those of \
+             `return_visit` take 14 days, and the labels are of the last sixth of --history-days; use 150 or more, or more \
+             --shoppers",
+            missing.unwrap_or(&"")
+        );
+        if known == Objective::Loyalty
+            && let TrainedLoyalty::Missing { reason } = &*loyalty
+        {
+            bail!(
+                "the first bundle has no loyalty model, which loyalty needs: {reason}; use more --history-days or --shoppers"
+            );
+        }
+    }
+    Ok(())
 }
 
 /// State that all arms of a seed share.

@@ -6,6 +6,7 @@ import json
 import pathlib
 import subprocess
 import sys
+import tempfile
 
 LODESTONE, OUT = sys.argv[1], pathlib.Path(sys.argv[2])
 wrong = []
@@ -48,21 +49,31 @@ if ran.returncode == 0:
     differences = [(difference["more"], difference["less"]) for difference in report["outcomes"]["differences"]]
     check(("answers", "explore") in differences and len(differences) == 6, "learning from answers is compared with its control", differences)
     check([night["list_count"] for night in report["answer_nights"][0]] == [0], "a day has too few answers to learn from")
-ran = subprocess.run([LODESTONE, "simulate", *small[:2], "--shoppers", "60", "--products", "60", "--days", "3", "--history-days", "30",
-                      "--objective-weights", "0,1", "--objectives", "revenue", "--format", "json", "--out", OUT / "objectives.json",
-                      "--plot", OUT / "objectives.svg"], capture_output=True, text=True, timeout=300)
-check(ran.returncode == 0, "weights of an objective are simulated", ran.stderr)
+rare = ["--shoppers", "120", "--products", "96", "--days", "2", "--history-days", "150", "--visit-probability", "0.05"]
+ran = subprocess.run([LODESTONE, "simulate", *small[:2], *rare, "--objective-weights", "0,1", "--objectives", "loyalty,revenue",
+                      "--format", "json", "--out", OUT / "objectives.json", "--plot", OUT / "objectives.svg"],
+                     capture_output=True, text=True, timeout=300)
+check(ran.returncode == 0, "weights of objectives are simulated", ran.stderr)
 if ran.returncode == 0:
     points = json.loads((OUT / "objectives.json").read_text())["curves"]["points"]
-    check([(point["objective"], point["weight"]) for point in points] == [("relevance", 0.0), ("revenue", 1.0)],
+    check([(point["objective"], point["weight"]) for point in points] == [("relevance", 0.0), ("loyalty", 1.0), ("revenue", 1.0)],
           "relevance is compared with each weight")
     check(all(point["rates"]["revenue"]["mean"] > 0 for point in points) and any(point["is_pareto_optimal"] for point in points),
           "each has a revenue, and one is Pareto optimal", points)
-    check("NaN" not in (OUT / "objectives.svg").read_text(), "the figure has numbers")
+    svg = (OUT / "objectives.svg").read_text()
+    check("NaN" not in svg and svg.count("<polyline") == 2, "the figure has a line for each objective")
+# With a short history, the labels of return visits are not known.
+with tempfile.TemporaryDirectory() as directory:
+    # A work directory of its own, because that of a failed simulation remains.
+    ran = subprocess.run([LODESTONE, "simulate", *small, "--objective-weights", "1", "--objectives", "loyalty",
+                          "--work", pathlib.Path(directory) / "work"], capture_output=True, text=True, timeout=300)
+check(ran.returncode == 2 and all(word in ran.stderr for word in ("`return_visit`", "--history-days", "150")),
+      "a history without labels for loyalty is refused with the flag", ran.stderr)
 for words, flags in ((["--days <N>", "1 is not in 2..=365"], ["--days", "1"]),
                      (["--shoppers <N>", "3 is not in 20..=100000"], ["--shoppers", "3"]),
                      (["--objective-weights", "1.5 is not within 0 and 1"], ["--objective-weights", "0,1.5"]),
                      (["--objectives", "`margin` is not one of"], ["--objective-weights", "1", "--objectives", "margin"]),
+                     (["--visit-probability", "within 0.001 and 0.5"], ["--visit-probability", "0.9"]),
                      (["exists"], ["--work", OUT])):
     ran = subprocess.run([LODESTONE, "simulate", *map(str, flags)], capture_output=True, text=True, timeout=60)
     check(ran.returncode == 2 and all(word in ran.stderr for word in words), f"it names {words}", ran.stderr)

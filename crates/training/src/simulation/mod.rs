@@ -20,6 +20,9 @@ pub use outcome::{Arm, ArmOutcome, Day, Difference, Outcomes, Rates, Trajectorie
 pub use shop::{Product, Shop, id_of, product_of};
 pub use shopper::{Intent, Reaction, Shopper};
 
+/// Default probability of a visit on a day of a shopper who never found anything.
+const VISIT_PROBABILITY: f64 = 0.148;
+
 /// Size and duration of a simulation.
 #[derive(Debug, Clone, Copy, serde::Serialize)]
 pub struct SimulationConfig {
@@ -32,11 +35,20 @@ pub struct SimulationConfig {
     pub day_count: usize,
     /// Length of a list.
     pub page_size: usize,
+    /// Probability of a visit on a day of a shopper who never found anything, between 0 and 1.
+    pub visit_probability: f64,
 }
 
 impl Default for SimulationConfig {
     fn default() -> Self {
-        Self { product_count: 360, shopper_count: 400, history_days: 40, day_count: 8, page_size: 12 }
+        Self {
+            product_count: 360,
+            shopper_count: 400,
+            history_days: 40,
+            day_count: 8,
+            page_size: 12,
+            visit_probability: VISIT_PROBABILITY,
+        }
     }
 }
 
@@ -50,7 +62,8 @@ pub struct InitialState {
 /// Creates a shop and simulates the history of its shoppers.
 pub fn initial_state(config: &SimulationConfig, draws: Draws) -> InitialState {
     let shop = Shop::new(config, draws);
-    let mut shoppers: Vec<Shopper> = (0..config.shopper_count).map(|number| Shopper::new(number, draws)).collect();
+    let shopper = |number: usize| Shopper::new(number, config.visit_probability, draws);
+    let mut shoppers: Vec<Shopper> = (0..config.shopper_count).map(shopper).collect();
     let history = first_history(&shop, &mut shoppers, config, draws);
     InitialState { shop, shoppers, history }
 }
@@ -70,6 +83,17 @@ mod tests {
         };
         assert_eq!(rows(1), rows(1));
         assert_ne!(rows(1), rows(2));
+    }
+
+    #[test]
+    fn shoppers_who_visit_rarely_have_fewer_visits() {
+        let visits = |visit_probability: f64| {
+            let config = SimulationConfig { shopper_count: 200, visit_probability, ..SimulationConfig::default() };
+            initial_state(&config, Draws::new(1)).history.len()
+        };
+        // Of 8,000 days of shoppers.
+        let (often, rarely) = (visits(VISIT_PROBABILITY), visits(0.01));
+        assert!(often > 1500 && (80..600).contains(&rarely), "{often} {rarely}");
     }
 
     #[test]

@@ -27,9 +27,7 @@ const CLICK_FROM: f64 = 1.5;
 const BUY_FROM: f64 = 2.5;
 /// Most purchases from one list.
 const BOUGHT_MAX: usize = 3;
-/// The probability of a visit on a day is `σ(VISIT_BASE + VISIT_SLOPE · satisfaction)`: 0.15 at satisfaction 0, 0.66 at
-/// 1.
-const VISIT_BASE: f64 = -1.75;
+/// The logit of the probability of a visit on a day is that at satisfaction 0 plus `VISIT_SLOPE · satisfaction`.
 const VISIT_SLOPE: f64 = 2.4;
 /// Weight of the last visit in the satisfaction.
 const LAST_VISIT: f64 = 0.35;
@@ -41,6 +39,8 @@ const SEARCH_NAMES_STYLE: f64 = 0.5;
 #[derive(Debug, Clone)]
 pub struct Shopper {
     number: u64,
+    /// Logit of the probability of a visit on a day at satisfaction 0.
+    visit_base: f64,
     kinds: Vec<usize>,
     styles: Vec<usize>,
     /// Running mean over visits, 0 to 1.
@@ -69,7 +69,8 @@ pub struct Reaction {
 }
 
 impl Shopper {
-    pub fn new(number: usize, draws: Draws) -> Self {
+    /// `visit_probability`: of a visit on a day at satisfaction 0, between 0 and 1.
+    pub fn new(number: usize, visit_probability: f64, draws: Draws) -> Self {
         let number = number as u64;
         let sample = |count: usize, of: usize, dimension: u64| {
             let mut all: Vec<usize> = (0..of).collect();
@@ -82,6 +83,7 @@ impl Shopper {
         };
         Self {
             number,
+            visit_base: (visit_probability / (1.0 - visit_probability)).ln(),
             kinds: sample(PREFERRED_KINDS, KINDS.len(), 0),
             styles: sample(PREFERRED_STYLES, STYLES.len(), 1),
             satisfaction: 0.4,
@@ -120,7 +122,7 @@ impl Shopper {
 
     /// Whether the shopper visits on this day.
     pub fn visits(&self, day: i64, draws: Draws) -> bool {
-        let probability = logistic(VISIT_BASE + VISIT_SLOPE * self.satisfaction);
+        let probability = logistic(self.visit_base + VISIT_SLOPE * self.satisfaction);
         draws.happens(probability, Purpose::Visit, &[self.number, day as u64])
     }
 
@@ -213,7 +215,7 @@ fn logistic(x: f64) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::simulation::SimulationConfig;
+    use crate::simulation::{SimulationConfig, VISIT_PROBABILITY};
 
     fn shop() -> (Shop, Draws) {
         let draws = Draws::new(3);
@@ -232,7 +234,7 @@ mod tests {
         let (shop, draws) = shop();
         let (mut of_best, mut of_worst, mut by_rank) = (0, 0, [0usize; 12]);
         for number in 0..300 {
-            let shopper = Shopper::new(number, draws);
+            let shopper = Shopper::new(number, VISIT_PROBABILITY, draws);
             let all = by_utility(&shopper, &shop);
             for reaction in shopper.react(&all[..12], 0, &shop, 0, draws) {
                 of_best += 1;
@@ -249,7 +251,7 @@ mod tests {
         let (shop, draws) = shop();
         let (mut satisfied, mut dissatisfied) = (0, 0);
         for number in 0..300 {
-            let mut shopper = Shopper::new(number, draws);
+            let mut shopper = Shopper::new(number, VISIT_PROBABILITY, draws);
             let all = by_utility(&shopper, &shop);
             let reactions = shopper.react(&all[..12], 0, &shop, 0, draws);
             let mut other = shopper.clone();
@@ -266,7 +268,7 @@ mod tests {
     #[test]
     fn a_purchase_lowers_its_own_utility_and_raises_that_of_its_complement() {
         let (shop, draws) = shop();
-        let mut shopper = Shopper::new(1, draws);
+        let mut shopper = Shopper::new(1, VISIT_PROBABILITY, draws);
         let product = by_utility(&shopper, &shop)[0];
         let partner = (0..shop.products.len())
             .find(|other| shop.products[*other].kind == complement(shop.products[product].kind));
@@ -284,7 +286,7 @@ mod tests {
         let draws = Draws::new(3);
         let mut changed = 0;
         for number in 0..100 {
-            let mut shopper = Shopper::new(number, draws);
+            let mut shopper = Shopper::new(number, VISIT_PROBABILITY, draws);
             let before = shopper.clone();
             (0..10).for_each(|day| shopper.start_day(day, draws));
             let distinct: std::collections::BTreeSet<&usize> = shopper.kinds.iter().collect();
