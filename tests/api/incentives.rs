@@ -40,7 +40,7 @@ fn incentive(id: &str, cost_micros: i64) -> proto::Incentive {
 }
 
 /// A pilot of two incentives that cost 5 and 3, with a budget of 1,000.
-fn campaign(id: &str) -> proto::IncentiveCampaign {
+pub(crate) fn campaign(id: &str) -> proto::IncentiveCampaign {
     proto::IncentiveCampaign {
         campaign_id: id.to_owned(),
         currency_code: "EUR".to_owned(),
@@ -70,7 +70,7 @@ async fn used(server: &GrpcServer, id: &str) -> proto::IncentiveCampaignUse {
     client(server).get_incentive_campaign(request).await.unwrap().into_inner().r#use.unwrap()
 }
 
-fn request(campaign: &str, decision: &str, user: &str) -> proto::DecideIncentiveRequest {
+pub(crate) fn request(campaign: &str, decision: &str, user: &str) -> proto::DecideIncentiveRequest {
     proto::DecideIncentiveRequest {
         decision_id: decision.to_owned(),
         campaign_id: campaign.to_owned(),

@@ -13,6 +13,7 @@ mod discovery;
 mod facets;
 mod filter_messages;
 mod fuzz;
+mod incentive_crash;
 mod incentives;
 mod item_import;
 mod item_prices;
