@@ -2,6 +2,7 @@
 use super::{
     campaign::{CampaignArgs, campaign, parquet_file, segment},
     exit::Exit,
+    incentive_budget::{budgets, gaining},
     output::{FormatArgs, write_file},
     paths::{existing_directory, new_file},
     progress::style,
@@ -14,8 +15,8 @@ use lodestone_engine::IncentiveReason;
 use lodestone_events::{Event, EventKind, is_holdout};
 use lodestone_experiments::plots::{self, Bar, BarGroup, Line, PAGE_STYLE, Scales, escape, section, wide};
 use lodestone_loyalty::{
-    Allocation, AllocationLimits, CHANGE_DAYS, Candidate, HorizonModel, HorizonScore, IncentiveEffect, LoyaltyModel,
-    LoyaltyScore, Segment, TrainedLoyalty, UserSummary, allocate, day_of,
+    Allocation, AllocationLimits, CHANGE_DAYS, CampaignUplift, Candidate, HorizonModel, HorizonScore, IncentiveEffect,
+    LoyaltyModel, LoyaltyScore, Segment, TrainedLoyalty, UserSummary, allocate, day_of,
 };
 use lodestone_pipeline::bundle::Bundle;
 use lodestone_rules::NO_INCENTIVE;
@@ -78,8 +79,9 @@ pub(crate) struct ScoreArgs {
 
 /// Writes a self-contained HTML page about the shop's customers.
 ///
-/// It has the sizes of the segments, the share of each month's new customers that purchases again by month, the
-/// concentration of value, and the calibration of the model in its backtest.
+/// It has the sizes of the segments and their changes, the time until the next purchase, the share of each month's new
+/// customers that purchases again by month, the concentration of value, the expected gain of incentives over their budget,
+/// and the calibration of the model in its backtest.
 #[derive(clap::Args)]
 #[command(after_help = "\
 Example:
@@ -380,7 +382,7 @@ fn assign(args: &AssignArgs) -> anyhow::Result<Exit> {
     let names: Vec<&str> = model.incentives().collect();
     let segments = base.segments();
     let limits = allocation_limits(args, &names, &segments)?;
-    let campaign = AssignedCampaign { names: &names, limits: &limits, currency: &known.currency };
+    let campaign = AssignedCampaign { names: &names, limits: &limits, uplift: known };
     let (decisions, found) = decisions(args, &base, &segments, &campaign);
     ensure!(!decisions.is_empty(), "none of the {} users is in a --segment", base.users.len());
     let mut incentives: BTreeMap<String, usize> = names.iter().map(|name| ((*name).to_owned(), 0)).collect();
@@ -435,7 +437,7 @@ fn segment_index(segment: Segment) -> usize {
 struct AssignedCampaign<'a> {
     names: &'a [&'a str],
     limits: &'a AllocationLimits,
-    currency: &'a str,
+    uplift: &'a CampaignUplift,
 }
 
 /// Decides about each user of the segments. A user of the hold-out is decided by the prices of the assignment, so that the
@@ -446,25 +448,11 @@ fn decisions<'a>(
     segments: &[Segment],
     campaign: &AssignedCampaign<'a>,
 ) -> (Vec<AssignedUser<'a>>, Allocation) {
-    let AssignedCampaign { names, limits, currency } = *campaign;
+    let AssignedCampaign { names, limits, uplift } = *campaign;
     let is_chosen = |user: &usize| args.segments.is_empty() || args.segments.contains(&segments[*user]);
     let users: Vec<usize> = (0..base.users.len()).filter(is_chosen).collect();
-    // The gain is in the campaign's currency, with which the value of purchases in another one cannot be compared.
-    let is_of_other_currency = |user: usize| base.users[user].summary.spends_only_in_others(currency);
-    let gaining = |user: &usize| {
-        let summary = &base.users[*user].summary;
-        if is_of_other_currency(*user) {
-            return Vec::new();
-        }
-        let scored = base.model.incentive_effects(&args.campaign, summary, base.day).unwrap_or_default();
-        let gaining = scored.into_iter().enumerate().filter(|(_, (_, effect))| effect.gain_lower_micros > 0.0);
-        let candidate = |(incentive, (_, effect)): (usize, (&str, IncentiveEffect))| {
-            let (gain, cost) = (effect.gain_micros.value / MICROS, effect.cost_micros / MICROS);
-            (Candidate { user: *user, incentive, gain, cost }, effect)
-        };
-        gaining.map(candidate).collect::<Vec<_>>()
-    };
-    let of_users: Vec<Vec<(Candidate, IncentiveEffect)>> = users.par_iter().map(gaining).collect();
+    let of_users: Vec<Vec<(Candidate, IncentiveEffect)>> =
+        users.par_iter().map(|user| gaining(base, uplift, *user)).collect();
     let is_holdout = |user: usize| is_holdout(&args.campaign, args.holdout_share, &base.users[user].user);
     let eligible = users.iter().zip(&of_users).filter(|(user, _)| !is_holdout(**user)).flat_map(|(_, of)| of);
     let candidates: Vec<Candidate> = eligible.map(|(candidate, _)| *candidate).collect();
@@ -478,7 +466,9 @@ fn decisions<'a>(
         let (reason, propensity) = match (is_holdout(*user), incentive) {
             (false, Some(_)) => (IncentiveReason::Gain, 1.0 - args.holdout_share),
             (true, _) if is_priced_in => (IncentiveReason::Holdout, args.holdout_share),
-            _ if is_of_other_currency(*user) => (IncentiveReason::OtherCurrency, 1.0),
+            _ if base.users[*user].summary.spends_only_in_others(&uplift.currency) => {
+                (IncentiveReason::OtherCurrency, 1.0)
+            }
             _ if of.is_empty() => (IncentiveReason::NoGain, 1.0),
             _ => (IncentiveReason::Budget, 1.0),
         };
@@ -538,6 +528,7 @@ fn page(base: &Base, segments: &[Segment]) -> String {
     survival(&mut html, base);
     cohorts(&mut html, &base.events);
     concentration(&mut html, base);
+    budgets(&mut html, base);
     for horizon in &base.model.horizons {
         calibration(&mut html, horizon);
     }

@@ -16,6 +16,7 @@ mod exit;
 mod experiment;
 mod gate;
 mod import;
+mod incentive_budget;
 mod inventory;
 mod items;
 mod key;

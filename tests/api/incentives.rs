@@ -690,6 +690,24 @@ fn a_campaign_by_mail_has_an_incentive_or_none_for_each_user() {
         assert!(error.contains(expected), "{error}");
     }
 
+    let page = path("report.html");
+    lodestone(&["loyalty", "report", "--data", data, "--bundle", &bundle, "--out", &page, "--format", "json"]).unwrap();
+    let page = std::fs::read_to_string(page).unwrap();
+    let (_, budgets) = page.split_once("<h2>Budget of incentives</h2>").unwrap();
+    let budgets = budgets.split("<h2>").next().unwrap();
+    assert!(budgets.contains("Campaign c: expected gain") && budgets.contains("in EUR"), "{budgets}");
+    assert!(
+        budgets.matches("<tr>").count() == 10 && budgets.contains("<polyline") && !budgets.contains("NaN"),
+        "{budgets}"
+    );
+    let gains: Vec<f64> = budgets
+        .split("<tr>")
+        .skip(2)
+        .map(|row| row.split("<td>").nth(3).unwrap())
+        .map(|cell| cell.trim_end_matches("</td>").parse().unwrap())
+        .collect();
+    assert!(gains.is_sorted() && gains[8] > 2.0 * gains[0], "{gains:?}");
+
     let campaign = |out: &str| {
         let segments = ["new", "growing", "loyal", "at-risk", "lapsing", "lost"];
         let segments: Vec<&str> = segments.iter().flat_map(|name| ["--segment", *name]).collect();

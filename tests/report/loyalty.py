@@ -25,7 +25,8 @@ def main():
     report = json.loads(ran.stdout)
     horizons = [of["days"] for of in json.loads((BUNDLE / "loyalty.json").read_text())["model"]["horizons"]]
     pages = measure(CHROMIUM, path, OUT)
-    titles = {"Segments", "Changes of segments", "Time until the next purchase", "Retention by cohort", "Concentration of value"}
+    titles = {"Segments", "Changes of segments", "Time until the next purchase", "Retention by cohort", "Concentration of value",
+              "Budget of incentives"}
     titles |= {f"Purchase within {days} days" for days in horizons}
     for name, page in pages.items():
         found = {section["title"] for section in page["sections"]}

@@ -8,7 +8,7 @@ use crate::{
     history::{Purchase, PurchaseHistory, PurchaseSummary},
     metrics::{Metrics, Outcomes, Scored},
     rfm::{RfmModel, mean_value},
-    summary::UserSummary,
+    summary::{UserSummary, day_of},
 };
 use lodestone_core::{
     ids::{EventId, ItemId, UserId},
@@ -265,10 +265,13 @@ fn learned(known: &[PurchaseHistory], options: &BacktestOptions, has_values: boo
     let days = known.iter().filter_map(|history| history.purchases().first()).map(|purchase| purchase.day);
     let first = i64::from(days.min().unwrap_or_default());
     let event_day = |day: i32| i64::from(day) - first + FIRST_EVENT_DAY;
-    let last_day = u16::try_from(event_day(end)).map_err(|_| LoyaltyError::Option {
+    // The last day that events can have.
+    let limit = day_of(UnixMillis(i64::MAX));
+    let last_day = u16::try_from(event_day(end)).ok().filter(|day| *day < limit);
+    let last_day = last_day.ok_or_else(|| LoyaltyError::Option {
         field: "calibration days",
         value: f64::from(end) - first as f64,
-        limit: format!("at most {}", i64::from(u16::MAX) - FIRST_EVENT_DAY),
+        limit: format!("below {}", i64::from(limit) - FIRST_EVENT_DAY),
     })?;
     let unlearnable = |reason: String| LoyaltyError::Unlearnable { reason };
     let of_customer = |(customer, history): (usize, &PurchaseHistory)| -> Result<Vec<Event>, String> {
@@ -578,6 +581,15 @@ mod tests {
                 | LoyaltyError::OneOutcome { .. }
                 | LoyaltyError::NotConverged { .. })
         ));
+    }
+
+    /// The learned model has events, whose days are limited.
+    #[test]
+    fn a_calibration_of_more_than_a_century_is_an_error() {
+        let mut histories = customers(200);
+        histories.push(PurchaseHistory::new(vec![Purchase { day: -60_000, value: 1.0, units: 1.0 }]));
+        let error = run(&histories, 240, 90).unwrap_err().to_string();
+        assert!(error.contains("calibration days is 60240") && error.contains("below 48710"), "{error}");
     }
 
     #[test]

@@ -8,7 +8,7 @@ use crate::{
     beta_geometric::{BetaGeometric, Dropout},
     history::{Purchase, PurchaseHistory, PurchaseSummary},
     inputs::{INPUTS, Inputs, OF_COUNT, OF_WINDOW, UserInputs},
-    metrics::{Outcomes, Scored},
+    metrics::ScoredProbabilities,
     model::{
         CountBin, Estimate, HorizonModel, LeftOutHorizon, LogitModel, LoyaltyModel, Prior, Quality, TrainedLoyalty,
         Validation, sigmoid, user_value,
@@ -41,6 +41,8 @@ const HISTORY_SHARE_MIN: f64 = 0.3;
 const HISTORY_DAYS_MIN: u16 = 14;
 /// Fewest rows with and without a purchase, and with and without a return.
 const OUTCOMES_MIN: usize = 20;
+/// Events before so many days without any are of wrong dates, such as 1970, and do not make the training longer.
+const SILENT_DAYS_MAX: u16 = 366;
 /// Days of a year, a multiple of 7, so that the days of the week agree.
 const SEASON_DAYS: u16 = 364;
 /// Penalty of squared weights, in rows.
@@ -154,15 +156,30 @@ fn windows(first: u16, end: u16, days: u32) -> BTreeSet<(u16, u32)> {
     windows
 }
 
+/// Returns the first day of the events, without those before [`SILENT_DAYS_MAX`] days in which no user has an event. None
+/// without events.
+fn first_day(days: impl Iterator<Item = u16>) -> Option<u16> {
+    let mut has_events = vec![false; usize::from(u16::MAX) + 1];
+    days.for_each(|day| has_events[usize::from(day)] = true);
+    let mut first = None;
+    for day in (0..=u16::MAX).rev().filter(|day| has_events[usize::from(*day)]) {
+        if first.is_some_and(|first: u16| first - day > SILENT_DAYS_MAX) {
+            break;
+        }
+        first = Some(day);
+    }
+    first
+}
+
 struct Training<'a> {
     users: Vec<UserEvents<'a>>,
-    /// The day of the first event.
+    /// The first day of the events.
     first: u16,
 }
 
 impl<'a> Training<'a> {
     fn new(mut users: Vec<(&'a str, UserEvents<'a>)>) -> Result<Self, String> {
-        let first = users.iter().filter_map(|(_, events)| Some(day_of(events.first()?.at))).min();
+        let first = first_day(users.iter().flat_map(|(_, events)| events.iter().map(|event| day_of(event.at))));
         let first = first.ok_or("no event before the end of the training has a signed-in user")?;
         if users.len() > USERS_MAX {
             users.select_nth_unstable_by_key(USERS_MAX, |(id, _)| hash(id));
@@ -797,9 +814,7 @@ fn prior(rows: &[Row], days: u32) -> Prior {
 
 /// Returns the quality of probabilities. None if there is only one outcome.
 fn quality(target: &str, model: &str, probabilities: Vec<f64>, counts: &[f64]) -> Option<Quality> {
-    let outcomes = Outcomes::new(counts.to_vec(), vec![0.0; counts.len()]);
-    let scored = Scored::new(probabilities.clone(), probabilities, None, &outcomes);
-    let metrics = scored.metrics(&outcomes, &vec![1.0; counts.len()]);
+    let metrics = ScoredProbabilities::new(probabilities).metrics(counts, &vec![1.0; counts.len()]);
     metrics.auc.is_finite().then(|| Quality {
         target: target.to_owned(),
         model: model.to_owned(),
@@ -1056,6 +1071,28 @@ mod tests {
         visit.user = UserId::visitor("v").unwrap();
         early.insert(0, visit);
         assert_eq!(whole, fit_loyalty(&early, until));
+    }
+
+    /// Events of 1970 and of a wrong year would begin the training decades earlier, in which no window has users.
+    #[test]
+    fn wrong_dates_do_not_make_the_training_longer() {
+        assert_eq!(first_day([700, 20_000, 20_300, 20_001].into_iter()), Some(20_000));
+        assert_eq!((first_day([5].into_iter()), first_day(std::iter::empty())), (Some(5), None));
+        let until = UnixMillis((FIRST_DAY + DAYS) * DAY);
+        let events = shop(500);
+        let right = model(fit_loyalty(&events, until));
+        let wrong = [0, 1000 * DAY].map(|at| event(EventKind::Purchase, 3, at, 100_000, 10.0));
+        let events: Vec<Event> = wrong.into_iter().chain(events).collect();
+        let found = model(fit_loyalty(&events, until));
+        assert_eq!((found.check(), found.left_out.len()), (Ok(()), right.left_out.len()));
+        for (found, right) in found.horizons.iter().zip(&right.horizons) {
+            assert!(found.row_count.abs_diff(right.row_count) <= 24, "{} {}", found.row_count, right.row_count);
+            let auc = |model: &HorizonModel| model.validation.as_ref().map_or(0.0, |of| of.quality[0].auc);
+            assert!((auc(found) - auc(right)).abs() < 0.03, "{} {}", auc(found), auc(right));
+        }
+        // A shop of a few days with one such event has no model, and says why.
+        let short = fit_loyalty(&events, UnixMillis((FIRST_DAY + 12) * DAY));
+        assert!(short.model().is_none(), "{short:?}");
     }
 
     #[test]
