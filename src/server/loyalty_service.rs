@@ -236,5 +236,6 @@ fn summary(of: &UserSummary, day: u16) -> proto::LoyaltySummary {
         attributed_click_count: count(clicks),
         attributed_purchase_count: count(attributed_purchases),
         mean_stars: of.mean_stars(),
+        abandoned_cart_count: count(of.abandoned_carts()),
     }
 }

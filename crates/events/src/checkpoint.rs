@@ -6,7 +6,7 @@
 //! their contents.
 //!
 //! ```text
-//! "LDSTCKP7", position u64, then parts:
+//! "LDSTCKP8", position u64, then parts:
 //! length of the content u32, CRC-32C of length, kind and content u32, kind u8, content
 //! the last part: kind 0, the number of the other parts u64, the largest position of an event that they include u64
 //! ```
@@ -22,7 +22,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-const MAGIC: &[u8; 8] = b"LDSTCKP7";
+const MAGIC: &[u8; 8] = b"LDSTCKP8";
 const EXTENSION: &str = "checkpoint";
 const END: u8 = 0;
 const PART_BYTES_MAX: usize = 64 << 20;

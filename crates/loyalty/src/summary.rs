@@ -95,6 +95,10 @@ pub struct UserSummary {
     stars: u32,
     /// Number of items of purchases: an item counts once per PURCHASE event, whatever its quantity.
     purchased_items: u32,
+    /// Sessions before the present one that ended with items in the cart.
+    abandoned_carts: u32,
+    /// Additions to the cart of the present session that were neither removed nor purchased.
+    cart_items: u8,
 }
 
 const _: () = assert!(size_of::<UserSummary>() <= 400);
@@ -126,6 +130,8 @@ impl Default for UserSummary {
             attributed_purchases: 0,
             stars: 0,
             purchased_items: 0,
+            abandoned_carts: 0,
+            cart_items: 0,
         }
     }
 }
@@ -172,11 +178,14 @@ impl UserSummary {
         match event.kind {
             EventKind::Purchase => {
                 self.add_purchase(event, at_s);
+                self.cart_items = 0;
                 self.purchased_items = self.purchased_items.saturating_add(event.lines.len() as u32);
                 self.coupons = self.coupons.saturating_add(u32::from(!event.coupon.is_empty()));
                 self.attributed_purchases = self.attributed_purchases.saturating_add(u32::from(is_attributed));
             }
             EventKind::Refund => self.add_value(event),
+            EventKind::AddToCart => self.cart_items = self.cart_items.saturating_add(1),
+            EventKind::RemoveFromCart => self.cart_items = self.cart_items.saturating_sub(1),
             EventKind::Click | EventKind::View => {
                 self.attributed_clicks = self.attributed_clicks.saturating_add(u32::from(is_attributed));
             }
@@ -202,6 +211,9 @@ impl UserSummary {
             begins
         };
         self.sessions = self.sessions.saturating_add(u32::from(begins));
+        if begins && std::mem::take(&mut self.cart_items) > 0 {
+            self.abandoned_carts = self.abandoned_carts.saturating_add(1);
+        }
         self.last_visit_s = self.last_visit_s.max(at_s);
     }
 
@@ -496,6 +508,12 @@ impl UserSummary {
         self.purchased_items
     }
 
+    /// Number of sessions that ended with items in the cart: added, and neither removed nor purchased. The present session
+    /// has not ended.
+    pub fn abandoned_carts(&self) -> u32 {
+        self.abandoned_carts
+    }
+
     /// Number of clicks and views, and of purchases, that followed from an answer of the server.
     pub fn attributed(&self) -> (u32, u32) {
         (self.attributed_clicks, self.attributed_purchases)
@@ -525,6 +543,7 @@ impl UserSummary {
             &self.attributed_purchases,
             &self.stars,
             &self.purchased_items,
+            &self.abandoned_carts,
         ]);
         u32s.chain(&self.session_hashes).for_each(|number| bytes.extend(number.to_le_bytes()));
         let days = [self.first_purchase_day, self.first_visit_day, self.last_visit_day];
@@ -540,16 +559,18 @@ impl UserSummary {
             bytes.extend(spend.refunded_micros.to_le_bytes());
             spend.decayed.iter().for_each(|sum| bytes.extend(sum.to_le_bytes()));
         }
+        bytes.push(self.cart_items);
         bytes
     }
 
     /// Length of [`UserSummary::to_bytes`].
-    const BYTES: usize = 4 * (EventKind::ALL.len() + 14 + SESSIONS)
+    const BYTES: usize = 4 * (EventKind::ALL.len() + 15 + SESSIONS)
         + 2 * (RECENT_DAYS + 3)
         + 16
         + 8
         + 24
-        + CURRENCIES * (4 + 4 + 16 + 24);
+        + CURRENCIES * (4 + 4 + 16 + 24)
+        + 1;
 
     /// Decodes the output of [`UserSummary::to_bytes`]. Returns `None` for other bytes.
     pub fn from_bytes(bytes: &[u8]) -> Option<Self> {
@@ -576,6 +597,7 @@ impl UserSummary {
             &mut summary.attributed_purchases,
             &mut summary.stars,
             &mut summary.purchased_items,
+            &mut summary.abandoned_carts,
         ] {
             *number = reader.u32()?;
         }
@@ -603,6 +625,7 @@ impl UserSummary {
                 *sum = reader.f64()?;
             }
         }
+        [summary.cart_items] = reader.take()?;
         Some(summary)
     }
 }
@@ -689,6 +712,23 @@ mod tests {
         assert_eq!(by_pause.sessions(), 2);
         let by_id = folded(&[view(1000, "a"), view(90_000, "b"), view(90_001, "a"), view(90_002, "c")]);
         assert_eq!(by_id.sessions(), 3);
+    }
+
+    #[test]
+    fn a_cart_is_abandoned_if_the_session_ends_with_items_in_it() {
+        use EventKind::{AddToCart, Purchase, Refund, RemoveFromCart, View};
+        let of = |events: &[(EventKind, i64)]| {
+            let events: Vec<Event> = events.iter().map(|(kind, at_s)| event(*kind, *at_s, 1, "EUR")).collect();
+            folded(&events).abandoned_carts()
+        };
+        let later = 100_000;
+        assert_eq!(of(&[(AddToCart, 1000), (AddToCart, 1100)]), 0, "the session may go on");
+        assert_eq!(of(&[(AddToCart, 1000), (View, later)]), 1);
+        assert_eq!(of(&[(AddToCart, 1000), (Refund, later)]), 0, "a refund is no visit");
+        assert_eq!(of(&[(AddToCart, 1000), (Purchase, 1100), (View, later), (View, 2 * later)]), 0);
+        assert_eq!(of(&[(AddToCart, 1000), (RemoveFromCart, 1100), (RemoveFromCart, 1200), (View, later)]), 0);
+        let two = [(AddToCart, 1000), (AddToCart, 1050), (RemoveFromCart, 1100), (AddToCart, later), (View, 2 * later)];
+        assert_eq!(of(&two), 2);
     }
 
     #[test]
