@@ -259,6 +259,94 @@ async fn batches_and_lists_of_users_at_risk_agree_with_single_answers() {
     server.end().await;
 }
 
+/// Users with only refunds, with a purchase of 10^9, with a purchase of 1990 and with purchases in four currencies have scores
+/// in their ranges, and are in the list in their own currency alone.
+#[tokio::test(flavor = "multi_thread")]
+async fn unusual_users_have_scores_within_their_ranges() {
+    use proto::EventType::{AddToCart, Purchase, Refund, View};
+    let shop = LoyalShop::new();
+    let server = shop.serve("loyal").await;
+    let event = |user: &str,
+                 number: usize,
+                 r#type: proto::EventType,
+                 (price, currency): (i64, &str),
+                 seconds: Option<i64>| {
+        let line =
+            proto::EventLine { item_id: "i1".to_owned(), price_micros: Some(price * 1_000_000), ..Default::default() };
+        proto::Event {
+            event_id: format!("{user} {number}"),
+            r#type: r#type.into(),
+            viewer: Some(proto::Viewer { user_id: user.to_owned(), ..Default::default() }),
+            lines: vec![line],
+            currency_code: currency.to_owned(),
+            occurred_time: seconds.map(|seconds| prost_types::Timestamp { seconds, nanos: 0 }),
+            ..Default::default()
+        }
+    };
+    let billion = 1_000_000_000;
+    let mut events = vec![
+        event("refunds", 0, Refund, (30, "EUR"), None),
+        event("refunds", 1, Refund, (billion, "EUR"), None),
+        event("rich", 0, Purchase, (billion, "EUR"), None),
+        event("old", 0, Purchase, (5, "EUR"), Some(640_000_000)),
+        event("returned", 0, Purchase, (5, "EUR"), Some(640_000_000)),
+        event("returned", 1, Purchase, (5, "EUR"), None),
+        event("cart", 0, AddToCart, (5, "EUR"), Some(1_600_000_000)),
+        event("cart", 1, View, (5, "EUR"), None),
+    ];
+    for (number, currency) in ["USD", "GBP", "CHF", "SEK", "GBP"].into_iter().enumerate() {
+        events.push(event("traveller", number, Purchase, (7, currency), None));
+    }
+    let request = proto::WriteEventsRequest { events };
+    let written = EventServiceClient::new(server.channel.clone()).write_events(request).await.unwrap().into_inner();
+    let accepted = i32::from(proto::EventStatus::Accepted);
+    assert!(written.results.iter().all(|result| result.status == accepted), "{written:?}");
+
+    for user in ["refunds", "rich", "old", "returned", "cart", "traveller"] {
+        let loyalty = get(&server, user).await.unwrap();
+        assert!(loyalty.has_history && loyalty.summary.is_some());
+        for score in &loyalty.scores {
+            let (purchase, back) = (score.purchase_probability.unwrap(), score.return_probability.unwrap());
+            let (count, value) = (score.expected_purchases.unwrap(), score.expected_value.unwrap());
+            for (of, max) in [(purchase, 1.0), (back, 1.0), (count, f64::from(score.horizon_days)), (value, 1e12)] {
+                assert!(
+                    (0.0..=max).contains(&of.low) && of.low <= of.value && of.value <= of.high,
+                    "{user}: {score:?}"
+                );
+                assert!(of.high.is_finite(), "{user}: {score:?}");
+            }
+        }
+    }
+    let refunds = get(&server, "refunds").await.unwrap();
+    let summary = refunds.summary.unwrap();
+    assert_eq!((refunds.segment(), refunds.currency_code.as_str()), (proto::LoyaltySegment::New, "EUR"));
+    assert_eq!((summary.purchase_days, summary.visit_days, summary.values[0].bought_micros), (0, 0, 0));
+    assert_eq!(summary.values[0].refunded_micros, (billion + 30) * 1_000_000);
+    let traveller = get(&server, "traveller").await.unwrap();
+    assert_eq!(traveller.currency_code, "GBP", "most purchases");
+    let values = &traveller.summary.as_ref().unwrap().values;
+    let values: Vec<_> = values.iter().map(|of| (of.currency_code.as_str(), of.bought_micros / 1_000_000)).collect();
+    assert_eq!(values, [("USD", 7), ("GBP", 14), ("CHF", 7)]);
+    assert_eq!(traveller.summary.unwrap().other_currency_event_count, 1);
+    assert_eq!(get(&server, "cart").await.unwrap().summary.unwrap().abandoned_cart_count, 1);
+
+    let first = at_risk(&server, proto::ListAtRiskRequest { page_size: 1, ..Default::default() }).await.unwrap();
+    assert_eq!(first.users[0].user_id, "rich");
+    assert!(first.users[0].value_at_risk > 0.0 && first.users[0].value_at_risk.is_finite(), "{first:?}");
+    let in_currency = |code: &str| proto::ListAtRiskRequest { currency_code: code.to_owned(), ..Default::default() };
+    let pounds = at_risk(&server, in_currency("GBP")).await.unwrap();
+    assert_eq!(pounds.users.iter().map(|user| user.user_id.as_str()).collect::<Vec<_>>(), ["traveller"]);
+
+    // Four newer snapshots later, the pages of the first one are gone, and the message says to begin again.
+    for code in ["USD", "CHF", "SEK"] {
+        at_risk(&server, in_currency(code)).await.unwrap();
+    }
+    let next = proto::ListAtRiskRequest { page_token: first.next_page_token, ..Default::default() };
+    let expired = at_risk(&server, next).await.unwrap_err();
+    assert_eq!(expired.code(), Code::Aborted, "{expired:?}");
+    server.end().await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn invalid_requests_and_a_bundle_without_a_model_are_refused() {
     let shop = LoyalShop::new();
