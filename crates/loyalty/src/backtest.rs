@@ -588,7 +588,8 @@ mod tests {
     fn a_calibration_of_more_than_a_century_is_an_error() {
         let mut histories = customers(200);
         histories.push(PurchaseHistory::new(vec![Purchase { day: -60_000, value: 1.0, units: 1.0 }]));
-        let error = run(&histories, 240, 90).unwrap_err().to_string();
+        let options = BacktestOptions { calibration_end: 240, horizon_days: 90, resamples: 0, seed: 1 };
+        let error = learned(&histories, &options, true).map(drop).unwrap_err().to_string();
         assert!(error.contains("calibration days is 60240") && error.contains("below 48710"), "{error}");
     }
 

@@ -153,7 +153,7 @@ impl IncentiveLog {
     }
 
     fn rows(&self) -> impl ExactSizeIterator<Item = &[f64]> + Clone {
-        (0..self.observations.len()).map(|row| self.row(row))
+        (0..self.observations.len()).map(move |row| self.row(row))
     }
 
     fn standardisation(&self) -> Standardisation {
