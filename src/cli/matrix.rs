@@ -107,7 +107,7 @@ fn npy(bytes: &[u8]) -> anyhow::Result<Matrix> {
     let [rows, dimensions] = shape[..] else { bail!("has the shape {shape:?}, expected two dimensions") };
     let values = floats(&bytes[begin + length..]);
     ensure!(
-        dimensions > 0 && values.len() == rows * dimensions,
+        dimensions > 0 && rows.checked_mul(dimensions) == Some(values.len()),
         "is truncated or too long for {rows} × {dimensions} values"
     );
     Ok(Matrix { values, dimensions })
@@ -126,4 +126,21 @@ fn fvecs(bytes: &[u8]) -> anyhow::Result<Matrix> {
     );
     let values = bytes.chunks_exact(width).flat_map(|vector| floats(&vector[4..])).collect();
     Ok(Matrix { values, dimensions })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_shape_whose_product_overflows_is_refused() {
+        let read = |shape: &str| {
+            let header = format!("{{'descr': '<f4', 'fortran_order': False, 'shape': ({shape}), }}\n");
+            let length = (header.len() as u16).to_le_bytes();
+            npy(&[b"\x93NUMPY\x01\x00", &length[..], header.as_bytes()].concat())
+        };
+        let Err(error) = read("9223372036854775808, 2") else { panic!("the file has no values") };
+        assert!(error.to_string().contains("9223372036854775808 × 2"), "{error}");
+        assert!(read("0, 2").is_ok_and(|matrix| matrix.rows() == 0));
+    }
 }

@@ -14,6 +14,8 @@ mod evaluate;
 mod events;
 mod exit;
 mod experiment;
+#[doc(hidden)]
+pub mod fuzzing;
 mod gate;
 mod import;
 mod incentive_budget;

@@ -10,6 +10,8 @@ mod convert;
 mod event_service;
 mod event_stream;
 pub(crate) mod explain;
+#[doc(hidden)]
+pub mod fuzzing;
 mod guard;
 mod incentive_service;
 mod item_import;

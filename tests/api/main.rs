@@ -12,7 +12,6 @@ mod crash;
 mod discovery;
 mod facets;
 mod filter_messages;
-mod fuzz;
 mod incentive_crash;
 mod incentives;
 mod item_import;

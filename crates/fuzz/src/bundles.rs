@@ -1,0 +1,157 @@
+//! Files of bundles, and vectors of other programs. Checksums protect the files of a bundle against damage, not against
+//! the one who writes the manifest.
+use crate::files::{in_directory, select, selecting, with_file, written};
+use lodestone::cli;
+use lodestone_core::ids::{ItemKey, Row};
+use lodestone_events::ItemCounts;
+use lodestone_index::{BuildConfig, FrozenGraph, Histories, Neighbours, Precision};
+use lodestone_pipeline::{
+    bundle::{Head, Manifest},
+    features::{ContextCounts, ContextField},
+    ranking::{QueryEncoderKind, read_model},
+};
+use std::fs;
+
+const NEIGHBOURS: usize = 0;
+const HISTORIES: usize = 1;
+const POPULARITY: usize = 2;
+const CONTEXT_COUNTS: usize = 3;
+const TABLES: usize = 4;
+/// Rows of the catalogue of these tables.
+const ROWS: usize = 4;
+
+pub(crate) fn table_seeds() -> Vec<Vec<u8>> {
+    let pairs = [(0, 1, 2.0), (0, 3, 1.0), (1, 0, 2.0), (2, 3, 0.5)];
+    let pairs = pairs.map(|(row, neighbour, weight)| (Row(row), Row(neighbour), weight));
+    // The users of the platform `web` chose the items 0 and 2.
+    let users = b"\x0a\x03web\x12\x02\x00\x02\x1a\x02\x03\x01";
+    let field = [&b"\x0a\x08platform\x12\x0d"[..], users].concat();
+    vec![
+        selecting(NEIGHBOURS, Neighbours::from_counts(ROWS, pairs, 3).to_bytes()),
+        selecting(HISTORIES, Histories::new(ROWS, &[vec![0, 1, 2], vec![3, 1]]).to_bytes()),
+        selecting(POPULARITY, ItemCounts::default().to_bytes(ROWS)),
+        selecting(CONTEXT_COUNTS, [&b"\x0a\x19"[..], &field].concat()),
+    ]
+}
+
+pub(crate) fn accepts_table(input: &[u8]) -> bool {
+    let Some((table, bytes)) = select(input, TABLES) else { return false };
+    let keys: Vec<ItemKey> = (0..ROWS as u32).rev().map(ItemKey).collect();
+    match table {
+        NEIGHBOURS => Neighbours::from_bytes(bytes).is_ok_and(|table| {
+            assert_eq!(table.to_bytes(), bytes);
+            for row in 0..=table.row_count() {
+                let (neighbours, weights) = table.of(Row(row as u32));
+                assert_eq!(neighbours.len(), weights.len());
+            }
+            if table.row_count() <= ROWS {
+                table.by_key(&keys);
+            }
+            true
+        }),
+        HISTORIES => Histories::from_bytes(bytes).is_ok_and(|histories| {
+            assert_eq!(histories.to_bytes(), bytes);
+            if histories.row_count() <= ROWS {
+                let query = keys.iter().map(|key| (*key, 1.0));
+                histories.by_key(&keys).score(query, |_, score| assert!(score.is_finite()));
+            }
+            true
+        }),
+        POPULARITY => ItemCounts::from_bytes(bytes).is_ok(),
+        _ => ContextCounts::from_bytes(bytes, ROWS, &[ContextField::Platform]).is_ok_and(|counts| {
+            counts.by_key(&keys);
+            true
+        }),
+    }
+}
+
+pub(crate) fn manifest_seeds() -> Vec<Vec<u8>> {
+    let encoder = QueryEncoderKind::HashedTerms { bucket_count: 1024 };
+    let mut manifest = Manifest::new("b-1".to_owned(), 1_767_225_600_000, 1_767_000_000_000, 50, encoder);
+    manifest.heads = vec![Head { name: "purchase".to_owned(), weight: 1.0, scale: 1.5, offset: -0.5 }];
+    manifest.searchable_attributes = vec!["colour".to_owned()];
+    manifest.add_file("ranker.onnx", b"ranker");
+    vec![serde_json::to_vec(&manifest).expect("texts and finite numbers")]
+}
+
+pub(crate) fn accepts_manifest(input: &[u8]) -> bool {
+    Manifest::parse(input).is_ok_and(|manifest| {
+        let written = serde_json::to_vec(&manifest).expect("texts and finite numbers");
+        let read = Manifest::parse(&written).expect("a manifest that was accepted is accepted again");
+        assert_eq!((read.files, read.features.hash()), (manifest.files, manifest.features.hash()));
+        true
+    })
+}
+
+const DIMENSIONS: usize = 4;
+
+pub(crate) fn index_seeds() -> Vec<Vec<u8>> {
+    // The last two vectors are equal.
+    let vectors: Vec<f32> =
+        (0..12).chain([11]).flat_map(|n| (0..DIMENSIONS).map(move |d| ((n + 3 * d) as f32).sin())).collect();
+    let seed = |precision| {
+        let config = BuildConfig { m: 2, ef_construction: 8, precision, ..BuildConfig::default() };
+        let graph = FrozenGraph::build(&vectors, DIMENSIONS, config, &|_| {}).expect("finite vectors");
+        written("index", |path| graph.write(path).expect("the directory is writable"))
+    };
+    Precision::ALL.into_iter().map(seed).collect()
+}
+
+/// Opens an index and searches it.
+pub(crate) fn accepts_index(input: &[u8]) -> bool {
+    let Ok(graph) = with_file("index", input, FrozenGraph::open) else { return false };
+    let query: Vec<f32> = (0..graph.dimensions()).map(|at| (at as f32).cos()).collect();
+    let is_row = |(row, _): &(Row, f32)| row.index() < graph.row_count();
+    assert!(graph.search(&query, 3, 8).iter().all(is_row));
+    let odd = vec![0xAAAA_AAAA_AAAA_AAAA; graph.row_count().div_ceil(64)];
+    let mut hits = Vec::new();
+    graph.search_eligible(&query, 3, 8, &odd, graph.row_count() / 2, &mut hits);
+    assert!(hits.iter().all(is_row));
+    for row in (0..graph.row_count().min(20)).map(|row| Row(row as u32)) {
+        assert!(graph.vector(row).is_none_or(|vector| vector.len() == graph.dimensions()));
+    }
+    true
+}
+
+/// The file with weights next to the model of [`accepts_model`].
+const WEIGHTS: (&str, &[u8]) = ("model.onnx.data", b"abcdefgh");
+
+pub(crate) fn model_seeds() -> Vec<Vec<u8>> {
+    /// A field with a length below 128.
+    fn field(number: u8, content: &[u8]) -> Vec<u8> {
+        [&[number << 3 | 2, content.len() as u8][..], content].concat()
+    }
+    let entry = |key: &str, value: &str| field(13, &[field(1, key.as_bytes()), field(2, value.as_bytes())].concat());
+    // data_location (14) is EXTERNAL (1).
+    let external =
+        [field(8, b"w"), entry("location", WEIGHTS.0), entry("offset", "2"), entry("length", "3"), vec![0x70, 1]];
+    let graph = [field(2, b"name"), field(5, &external.concat())].concat();
+    vec![field(7, &graph)]
+}
+
+pub(crate) fn accepts_model(input: &[u8]) -> bool {
+    in_directory(|directory| {
+        fs::write(directory.join(WEIGHTS.0), WEIGHTS.1).expect("the directory is writable");
+        let path = directory.join("model.onnx");
+        fs::write(&path, input).expect("the directory is writable");
+        read_model(&path).is_ok()
+    })
+}
+
+const VECTOR_FILES: [&str; 2] = ["vectors.npy", "vectors.fvecs"];
+
+pub(crate) fn vector_file_seeds() -> Vec<Vec<u8>> {
+    let header = "{'descr': '<f4', 'fortran_order': False, 'shape': (2, 2), }\n";
+    let values: Vec<u8> = [0.5f32, 1.0, -1.0, 2.0].iter().flat_map(|value| value.to_le_bytes()).collect();
+    let mut npy = b"\x93NUMPY\x01\x00".to_vec();
+    npy.extend_from_slice(&(header.len() as u16).to_le_bytes());
+    npy.extend_from_slice(header.as_bytes());
+    npy.extend_from_slice(&values);
+    let fvecs = [&2u32.to_le_bytes()[..], &values[..8], &2u32.to_le_bytes(), &values[8..]].concat();
+    vec![selecting(0, npy), selecting(1, fvecs)]
+}
+
+pub(crate) fn accepts_vector_file(input: &[u8]) -> bool {
+    let Some((format, content)) = select(input, VECTOR_FILES.len()) else { return false };
+    with_file(VECTOR_FILES[format], content, cli::fuzzing::accepts_vectors)
+}
