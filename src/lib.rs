@@ -3,4 +3,3 @@
 #![forbid(unsafe_code)]
 pub mod cli;
 pub mod server;
-mod toml_error;

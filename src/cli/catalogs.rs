@@ -1,7 +1,7 @@
 //! The file of `lodestone serve --catalogs FILE`; `docs/catalogs.md` describes it.
 use crate::server::DEFAULT_CATALOG;
 use anyhow::{Context, bail};
-use lodestone_core::ids::check_name;
+use lodestone_core::{ids::check_name, toml_error};
 use lodestone_index::Languages;
 use serde::Deserialize;
 use std::{
@@ -60,7 +60,7 @@ pub(crate) fn read(path: &Path, default: &CatalogSource) -> anyhow::Result<Vec<C
 }
 
 fn parse(text: &str, default: &CatalogSource) -> Result<Vec<CatalogSource>, Vec<String>> {
-    let file: File = toml::from_str(text).map_err(|error| vec![error.to_string().trim_end().to_owned()])?;
+    let file: File = toml::from_str(text).map_err(|error| vec![toml_error::one_line(text, &error)])?;
     let (mut problems, mut sources) = (Vec::new(), Vec::new());
     if file.catalogs.len() > CATALOGS_MAX {
         problems.push(format!("catalogs: has {} entries; the limit is {CATALOGS_MAX}", file.catalogs.len()));

@@ -3,12 +3,12 @@
 //! The definition of a setting is its flag. A value of the file becomes the flag `--key=value` if neither a flag nor the
 //! environment sets the key, so that the same parsers check it, whatever its origin.
 use super::store_options;
-use crate::toml_error;
 use clap::{
     Arg, ArgAction, ArgMatches, Command,
     error::{ContextKind, ContextValue, ErrorKind},
     parser::ValueSource,
 };
+use lodestone_core::toml_error;
 use lodestone_pipeline::bundle::read_regular;
 use std::{any::TypeId, collections::BTreeMap, ffi::OsString, fmt, path::PathBuf};
 

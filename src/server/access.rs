@@ -8,11 +8,10 @@ use super::{
     status,
     transport::{is_client_streaming, rpc_of},
 };
-use crate::toml_error;
 use http::{HeaderMap, Request, Response, header::AUTHORIZATION};
 use http_body::Frame;
 use hyper::body::Bytes;
-use lodestone_core::{ids::check_name, units::UnixMillis};
+use lodestone_core::{ids::check_name, toml_error, units::UnixMillis};
 use lodestone_pipeline::bundle::read_regular_up_to;
 use lodestone_telemetry::Metrics;
 use parking_lot::{Mutex, RwLock};

@@ -7,5 +7,6 @@ pub mod format;
 pub mod ids;
 pub mod statistics;
 pub mod text;
+pub mod toml_error;
 pub mod units;
 pub mod viewer;

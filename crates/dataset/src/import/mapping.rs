@@ -4,6 +4,7 @@ use super::{ImportError, currency, numbers::Numbers, rows::Encoding, times::Time
 use lodestone_catalog::{AttributeKind, Availability, attribute_name, limits};
 use lodestone_core::{
     text::plain_name,
+    toml_error,
     viewer::{Platform, Region},
 };
 use lodestone_events::EventKind;
@@ -767,7 +768,8 @@ impl Mapping {
 
     fn parse(path: &Path, text: &str) -> Result<Self, ImportError> {
         let bad = |message: String| ImportError::Mapping { path: path.to_owned(), message };
-        let own: toml::Table = toml::from_str(text).map_err(|error| bad(error.to_string()))?;
+        let one_line = |error: toml::de::Error| bad(toml_error::one_line(text, &error));
+        let own: toml::Table = toml::from_str(text).map_err(one_line)?;
         let states_fill_down = own.get("items").and_then(|items| items.get("fill_down")).is_some();
         let mapping: Result<Self, toml::de::Error> = match own.get(EXTENDS) {
             // The error of a file's own text names its line.
@@ -778,13 +780,14 @@ impl Mapping {
                     let names = SHIPPED.map(|(name, _)| name).join(", ");
                     bad(format!("{EXTENDS} is `{base}`; it must be one of {names}"))
                 })?;
-                let mut merged: toml::Table = toml::from_str(shipped).map_err(|error| bad(error.to_string()))?;
+                let mut merged: toml::Table =
+                    toml::from_str(shipped).map_err(|error| bad(toml_error::one_line(shipped, &error)))?;
                 merge(&mut merged, own);
                 merged.remove(EXTENDS);
                 merged.try_into()
             }
         };
-        let mapping = Self { path: path.to_owned(), ..mapping.map_err(|error| bad(error.to_string()))? };
+        let mapping = Self { path: path.to_owned(), ..mapping.map_err(one_line)? };
         mapping.check().map_err(bad)?;
         // A mapping that extends another one may have given its columns other names.
         let unmapped = mapping.items.as_ref().filter(|_| states_fill_down).and_then(ItemColumns::unmapped_fill_down);
@@ -915,8 +918,14 @@ mod tests {
             (format!("{items}[platforms]\ntv = \"television\"\n"), "`television` is not a platform; use one of web, "),
             (format!("{items}[regions]\nEIRE = \"Ireland\"\n"), "`Ireland` is not a region"),
             ("[items]\ntitle = \"title\"\n".to_owned(), "items.id is missing"),
+            (format!("{items}price = 5\n"), "line 4: "),
+            ("extends = \"shopify\"\n[items]\nprice = 5\n".to_owned(), "in `items.price`"),
         ] {
-            assert!(refused(&text).contains(part), "`{part}` is missing in: {}", refused(&text));
+            assert!(
+                refused(&text).contains(part) && !refused(&text).contains('\n'),
+                "`{part}` is missing in: {}",
+                refused(&text)
+            );
         }
     }
 

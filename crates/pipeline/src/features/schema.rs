@@ -3,6 +3,7 @@ use super::{FEATURES, FeatureContext, VERSION, affinity::Affinity};
 use lodestone_catalog::{Catalog, Field, Filter, PreparedField, PreparedValue};
 use lodestone_core::{
     ids::ItemKey,
+    toml_error,
     units::UnixMillis,
     viewer::{Locale, Platform, Region, ViewerContext},
 };
@@ -344,7 +345,7 @@ impl FeatureSchema {
         }
         let text = String::from_utf8(bytes).map_err(|_| FeatureFileError::Syntax("is not text in UTF-8".to_owned()))?;
         let file: FeatureFile =
-            toml::from_str(&text).map_err(|error| FeatureFileError::Syntax(error.to_string().trim_end().to_owned()))?;
+            toml::from_str(&text).map_err(|error| FeatureFileError::Syntax(toml_error::one_line(&text, &error)))?;
         if file.feature.is_empty() {
             return Err(FeatureFileError::Empty);
         }

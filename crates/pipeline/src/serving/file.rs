@@ -1,6 +1,6 @@
 //! Parses the file of `lodestone serve --serving FILE`; `docs/serving.md` describes it.
 use super::{Arm, Arms, Compiled, Experiment, Serving, ServingConfig, ServingError};
-use lodestone_core::ids::check_name;
+use lodestone_core::{ids::check_name, toml_error};
 use lodestone_rules::{
     self as rules, CompiledServingConfig, Objective, ObjectiveWeight, RankingObjectives, SoldOut, limits,
 };
@@ -98,7 +98,7 @@ pub(super) fn open(path: &Path, base: &ServingConfig) -> Result<Serving, Serving
 
 /// Parses the text. Reports all mistakes at once.
 pub(super) fn parse(text: &str, base: &ServingConfig) -> Result<Serving, Vec<String>> {
-    let file: File = toml::from_str(text).map_err(|error| vec![error.to_string().trim_end().to_owned()])?;
+    let file: File = toml::from_str(text).map_err(|error| vec![toml_error::one_line(text, &error)])?;
     let mut problems = Problems::default();
     problems.within("configs", file.configs.len(), 0, limits::SERVING_CONFIGS);
     problems.within("experiments", file.experiments.len(), 0, EXPERIMENTS_MAX);
