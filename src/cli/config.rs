@@ -180,7 +180,8 @@ fn check_settings(args: &ServeArgs, findings: &mut Findings) {
     if let Ok(addresses) = &addresses {
         let opened = args.security.open(&addresses.grpc).map(|security| {
             let on = |is_on: bool| if is_on { "on" } else { "off" };
-            format!("TLS {}, API keys {}", on(security.tls.is_some()), on(security.api_keys.is_some()))
+            let (keys, tokens) = (on(security.api_keys.is_some()), on(security.jwt.is_some()));
+            format!("TLS {}, API keys {keys}, tokens {tokens}", on(security.tls.is_some()))
         });
         findings.add("security", opened);
     }

@@ -1,5 +1,5 @@
 //! `lodestone key`: API keys of `lodestone serve --api-keys`.
-use super::{exit::Exit, output::OutputArgs, paths::new_file};
+use super::{exit::Exit, numbers::between, output::OutputArgs, paths::new_file};
 use crate::server::{NewKey, Role, check_key_file, check_key_name, read_key_file};
 use anyhow::Context;
 use clap::Subcommand;
@@ -21,7 +21,8 @@ pub(crate) enum KeyCommand {
 #[command(after_help = "\
 Examples:
   lodestone key create --keys keys.toml --name shop --role rank --role events
-  lodestone key create --keys keys.toml --name shoes-feed --role catalog --catalog shoes --expires-days 90")]
+  lodestone key create --keys keys.toml --name shoes-feed --role catalog --catalog shoes --expires-days 90
+  lodestone key create --keys keys.toml --name partner --role rank --requests-per-second 20 --burst 100")]
 pub(crate) struct CreateArgs {
     /// The key file. It is created if it does not exist.
     #[arg(long, value_name = "FILE", value_parser = new_file)]
@@ -38,6 +39,15 @@ pub(crate) struct CreateArgs {
     /// Days until the key expires. Default: it does not expire.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(i64).range(1..=3650))]
     expires_days: Option<i64>,
+    /// Requests per second. Default: the server's --client-requests-per-second.
+    #[arg(long, value_name = "N", value_parser = between(0.001, 1e6))]
+    requests_per_second: Option<f64>,
+    /// Requests that may come at once after a pause. Default: those of one second.
+    #[arg(long, value_name = "N", requires = "requests_per_second", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    burst: Option<u32>,
+    /// Events and items that the key may write or delete per day in UTC. Default: the server's --client-changes-per-day.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=i64::MAX as u64))]
+    changes_per_day: Option<u64>,
     #[command(flatten)]
     output: OutputArgs,
 }
@@ -129,6 +139,12 @@ fn create(args: &CreateArgs) -> anyhow::Result<Exit> {
     if let Some(at) = &expires {
         entry += &format!("expires = {at}\n");
     }
+    let limits = [
+        ("requests_per_second", args.requests_per_second.map(|value| toml::Value::from(value).to_string())),
+        ("burst", args.burst.map(|value| value.to_string())),
+        ("changes_per_day", args.changes_per_day.map(|value| value.to_string())),
+    ];
+    entry.extend(limits.into_iter().filter_map(|(name, value)| Some(format!("{name} = {}\n", value?))));
     check_key_file("--keys", &args.keys, &format!("{before}{entry}"))?;
     // Appended, so that comments, owner and permissions of the file stay.
     let file = match before.is_empty() {
@@ -155,12 +171,32 @@ fn create(args: &CreateArgs) -> anyhow::Result<Exit> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::server::{ApiKeys, ClientLimits};
     use clap::Parser;
 
     #[derive(Parser)]
     struct Command {
         #[command(flatten)]
         args: CreateArgs,
+    }
+
+    #[test]
+    fn a_key_with_limits_is_added_to_the_file() {
+        let directory = tempfile::tempdir().unwrap();
+        let (keys, out) = (directory.path().join("keys.toml"), directory.path().join("key"));
+        let (keys_text, out_text) = (keys.display().to_string(), out.display().to_string());
+        let create_with = |arguments: &[&str]| {
+            let fixed = ["create", "--keys", keys_text.as_str(), "--out", out_text.as_str(), "--role", "rank"];
+            Command::try_parse_from([&fixed[..], arguments].concat()).map(|command| create(&command.args).unwrap())
+        };
+        let limits = ["--requests-per-second", "20", "--burst", "100", "--changes-per-day", "5000"];
+        create_with(&[&["--name", "a"][..], &limits].concat()).unwrap();
+        create_with(&["--name", "b", "--requests-per-second", "0.5"]).unwrap();
+        assert!(create_with(&["--name", "c", "--burst", "5"]).is_err(), "a burst without a rate");
+        let text = fs::read_to_string(&keys).unwrap();
+        assert!(text.contains("requests_per_second = 20.0\nburst = 100\nchanges_per_day = 5000\n"), "{text}");
+        assert!(text.contains("requests_per_second = 0.5\n"), "{text}");
+        assert!(ApiKeys::open(&keys, ClientLimits::default()).is_ok());
     }
 
     #[test]

@@ -3,6 +3,7 @@
 //! Conventions of every command: [`output`] defines `--format` and `--out`, [`exit`] the exit codes. Results go to
 //! standard output, progress and logs to standard error.
 mod answers;
+mod audit;
 mod benchmark;
 mod bundle;
 mod campaign;
@@ -94,6 +95,9 @@ enum Command {
     /// Manages the API keys of a server.
     #[command(subcommand)]
     Key(key::KeyCommand),
+    /// Shows and verifies the audit log.
+    #[command(subcommand)]
+    Audit(audit::AuditCommand),
     /// Exports and shows logged answers with the probability of every item shown.
     #[command(subcommand)]
     Answers(answers::AnswersCommand),
@@ -174,6 +178,7 @@ pub fn run() -> Exit {
         Command::Config(command) => config::run(&command, &settings),
         Command::Doctor(args) => config::doctor(&args),
         Command::Key(command) => key::run(&command),
+        Command::Audit(command) => audit::run(&command),
         Command::Answers(command) => answers::run(&command),
         Command::Events(command) => events::run(&command),
         Command::Benchmark(command) => benchmark::run(command),

@@ -1,6 +1,12 @@
-//! Who may reach the server: TLS, API keys, and the refusal to serve strangers.
-use super::listen::ListenAddresses;
-use crate::server::{ApiKeys, Tls, TlsFiles};
+//! Who may reach the server: TLS, API keys, tokens, limits of clients, and the refusal to serve strangers.
+use super::{
+    listen::ListenAddresses,
+    numbers::{between, within},
+};
+use crate::{
+    audit::AuditSettings,
+    server::{ApiKeys, ClientLimits, Jwt, JwtSettings, KeySetLocation, Tls, TlsFiles},
+};
 use lodestone_core::units::UnixMillis;
 use std::{path::PathBuf, sync::Arc};
 
@@ -23,6 +29,48 @@ pub(crate) struct SecurityArgs {
     /// file is used within seconds, without a restart.
     #[arg(long, value_name = "FILE", env = "LODESTONE_API_KEYS")]
     api_keys: Option<PathBuf>,
+    /// The JSON Web Key Set of an identity provider whose tokens clients send: a file, or a URL with https. Calls need a
+    /// token, or an API key, with the role of their method. A file is read again within seconds, a URL every 5 minutes and
+    /// when a token names an unknown key.
+    #[arg(long, value_name = "FILE|URL", env = "LODESTONE_JWT_JWKS", value_parser = KeySetLocation::parse,
+          requires_all = ["jwt_issuer", "jwt_audience"])]
+    jwt_jwks: Option<KeySetLocation>,
+    /// The issuer (`iss`) of tokens.
+    #[arg(long, value_name = "ISSUER", env = "LODESTONE_JWT_ISSUER", requires = "jwt_jwks",
+          value_parser = clap::builder::NonEmptyStringValueParser::new())]
+    jwt_issuer: Option<String>,
+    /// The audience of this server: one of the values of `aud` of tokens.
+    #[arg(long, value_name = "AUDIENCE", env = "LODESTONE_JWT_AUDIENCE", requires = "jwt_jwks",
+          value_parser = clap::builder::NonEmptyStringValueParser::new())]
+    jwt_audience: Option<String>,
+    /// The claim with the roles of a token: an array of strings, or one string with spaces such as `scope`. A value that
+    /// begins with `/` is a JSON pointer, such as `/realm_access/roles`.
+    #[arg(long, value_name = "CLAIM", env = "LODESTONE_JWT_ROLES_CLAIM", default_value = "lodestone_roles",
+          value_parser = clap::builder::NonEmptyStringValueParser::new())]
+    jwt_roles_claim: String,
+    /// The claim with the catalogues of a token, likewise. A token without it may use all catalogues.
+    #[arg(long, value_name = "CLAIM", env = "LODESTONE_JWT_CATALOGS_CLAIM", default_value = "lodestone_catalogs",
+          value_parser = clap::builder::NonEmptyStringValueParser::new())]
+    jwt_catalogs_claim: String,
+    /// Requests per second of each API key without a limit of its own, and of each subject of tokens. Each message of a
+    /// stream counts. Default: no limit.
+    #[arg(long, value_name = "N", env = "LODESTONE_CLIENT_REQUESTS_PER_SECOND", value_parser = between(0.001, 1e6))]
+    client_requests_per_second: Option<f64>,
+    /// Requests that such a client may send at once after a pause. Default: those of one second.
+    #[arg(long, value_name = "N", env = "LODESTONE_CLIENT_BURST", requires = "client_requests_per_second",
+          value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    client_burst: Option<u32>,
+    /// Events and items that such a client may write or delete per day in UTC. Default: no limit.
+    #[arg(long, value_name = "N", env = "LODESTONE_CLIENT_CHANGES_PER_DAY", value_parser = clap::value_parser!(u64).range(1..))]
+    client_changes_per_day: Option<u64>,
+    /// Size of a file of the audit log, DATA/audit, beyond which another one begins.
+    #[arg(long, value_name = "BYTES", env = "LODESTONE_AUDIT_FILE_BYTES_MAX", default_value_t = AuditSettings::default().file_bytes_max,
+          value_parser = clap::value_parser!(u64).range(1 << 20..))]
+    audit_file_bytes_max: u64,
+    /// Files of the audit log that are kept. The oldest are removed beyond it.
+    #[arg(long, value_name = "N", env = "LODESTONE_AUDIT_FILES_MAX", default_value_t = AuditSettings::default().files_max,
+          value_parser = within(2..))]
+    audit_files_max: usize,
     /// Serves without encryption or without authentication on an address that other machines reach. Only for networks
     /// in which every machine is trusted, or behind a proxy that does both.
     #[arg(long, env = "LODESTONE_INSECURE")]
@@ -33,6 +81,7 @@ pub(crate) struct SecurityArgs {
 pub(crate) struct Security {
     pub(crate) tls: Option<Arc<Tls>>,
     pub(crate) api_keys: Option<Arc<ApiKeys>>,
+    pub(crate) jwt: Option<Arc<Jwt>>,
 }
 
 impl SecurityArgs {
@@ -46,16 +95,52 @@ impl SecurityArgs {
         Tls::open(self.tls_files()?).ok()?.expiry()
     }
 
+    fn limits(&self) -> ClientLimits {
+        ClientLimits {
+            requests_per_second: self.client_requests_per_second,
+            burst: self.client_burst,
+            changes_per_day: self.client_changes_per_day,
+        }
+    }
+
+    pub(crate) fn audit_settings(&self) -> AuditSettings {
+        AuditSettings { file_bytes_max: self.audit_file_bytes_max, files_max: self.audit_files_max }
+    }
+
+    /// Reads or downloads the keys of tokens.
+    fn open_jwt(&self) -> anyhow::Result<Option<Jwt>> {
+        let Some(key_set) = self.jwt_jwks.clone() else { return Ok(None) };
+        let settings = JwtSettings {
+            key_set,
+            issuer: self.jwt_issuer.clone().unwrap_or_default(),
+            audience: self.jwt_audience.clone().unwrap_or_default(),
+            roles_claim: self.jwt_roles_claim.clone(),
+            catalogs_claim: self.jwt_catalogs_claim.clone(),
+            limits: self.limits(),
+            refresh: JwtSettings::REFRESH,
+            refresh_unknown_key: JwtSettings::REFRESH_UNKNOWN_KEY,
+        };
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        Ok(Some(runtime.block_on(Jwt::open(settings))?))
+    }
+
     /// Reads and checks the files. Refuses an address that other machines reach without TLS and authentication.
     pub(crate) fn open(&self, address: &ListenAddresses) -> anyhow::Result<Security> {
         let tls = self.tls_files().map(Tls::open).transpose()?;
-        let api_keys = self.api_keys.as_deref().map(ApiKeys::open).transpose()?;
+        let api_keys = self.api_keys.as_deref().map(|path| ApiKeys::open(path, self.limits())).transpose()?;
+        let jwt = self.open_jwt()?;
+        let has_limits = self.limits() != ClientLimits::default();
+        anyhow::ensure!(
+            !has_limits || api_keys.is_some() || jwt.is_some(),
+            "--client-requests-per-second and --client-changes-per-day are limits of each client, and the server does not \
+             know them; set --api-keys or --jwt-jwks"
+        );
         if !address.is_loopback() && !self.insecure {
-            let authenticates = api_keys.is_some() || tls.as_ref().is_some_and(Tls::verifies_clients);
+            let authenticates = api_keys.is_some() || jwt.is_some() || tls.as_ref().is_some_and(Tls::verifies_clients);
             let missing = match (tls.is_some(), authenticates) {
                 (true, true) => "",
                 (false, true) => "encryption: set --tls-cert and --tls-key",
-                (true, false) => "authentication: set --api-keys or --tls-client-ca",
+                (true, false) => "authentication: set --api-keys, --jwt-jwks or --tls-client-ca",
                 (false, false) => "encryption and authentication: set --tls-cert, --tls-key and --api-keys",
             };
             anyhow::ensure!(
@@ -65,7 +150,7 @@ impl SecurityArgs {
                 address.text()
             );
         }
-        Ok(Security { tls: tls.map(Arc::new), api_keys: api_keys.map(Arc::new) })
+        Ok(Security { tls: tls.map(Arc::new), api_keys: api_keys.map(Arc::new), jwt: jwt.map(Arc::new) })
     }
 }
 
@@ -110,7 +195,7 @@ mod tests {
             assert!(open(&[&tls[..], &mutual[..]].concat(), public).is_ok());
             for (arguments, part) in [
                 (vec![], "no encryption and authentication: set --tls-cert, --tls-key and --api-keys"),
-                (tls.clone(), "no authentication: set --api-keys or --tls-client-ca"),
+                (tls.clone(), "no authentication: set --api-keys, --jwt-jwks or --tls-client-ca"),
                 (keys.to_vec(), "no encryption: set --tls-cert and --tls-key"),
             ] {
                 let error = open(&arguments, public).err().unwrap().to_string();
@@ -123,5 +208,38 @@ mod tests {
         }
         let error = open(&["--api-keys", "/none"], "127.0.0.1:0").err().unwrap().to_string();
         assert!(error.starts_with("--api-keys /none: cannot be read"), "{error}");
+    }
+
+    #[test]
+    fn tokens_need_an_issuer_and_an_audience_and_limits_need_clients() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("jwks.json");
+        // A key of RFC 8037.
+        let key = r#"{"kty": "OKP", "crv": "Ed25519", "x": "11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo"}"#;
+        std::fs::write(&path, format!("{{\"keys\": [{key}]}}")).unwrap();
+        let jwks = path.display().to_string();
+        let jwks = ["--jwt-jwks", jwks.as_str()];
+        let (issuer, audience) = (["--jwt-issuer", "https://id.shop.test/"], ["--jwt-audience", "lodestone"]);
+        let all = [jwks, issuer, audience].concat();
+        assert!(open(&all, "127.0.0.1:0").unwrap().jwt.is_some());
+        let limited = [&all[..], &["--client-requests-per-second", "5", "--client-burst", "9"]].concat();
+        assert!(open(&limited, "[::1]:0").is_ok());
+        let at = |location| [["--jwt-jwks", location], issuer, audience].concat();
+        for (arguments, part) in [
+            ([jwks, issuer].concat(), "--jwt-audience"),
+            ([jwks, audience].concat(), "--jwt-issuer"),
+            ([issuer, audience].concat(), "--jwt-jwks"),
+            (at("http://id.shop.test/"), "https://"),
+            (at("/none"), "--jwt-jwks /none: cannot be read"),
+            (vec!["--client-changes-per-day", "5"], "set --api-keys or --jwt-jwks"),
+            (vec!["--client-requests-per-second", "0"], "--client-requests-per-second"),
+            (vec!["--client-burst", "5"], "--client-requests-per-second"),
+        ] {
+            let error = open(&arguments, "127.0.0.1:0").err().unwrap().to_string();
+            assert!(error.contains(part), "{part}: {error}");
+        }
+        std::fs::write(&path, "{\"keys\": []}").unwrap();
+        let error = open(&all, "127.0.0.1:0").err().unwrap().to_string();
+        assert!(error.starts_with("--jwt-jwks ") && error.contains("none of its 0 keys"), "{error}");
     }
 }

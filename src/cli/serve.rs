@@ -9,7 +9,10 @@ use super::{
     signal::StopSignals,
     store_options,
 };
-use crate::server::{self, Catalogs, DEFAULT_CATALOG, ServerConfig, metrics_endpoint};
+use crate::{
+    audit::{self, AuditLog},
+    server::{self, Catalogs, DEFAULT_CATALOG, ServerConfig, metrics_endpoint},
+};
 use anyhow::Context;
 use lodestone_engine::{Engine, EngineConfig, OpenOptions, open};
 use lodestone_index::Languages;
@@ -253,10 +256,12 @@ pub(crate) fn serve(args: ServeArgs) -> anyhow::Result<Exit> {
         let engine = open_engine(&args, source, config, cores);
         catalogs = catalogs.with(&source.name, Arc::new(engine.with_context(|| format!("catalogue {}", source.name))?));
     }
+    // The lock of the data directory is held now.
+    let audit = AuditLog::open(&args.data.join(audit::DIRECTORY), args.security.audit_settings())?;
     // Network I/O takes a third of the time of ranking; more threads would only compete for the cores.
     let io_threads = (cores / 2).max(1);
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(io_threads).enable_all().build()?;
-    runtime.block_on(run_server(&args, &addresses, security, catalogs))?;
+    runtime.block_on(run_server(&args, &addresses, (security, audit), catalogs))?;
     Ok(Exit::Success)
 }
 
@@ -336,7 +341,7 @@ fn open_engine(args: &ServeArgs, source: &CatalogSource, config: EngineConfig, c
 async fn run_server(
     args: &ServeArgs,
     addresses: &Addresses,
-    security: Security,
+    (security, audit): (Security, AuditLog),
     catalogs: Catalogs,
 ) -> anyhow::Result<()> {
     let listener = addresses.grpc.bind().await?;
@@ -350,6 +355,8 @@ async fn run_server(
         connections_max: args.connections_max,
         tls: security.tls,
         api_keys: security.api_keys,
+        jwt: security.jwt,
+        audit: Some(Arc::new(audit)),
         ..ServerConfig::default()
     };
     if let Some(addresses) = &addresses.metrics {

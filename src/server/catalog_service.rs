@@ -1,5 +1,6 @@
 //! CatalogService: writes, deletes and returns items.
 use super::{
+    audited::listed_items,
     convert::{self, FilterForms},
     guard::{guarded, guarded_stream},
     item_import::ItemImport,
@@ -219,7 +220,7 @@ impl CatalogService for Services {
         &self,
         request: Request<Streaming<proto::ImportItemsRequest>>,
     ) -> Result<Response<Self::ImportItemsStream>, Status> {
-        let import = ItemImport::new(self.clone(), request.into_inner());
+        let import = ItemImport::new(self.clone(), request);
         Ok(guarded_stream(&self.metrics, "ImportItems", import, |import| Box::pin(import.step())))
     }
 
@@ -227,8 +228,9 @@ impl CatalogService for Services {
         &self,
         request: Request<proto::PurgeItemsRequest>,
     ) -> Result<Response<proto::PurgeItemsResponse>, Status> {
+        let audited = self.audited(&request, "CatalogService/PurgeItems", &request.get_ref().filter);
         let response = async { Ok(Response::new(self.purge(request).await?)) };
-        guarded(&self.metrics, "PurgeItems", response).await
+        guarded(&self.metrics, "PurgeItems", audited.run(response)).await
     }
 
     async fn upsert_items(
@@ -236,6 +238,7 @@ impl CatalogService for Services {
         request: Request<proto::UpsertItemsRequest>,
     ) -> Result<Response<proto::UpsertItemsResponse>, Status> {
         let response = async {
+            self.admit_changes(&request, request.get_ref().items.len())?;
             let proto::UpsertItemsRequest { items, update_time } = request.into_inner();
             let mut violations = Violations::default();
             let time = self.clock().write_time(&mut violations, "update_time", update_time.as_ref());
@@ -262,6 +265,7 @@ impl CatalogService for Services {
         request: Request<proto::UpdateItemsRequest>,
     ) -> Result<Response<proto::UpdateItemsResponse>, Status> {
         let response = async {
+            self.admit_changes(&request, request.get_ref().updates.len())?;
             let (updates, clock) = (request.into_inner().updates, self.clock());
             fn id(update: &proto::ItemUpdate) -> &str {
                 update.item.as_ref().map_or("", |item| &item.item_id)
@@ -292,6 +296,7 @@ impl CatalogService for Services {
         request: Request<proto::SetInventoryRequest>,
     ) -> Result<Response<proto::SetInventoryResponse>, Status> {
         let response = async {
+            self.admit_changes(&request, request.get_ref().inventories.len())?;
             let (inventories, clock) = (request.into_inner().inventories, self.clock());
             let offers = RefCell::new(OfferKeys::default());
             let convert = |violations: &mut Violations, path: &dyn Display, inventory: &proto::Inventory| {
@@ -314,7 +319,9 @@ impl CatalogService for Services {
         &self,
         request: Request<proto::DeleteItemsRequest>,
     ) -> Result<Response<proto::DeleteItemsResponse>, Status> {
+        let audited = self.audited(&request, "CatalogService/DeleteItems", listed_items(&request.get_ref().item_ids));
         let response = async {
+            self.admit_changes(&request, request.get_ref().item_ids.len())?;
             let sent = request.into_inner().item_ids;
             let convert =
                 |violations: &mut Violations, path: &dyn Display, id: &String| violations.keep(path, ItemId::parse(id));
@@ -329,7 +336,7 @@ impl CatalogService for Services {
                 consistency_token: self.consistency_token(log_position),
             }))
         };
-        guarded(&self.metrics, "DeleteItems", response).await
+        guarded(&self.metrics, "DeleteItems", audited.run(response)).await
     }
 
     async fn list_items(
@@ -395,6 +402,11 @@ impl CatalogService for Services {
         &self,
         request: Request<proto::DeclareAttributeRequest>,
     ) -> Result<Response<proto::DeclareAttributeResponse>, Status> {
+        let audited = self.audited(
+            &request,
+            "CatalogService/DeclareAttribute",
+            request.get_ref().declaration.as_ref().map_or("", |sent| &sent.name),
+        );
         let response = async {
             let deadline = self.call_context(&request, None).deadline;
             let proto::DeclareAttributeRequest { declaration, validate_only } = request.into_inner();
@@ -426,13 +438,14 @@ impl CatalogService for Services {
                 consistency_token: self.consistency_token(log_position),
             }))
         };
-        guarded(&self.metrics, "DeclareAttribute", response).await
+        guarded(&self.metrics, "DeclareAttribute", audited.run(response)).await
     }
 
     async fn delete_attribute_declaration(
         &self,
         request: Request<proto::DeleteAttributeDeclarationRequest>,
     ) -> Result<Response<proto::DeleteAttributeDeclarationResponse>, Status> {
+        let audited = self.audited(&request, "CatalogService/DeleteAttributeDeclaration", &request.get_ref().name);
         let response = async {
             let proto::DeleteAttributeDeclarationRequest { name, etag } = request.into_inner();
             let deleted = self.engine.delete_entry(EntryKind::Attribute, name, etag).await;
@@ -440,7 +453,7 @@ impl CatalogService for Services {
                 consistency_token: self.consistency_token(deleted.map_err(status::of)?),
             }))
         };
-        guarded(&self.metrics, "DeleteAttributeDeclaration", response).await
+        guarded(&self.metrics, "DeleteAttributeDeclaration", audited.run(response)).await
     }
 
     async fn get_item(

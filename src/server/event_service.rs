@@ -1,5 +1,6 @@
 //! EventService: writes events of one message or of a stream of messages.
 use super::{
+    client::client_of,
     convert,
     event_stream::EventStream,
     guard::{guarded, guarded_stream},
@@ -202,6 +203,7 @@ impl EventService for Services {
         request: Request<proto::WriteEventsRequest>,
     ) -> Result<Response<proto::WriteEventsResponse>, Status> {
         let response = async {
+            self.admit_changes(&request, request.get_ref().events.len())?;
             let sent = request.into_inner().events;
             list_size("events", sent.len(), EVENTS_MAX)?;
             let mut validated = self.validate_events(&sent).await;
@@ -221,7 +223,8 @@ impl EventService for Services {
         &self,
         request: Request<Streaming<proto::StreamEventsRequest>>,
     ) -> Result<Response<Self::StreamEventsStream>, Status> {
-        let stream = EventStream::new(self.clone(), request.into_inner());
+        let client = client_of(&request);
+        let stream = EventStream::new(self.clone(), client, request.into_inner());
         Ok(guarded_stream(&self.metrics, "StreamEvents", stream, |stream| Box::pin(stream.step())))
     }
 }

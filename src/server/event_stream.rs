@@ -1,12 +1,13 @@
 //! A stream of events: each message is answered when its events are stored and in effect, in the order of the messages.
 use super::{
+    client::Client,
     event_service::PendingWrite,
     proto,
     services::{Services, list_size},
     status,
 };
 use lodestone_engine::EngineError;
-use std::collections::VecDeque;
+use std::{collections::VecDeque, sync::Arc};
 use tonic::{Status, Streaming};
 
 /// Events per message of a stream.
@@ -17,7 +18,10 @@ const WRITES_MAX: usize = 16;
 
 pub(super) struct EventStream {
     services: Services,
+    client: Option<Arc<Client>>,
     messages: Streaming<proto::StreamEventsRequest>,
+    /// Messages that have arrived.
+    message_count: u64,
     /// The messages that are not answered yet, the oldest first.
     writes: VecDeque<PendingWrite>,
     counts: proto::EventCounts,
@@ -27,10 +31,16 @@ pub(super) struct EventStream {
 }
 
 impl EventStream {
-    pub(super) fn new(services: Services, messages: Streaming<proto::StreamEventsRequest>) -> Self {
+    pub(super) fn new(
+        services: Services,
+        client: Option<Arc<Client>>,
+        messages: Streaming<proto::StreamEventsRequest>,
+    ) -> Self {
         Self {
             services,
+            client,
             messages,
+            message_count: 0,
             writes: VecDeque::new(),
             counts: proto::EventCounts::default(),
             log_position: 0,
@@ -71,6 +81,14 @@ impl EventStream {
     /// Queues the events of a message. False: there is none.
     async fn queue(&mut self, message: Result<Option<proto::StreamEventsRequest>, Status>) -> Result<bool, Status> {
         let Some(message) = message.map_err(|error| status::of_transport(&error, ""))? else { return Ok(false) };
+        self.message_count += 1;
+        if let Some(client) = &self.client {
+            // The first message is that of the call, which is counted.
+            if self.message_count > 1 {
+                client.pace(&self.services.metrics).await;
+            }
+            client.admit_changes(message.events.len(), &self.services.metrics)?;
+        }
         list_size("events", message.events.len(), EVENTS_MAX)?;
         let validated = self.services.validate_events(&message.events).await;
         self.writes.push_back(self.services.queue_write(validated).await.map_err(status::of)?);

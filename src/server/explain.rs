@@ -24,13 +24,23 @@ impl ExplainService for Services {
         &self,
         request: Request<proto::ReplayAnswerRequest>,
     ) -> Result<Response<proto::ReplayAnswerResponse>, Status> {
+        let audited =
+            self.audited(&request, "ExplainService/ReplayAnswer", self.answer_id(&request.get_ref().attribution_token));
         let response = async {
             let deadline = self.call_context(&request, None).deadline;
             let token = &request.get_ref().attribution_token;
             let replay = self.engine.replay(token, deadline).await.map_err(status::of)?;
             Ok(Response::new(to_response(replay)))
         };
-        guarded(&self.metrics, "ReplayAnswer", response).await
+        guarded(&self.metrics, "ReplayAnswer", audited.run(response)).await
+    }
+}
+
+impl Services {
+    /// Returns the id of a token's answer for the audit log. The token itself is valid for whoever has it.
+    fn answer_id(&self, token: &str) -> String {
+        let id = self.engine.attributed_answer(token).map(|id| uuid::Uuid::from_bytes(id).to_string());
+        id.unwrap_or_else(|| "a token of another server".to_owned())
     }
 }
 

@@ -98,6 +98,11 @@ impl IncentiveService for Services {
         &self,
         request: Request<proto::CreateIncentiveCampaignRequest>,
     ) -> Result<Response<proto::CreateIncentiveCampaignResponse>, Status> {
+        let audited = self.audited(
+            &request,
+            "IncentiveService/CreateIncentiveCampaign",
+            request.get_ref().campaign.as_ref().map_or("", |sent| &sent.campaign_id),
+        );
         let response = async {
             let (campaign, log_position) =
                 self.write_campaign(request.into_inner().campaign, |_| PutMode::Create).await?;
@@ -106,7 +111,7 @@ impl IncentiveService for Services {
                 consistency_token: self.consistency_token(log_position),
             }))
         };
-        guarded(&self.metrics, "CreateIncentiveCampaign", response).await
+        guarded(&self.metrics, "CreateIncentiveCampaign", audited.run(response)).await
     }
 
     async fn get_incentive_campaign(
@@ -155,6 +160,11 @@ impl IncentiveService for Services {
         &self,
         request: Request<proto::UpdateIncentiveCampaignRequest>,
     ) -> Result<Response<proto::UpdateIncentiveCampaignResponse>, Status> {
+        let audited = self.audited(
+            &request,
+            "IncentiveService/UpdateIncentiveCampaign",
+            request.get_ref().campaign.as_ref().map_or("", |sent| &sent.campaign_id),
+        );
         let response = async {
             let mode = |etag| PutMode::Update { etag };
             let (campaign, log_position) = self.write_campaign(request.into_inner().campaign, mode).await?;
@@ -163,13 +173,15 @@ impl IncentiveService for Services {
                 consistency_token: self.consistency_token(log_position),
             }))
         };
-        guarded(&self.metrics, "UpdateIncentiveCampaign", response).await
+        guarded(&self.metrics, "UpdateIncentiveCampaign", audited.run(response)).await
     }
 
     async fn delete_incentive_campaign(
         &self,
         request: Request<proto::DeleteIncentiveCampaignRequest>,
     ) -> Result<Response<proto::DeleteIncentiveCampaignResponse>, Status> {
+        let audited =
+            self.audited(&request, "IncentiveService/DeleteIncentiveCampaign", &request.get_ref().campaign_id);
         let response = async {
             let proto::DeleteIncentiveCampaignRequest { campaign_id, etag } = request.into_inner();
             let deleted = self.engine.delete_entry(EntryKind::IncentiveCampaign, campaign_id, etag).await;
@@ -177,7 +189,7 @@ impl IncentiveService for Services {
                 consistency_token: self.consistency_token(deleted.map_err(status::of)?),
             }))
         };
-        guarded(&self.metrics, "DeleteIncentiveCampaign", response).await
+        guarded(&self.metrics, "DeleteIncentiveCampaign", audited.run(response)).await
     }
 
     async fn decide_incentive(

@@ -1,7 +1,9 @@
 //! The long writes of CatalogService: a feed as a stream of messages, and the deletion of all items that match a
 //! filter.
 use super::{
+    audited::AuditedCall,
     catalog_service::{AttributeCounts, Validated},
+    client::{Client, client_of},
     convert::{self, FilterForms},
     proto::{self, import_items_request::Part},
     services::Services,
@@ -31,7 +33,12 @@ const DELETED_AT_ONCE: usize = 1000;
 /// A feed that is being imported.
 pub(super) struct ItemImport {
     services: Services,
+    client: Option<Arc<Client>>,
+    /// Describes the deletions of a full feed.
+    audited: AuditedCall,
     messages: Streaming<proto::ImportItemsRequest>,
+    /// Messages that have arrived.
+    message_count: u64,
     /// None: the next message is the first one.
     options: Option<ImportOptions>,
     counts: proto::ImportCounts,
@@ -66,10 +73,13 @@ impl ImportOptions {
 }
 
 impl ItemImport {
-    pub(super) fn new(services: Services, messages: Streaming<proto::ImportItemsRequest>) -> Self {
+    pub(super) fn new(services: Services, request: Request<Streaming<proto::ImportItemsRequest>>) -> Self {
         Self {
+            client: client_of(&request),
+            audited: services.audited(&request, "CatalogService/ImportItems", ""),
             services,
-            messages,
+            messages: request.into_inner(),
+            message_count: 0,
             options: None,
             counts: proto::ImportCounts::default(),
             log_position: 0,
@@ -86,7 +96,24 @@ impl ItemImport {
         }
         let message = self.messages.message().await.map_err(|error| status::of_transport(&error, ""))?;
         self.is_finished = message.is_none();
+        if let Some(message) = &message {
+            self.admit(message).await?;
+        }
         self.answer(message).await.map(Some)
+    }
+
+    /// Counts a message and its items for the limits of the client.
+    async fn admit(&mut self, message: &proto::ImportItemsRequest) -> Result<(), Status> {
+        self.message_count += 1;
+        let Some(client) = &self.client else { return Ok(()) };
+        // The first message is that of the call, which is counted.
+        if self.message_count > 1 {
+            client.pace(&self.services.metrics).await;
+        }
+        match &message.part {
+            Some(Part::Items(items)) => client.admit_changes(items.items.len(), &self.services.metrics),
+            Some(Part::Options(_)) | None => Ok(()),
+        }
     }
 
     async fn answer(
@@ -254,8 +281,10 @@ impl ItemImport {
         if share > options.deleted_share_max && !options.validate_only {
             return Err(status::feed_shrinks(missing.len(), item_count, options.deleted_share_max));
         }
-        if !options.validate_only {
-            let version = delete_all(&engine, &missing, until).await.map_err(status::of)?;
+        if !options.validate_only && !missing.is_empty() {
+            let audited = self.audited.about(format!("{} items that the feed lacks", missing.len()));
+            let delete = async { delete_all(&engine, &missing, until).await.map_err(status::of) };
+            let version = audited.run(delete).await?;
             self.log_position = self.log_position.max(version);
         }
         let deletions = proto::ImportDeletions { item_count: missing.len() as i64, share, item_ids: listed(&missing) };
@@ -292,6 +321,7 @@ impl Services {
         request: Request<proto::PurgeItemsRequest>,
     ) -> Result<proto::PurgeItemsResponse, Status> {
         let deadline = self.call_context(&request, None).deadline;
+        let client = client_of(&request);
         let request = request.into_inner();
         let mut violations = Violations::default();
         let expression = request.filter_expression.as_ref();
@@ -312,6 +342,9 @@ impl Services {
         let unknown = self.unknown_attributes(attributes, &forms, deadline).await;
         if !unknown.is_empty() {
             return Err(status::invalid(unknown));
+        }
+        if let Some(client) = client.filter(|_| request.force) {
+            client.admit_changes(ids.len(), &self.metrics)?;
         }
         let log_position = match request.force {
             true => delete_all(&self.engine, &ids, until).await.map_err(status::of)?,

@@ -34,20 +34,22 @@ impl Services {
 impl ModelService for Services {
     async fn list_bundles(
         &self,
-        _: Request<proto::ListBundlesRequest>,
+        request: Request<proto::ListBundlesRequest>,
     ) -> Result<Response<proto::ListBundlesResponse>, Status> {
+        let audited = self.audited(&request, "ModelService/ListBundles", "");
         let response = async {
             let bundles = self.engine.rollout().bundles().await.map_err(status::of_rollout)?;
             let bundles = bundles.iter().map(convert::bundle_to_proto).collect();
             Ok(Response::new(proto::ListBundlesResponse { bundles }))
         };
-        guarded(&self.metrics, "ListBundles", response).await
+        guarded(&self.metrics, "ListBundles", audited.run(response)).await
     }
 
     async fn activate_bundle(
         &self,
         request: Request<proto::ActivateBundleRequest>,
     ) -> Result<Response<proto::ActivateBundleResponse>, Status> {
+        let audited = self.audited(&request, "ModelService/ActivateBundle", &request.get_ref().bundle);
         let response = async {
             let deadline = deadline(&request);
             let mut violations = Violations::default();
@@ -57,13 +59,14 @@ impl ModelService for Services {
             let bundle = self.bundle_in(BundleState::Current).await.map_err(status::of_rollout)?;
             Ok(Response::new(proto::ActivateBundleResponse { bundle }))
         };
-        guarded(&self.metrics, "ActivateBundle", response).await
+        guarded(&self.metrics, "ActivateBundle", audited.run(response)).await
     }
 
     async fn rollback_bundle(
         &self,
         request: Request<proto::RollbackBundleRequest>,
     ) -> Result<Response<proto::RollbackBundleResponse>, Status> {
+        let audited = self.audited(&request, "ModelService/RollbackBundle", "");
         let response = async {
             let deadline = deadline(&request);
             let mut violations = Violations::default();
@@ -73,13 +76,14 @@ impl ModelService for Services {
             let bundle = self.bundle_in(BundleState::Current).await.map_err(status::of_rollout)?;
             Ok(Response::new(proto::RollbackBundleResponse { bundle }))
         };
-        guarded(&self.metrics, "RollbackBundle", response).await
+        guarded(&self.metrics, "RollbackBundle", audited.run(response)).await
     }
 
     async fn set_shadow(
         &self,
         request: Request<proto::SetShadowRequest>,
     ) -> Result<Response<proto::SetShadowResponse>, Status> {
+        let audited = self.audited(&request, "ModelService/SetShadow", &request.get_ref().bundle);
         let response = async {
             let (deadline, mut violations) = (deadline(&request), Violations::default());
             let sent = request.into_inner();
@@ -89,13 +93,14 @@ impl ModelService for Services {
             let bundle = self.bundle_in(BundleState::Shadow).await.map_err(status::of_rollout)?;
             Ok(Response::new(proto::SetShadowResponse { bundle }))
         };
-        guarded(&self.metrics, "SetShadow", response).await
+        guarded(&self.metrics, "SetShadow", audited.run(response)).await
     }
 
     async fn set_canary(
         &self,
         request: Request<proto::SetCanaryRequest>,
     ) -> Result<Response<proto::SetCanaryResponse>, Status> {
+        let audited = self.audited(&request, "ModelService/SetCanary", &request.get_ref().bundle);
         let response = async {
             let (deadline, mut violations) = (deadline(&request), Violations::default());
             let sent = request.into_inner();
@@ -105,6 +110,6 @@ impl ModelService for Services {
             let bundle = self.bundle_in(BundleState::Canary).await.map_err(status::of_rollout)?;
             Ok(Response::new(proto::SetCanaryResponse { bundle }))
         };
-        guarded(&self.metrics, "SetCanary", response).await
+        guarded(&self.metrics, "SetCanary", audited.run(response)).await
     }
 }

@@ -139,12 +139,17 @@ impl RuleService for Services {
         &self,
         request: Request<proto::CreateRuleRequest>,
     ) -> Result<Response<proto::CreateRuleResponse>, Status> {
+        let audited = self.audited(
+            &request,
+            "RuleService/CreateRule",
+            request.get_ref().rule.as_ref().map_or("", |sent| &sent.rule_id),
+        );
         let response = async {
             let written = self.write_rule(request.into_inner().rule, |_| PutMode::Create).await?;
             let WrittenRule { rule, consistency_token, notices } = written;
             Ok(Response::new(proto::CreateRuleResponse { rule: Some(rule), consistency_token, notices }))
         };
-        guarded(&self.metrics, "CreateRule", response).await
+        guarded(&self.metrics, "CreateRule", audited.run(response)).await
     }
 
     async fn get_rule(
@@ -180,19 +185,25 @@ impl RuleService for Services {
         &self,
         request: Request<proto::UpdateRuleRequest>,
     ) -> Result<Response<proto::UpdateRuleResponse>, Status> {
+        let audited = self.audited(
+            &request,
+            "RuleService/UpdateRule",
+            request.get_ref().rule.as_ref().map_or("", |sent| &sent.rule_id),
+        );
         let response = async {
             let mode = |etag| PutMode::Update { etag };
             let WrittenRule { rule, consistency_token, notices } =
                 self.write_rule(request.into_inner().rule, mode).await?;
             Ok(Response::new(proto::UpdateRuleResponse { rule: Some(rule), consistency_token, notices }))
         };
-        guarded(&self.metrics, "UpdateRule", response).await
+        guarded(&self.metrics, "UpdateRule", audited.run(response)).await
     }
 
     async fn delete_rule(
         &self,
         request: Request<proto::DeleteRuleRequest>,
     ) -> Result<Response<proto::DeleteRuleResponse>, Status> {
+        let audited = self.audited(&request, "RuleService/DeleteRule", &request.get_ref().rule_id);
         let response = async {
             let proto::DeleteRuleRequest { rule_id, etag } = request.into_inner();
             let deleted = self.engine.delete_entry(EntryKind::Rule, rule_id, etag).await;
@@ -200,7 +211,7 @@ impl RuleService for Services {
                 consistency_token: self.consistency_token(deleted.map_err(status::of)?),
             }))
         };
-        guarded(&self.metrics, "DeleteRule", response).await
+        guarded(&self.metrics, "DeleteRule", audited.run(response)).await
     }
 
     async fn preview_rule(

@@ -32,6 +32,8 @@ pub(crate) struct Services {
     pub(crate) engine: Arc<Engine>,
     pub(crate) config: ServerConfig,
     pub(crate) metrics: Metrics,
+    /// The name of the engine's catalogue.
+    pub(crate) catalog: String,
 }
 
 /// Deadline and options of a call that are not part of the ranking request.
@@ -44,9 +46,9 @@ pub(crate) struct CallContext {
 }
 
 impl Services {
-    pub(crate) fn new(engine: Arc<Engine>, config: ServerConfig) -> Self {
+    pub(crate) fn new(engine: Arc<Engine>, config: ServerConfig, catalog: &str) -> Self {
         let metrics = engine.metrics().clone();
-        Self { engine, config, metrics }
+        Self { engine, config, metrics, catalog: catalog.to_owned() }
     }
 
     pub(crate) fn call_context<T>(&self, request: &Request<T>, options: Option<&proto::RankingOptions>) -> CallContext {
@@ -191,7 +193,9 @@ fn cut_notice(field: &str, results: &[RankedItem]) -> Violation {
 impl RankingService for Services {
     async fn search(&self, request: Request<proto::SearchRequest>) -> Result<Response<proto::SearchResponse>, Status> {
         let response = async {
-            let context = self.call_context(&request, request.get_ref().options.as_ref());
+            let options = request.get_ref().options.as_ref();
+            self.check_debug_level(&request, "options.debug_level", options.map_or(0, |of| of.debug_level))?;
+            let context = self.call_context(&request, options);
             let mut violations = Violations::default();
             let sent = request.into_inner();
             let forms = FilterForms::of(sent.filter_expression.as_ref(), sent.options.as_ref());
@@ -210,7 +214,9 @@ impl RankingService for Services {
         request: Request<proto::RecommendRequest>,
     ) -> Result<Response<proto::RecommendResponse>, Status> {
         let response = async {
-            let context = self.call_context(&request, request.get_ref().options.as_ref());
+            let options = request.get_ref().options.as_ref();
+            self.check_debug_level(&request, "options.debug_level", options.map_or(0, |of| of.debug_level))?;
+            let context = self.call_context(&request, options);
             let mut violations = Violations::default();
             let sent = request.into_inner();
             let forms = FilterForms::of(sent.filter_expression.as_ref(), sent.options.as_ref());
@@ -226,7 +232,9 @@ impl RankingService for Services {
 
     async fn rank(&self, request: Request<proto::RankRequest>) -> Result<Response<proto::RankResponse>, Status> {
         let response = async {
-            let context = self.call_context(&request, request.get_ref().options.as_ref());
+            let options = request.get_ref().options.as_ref();
+            self.check_debug_level(&request, "options.debug_level", options.map_or(0, |of| of.debug_level))?;
+            let context = self.call_context(&request, options);
             let mut violations = Violations::default();
             let sent = request.into_inner();
             let forms = FilterForms::of(None, sent.options.as_ref());
@@ -250,6 +258,7 @@ impl RankingService for Services {
         request: Request<proto::SuggestRequest>,
     ) -> Result<Response<proto::SuggestResponse>, Status> {
         let response = async {
+            self.check_debug_level(&request, "debug_level", request.get_ref().debug_level)?;
             let context = self.call_context(&request, None);
             let mut violations = Violations::default();
             let sent = request.into_inner();

@@ -43,6 +43,11 @@ impl ServingConfigService for Services {
         &self,
         request: Request<proto::CreateServingConfigRequest>,
     ) -> Result<Response<proto::CreateServingConfigResponse>, Status> {
+        let audited = self.audited(
+            &request,
+            "ServingConfigService/CreateServingConfig",
+            request.get_ref().serving_config.as_ref().map_or("", |sent| &sent.serving_config_id),
+        );
         let response = async {
             let sent = request.into_inner().serving_config;
             let (serving_config, log_position) = self.write_serving_config(sent, |_| PutMode::Create).await?;
@@ -51,7 +56,7 @@ impl ServingConfigService for Services {
                 consistency_token: self.consistency_token(log_position),
             }))
         };
-        guarded(&self.metrics, "CreateServingConfig", response).await
+        guarded(&self.metrics, "CreateServingConfig", audited.run(response)).await
     }
 
     async fn get_serving_config(
@@ -93,6 +98,11 @@ impl ServingConfigService for Services {
         &self,
         request: Request<proto::UpdateServingConfigRequest>,
     ) -> Result<Response<proto::UpdateServingConfigResponse>, Status> {
+        let audited = self.audited(
+            &request,
+            "ServingConfigService/UpdateServingConfig",
+            request.get_ref().serving_config.as_ref().map_or("", |sent| &sent.serving_config_id),
+        );
         let response = async {
             let mode = |etag| PutMode::Update { etag };
             let sent = request.into_inner().serving_config;
@@ -102,13 +112,15 @@ impl ServingConfigService for Services {
                 consistency_token: self.consistency_token(log_position),
             }))
         };
-        guarded(&self.metrics, "UpdateServingConfig", response).await
+        guarded(&self.metrics, "UpdateServingConfig", audited.run(response)).await
     }
 
     async fn delete_serving_config(
         &self,
         request: Request<proto::DeleteServingConfigRequest>,
     ) -> Result<Response<proto::DeleteServingConfigResponse>, Status> {
+        let audited =
+            self.audited(&request, "ServingConfigService/DeleteServingConfig", &request.get_ref().serving_config_id);
         let response = async {
             let proto::DeleteServingConfigRequest { serving_config_id, etag } = request.into_inner();
             let deleted = self.engine.delete_entry(EntryKind::ServingConfig, serving_config_id, etag).await;
@@ -116,7 +128,7 @@ impl ServingConfigService for Services {
                 consistency_token: self.consistency_token(deleted.map_err(status::of)?),
             }))
         };
-        guarded(&self.metrics, "DeleteServingConfig", response).await
+        guarded(&self.metrics, "DeleteServingConfig", audited.run(response)).await
     }
 
     async fn preview_serving_config(

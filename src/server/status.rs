@@ -17,6 +17,8 @@ const OMITTED_VIOLATIONS: &str = "omitted_violations";
 const FIELD: &str = "field";
 /// The limit that the value of the field exceeds.
 const LIMIT: &str = "limit";
+/// The role that the client lacks.
+const ROLE: &str = "role";
 /// The current `etag` of an entry that was changed.
 const CURRENT_ETAG: &str = "current_etag";
 /// Greatest length of a value of `ErrorInfo.metadata`.
@@ -45,8 +47,12 @@ enum Reason {
     RequestIncomplete,
     ApiKeyMissing,
     ApiKeyInvalid,
+    TokenInvalid,
     RoleMissing,
     CatalogDenied,
+    RateLimited,
+    QuotaExceeded,
+    AuditFailed,
     PageTokenInvalid,
     PageTokenExpired,
     CatalogNotFound,
@@ -95,7 +101,7 @@ enum Reason {
 
 impl Reason {
     #[cfg(test)]
-    const ALL: [Self; 57] = [
+    const ALL: [Self; 61] = [
         Self::InvalidRequest,
         Self::MessageMalformed,
         Self::MessageTooLarge,
@@ -107,8 +113,12 @@ impl Reason {
         Self::RequestIncomplete,
         Self::ApiKeyMissing,
         Self::ApiKeyInvalid,
+        Self::TokenInvalid,
         Self::RoleMissing,
         Self::CatalogDenied,
+        Self::RateLimited,
+        Self::QuotaExceeded,
+        Self::AuditFailed,
         Self::PageTokenInvalid,
         Self::PageTokenExpired,
         Self::CatalogNotFound,
@@ -168,8 +178,12 @@ impl Reason {
             Self::RequestIncomplete => "REQUEST_INCOMPLETE",
             Self::ApiKeyMissing => "API_KEY_MISSING",
             Self::ApiKeyInvalid => "API_KEY_INVALID",
+            Self::TokenInvalid => "TOKEN_INVALID",
             Self::RoleMissing => "ROLE_MISSING",
             Self::CatalogDenied => "CATALOG_DENIED",
+            Self::RateLimited => "RATE_LIMITED",
+            Self::QuotaExceeded => "QUOTA_EXCEEDED",
+            Self::AuditFailed => "AUDIT_FAILED",
             Self::PageTokenInvalid => "PAGE_TOKEN_INVALID",
             Self::PageTokenExpired => "PAGE_TOKEN_EXPIRED",
             Self::CatalogNotFound => "CATALOG_NOT_FOUND",
@@ -222,6 +236,8 @@ impl Reason {
         match self {
             Self::Overloaded | Self::ConnectionFailed => Some(Duration::from_millis(100)),
             Self::TooManyChanges | Self::StorageFailed | Self::StoreFailed => Some(Duration::from_secs(1)),
+            // The statuses state the time of the client's limit.
+            Self::RateLimited | Self::QuotaExceeded | Self::AuditFailed => Some(Duration::from_secs(1)),
             // Until the server restarts.
             Self::LogDisplaced | Self::WritesStopped => Some(Duration::from_secs(10)),
             Self::InvalidRequest
@@ -234,6 +250,7 @@ impl Reason {
             | Self::RequestIncomplete
             | Self::ApiKeyMissing
             | Self::ApiKeyInvalid
+            | Self::TokenInvalid
             | Self::RoleMissing
             | Self::CatalogDenied
             | Self::PageTokenInvalid
@@ -312,6 +329,8 @@ impl Reason {
             | Self::BundleIsCurrent
             | Self::NoEarlierBundle => Code::FailedPrecondition,
             Self::Overloaded
+            | Self::RateLimited
+            | Self::QuotaExceeded
             | Self::StorageFull
             | Self::TooManyChanges
             | Self::TooManyRules
@@ -321,10 +340,11 @@ impl Reason {
             | Self::TooManyDecisions
             | Self::MessageTooLarge
             | Self::ResponseTooLarge => Code::ResourceExhausted,
-            Self::ApiKeyMissing | Self::ApiKeyInvalid => Code::Unauthenticated,
+            Self::ApiKeyMissing | Self::ApiKeyInvalid | Self::TokenInvalid => Code::Unauthenticated,
             Self::RoleMissing | Self::CatalogDenied => Code::PermissionDenied,
             Self::DeadlineExceeded | Self::RequestIncomplete => Code::DeadlineExceeded,
             Self::StorageFailed
+            | Self::AuditFailed
             | Self::LogDisplaced
             | Self::WritesStopped
             | Self::StoreFailed
@@ -458,9 +478,9 @@ pub(crate) fn response_too_large(bytes: usize) -> Status {
     status_about(Reason::ResponseTooLarge, message, ErrorDetails::new(), [(LIMIT, limit)])
 }
 
-/// Returns the status of a call without an API key.
+/// Returns the status of a call without an API key or token.
 pub(crate) fn api_key_missing() -> Status {
-    let message = "the call has no API key; send it as metadata `authorization: Bearer KEY`";
+    let message = "the call has no API key and no token; send it as metadata `authorization: Bearer KEY`";
     status(Reason::ApiKeyMissing, message, ErrorDetails::new())
 }
 
@@ -469,16 +489,56 @@ pub(crate) fn api_key_invalid() -> Status {
     status(Reason::ApiKeyInvalid, "the API key is unknown, revoked or expired", ErrorDetails::new())
 }
 
-/// Returns the status of a call whose API key lacks the role of the method.
-pub(crate) fn role_missing(role: &str) -> Status {
-    let message = format!("the method needs an API key with the role `{role}`");
-    status_about(Reason::RoleMissing, message, ErrorDetails::new(), [("role", Some(role.to_owned()))])
+/// Returns the status of a call whose JSON Web Token is refused for a reason.
+pub(crate) fn token_invalid(problem: &str) -> Status {
+    status(Reason::TokenInvalid, format!("the token {problem}"), ErrorDetails::new())
 }
 
-/// Returns the status of a call whose API key may not use the catalogue, whether it exists or not.
+/// Returns the status of a call whose client lacks the role of the method.
+pub(crate) fn role_missing(role: &str) -> Status {
+    let message = format!("the method needs an API key or a token with the role `{role}`");
+    status_about(Reason::RoleMissing, message, ErrorDetails::new(), [(ROLE, Some(role.to_owned()))])
+}
+
+/// Returns the status of a request for debug information that its client may not have. `field` has the level.
+pub(crate) fn debug_denied(field: &str, role: &str) -> Status {
+    let message = format!("{field}: SCORES and FEATURES need an API key or a token with the role `{role}`");
+    let metadata = [(ROLE, Some(role.to_owned())), (FIELD, Some(field.to_owned()))];
+    status_about(Reason::RoleMissing, message, ErrorDetails::new(), metadata)
+}
+
+/// Returns the status of a call whose client may not use the catalogue, whether it exists or not.
 pub(crate) fn catalog_denied() -> Status {
-    let message = format!("the API key may not use the catalogue that the metadata `{CATALOG_METADATA}` names");
+    let message =
+        format!("the API key or token may not use the catalogue that the metadata `{CATALOG_METADATA}` names");
     status(Reason::CatalogDenied, message, ErrorDetails::new())
+}
+
+/// Returns the status of a request beyond the rate of its client. There is room for one after `wait`.
+pub(crate) fn rate_limited(requests_per_second: f64, wait: Duration) -> Status {
+    let message = format!("the client sends more than {requests_per_second} requests per second");
+    let details = ErrorDetails::with_retry_info(Some(wait));
+    status_about(Reason::RateLimited, message, details, [(LIMIT, Some(requests_per_second.to_string()))])
+}
+
+/// Returns the status of a message with `count` changes, of which the quota of its client has room for `left`. The next day
+/// begins after `wait`.
+pub(crate) fn quota_exceeded(count: usize, left: u64, limit: u64, wait: Duration) -> Status {
+    let message = format!(
+        "the message has {count} events or items, and the client may change {left} more today; the limit is {limit} per \
+         day in UTC"
+    );
+    let details = ErrorDetails::with_retry_info(Some(wait));
+    status_about(Reason::QuotaExceeded, message, details, [(LIMIT, Some(limit.to_string()))])
+}
+
+/// Returns the status of a call that the audit log cannot record. `is_done` says whether it may have had an effect.
+pub(crate) fn audit_failed(is_done: bool) -> Status {
+    let message = match is_done {
+        false => "the audit log cannot be written, so the call is refused; see the server's log",
+        true => "the audit log cannot be written after the call, which may have had its effect; see the server's log",
+    };
+    status(Reason::AuditFailed, message, ErrorDetails::new())
 }
 
 /// Returns the status of a request whose message did not arrive within `limit`.

@@ -34,6 +34,11 @@ impl SynonymService for Services {
         &self,
         request: Request<proto::CreateSynonymSetRequest>,
     ) -> Result<Response<proto::CreateSynonymSetResponse>, Status> {
+        let audited = self.audited(
+            &request,
+            "SynonymService/CreateSynonymSet",
+            request.get_ref().synonym_set.as_ref().map_or("", |sent| &sent.synonym_set_id),
+        );
         let response = async {
             let sent = request.into_inner().synonym_set;
             let (synonym_set, log_position) = self.write_synonym_set(sent, |_| PutMode::Create).await?;
@@ -42,7 +47,7 @@ impl SynonymService for Services {
                 consistency_token: self.consistency_token(log_position),
             }))
         };
-        guarded(&self.metrics, "CreateSynonymSet", response).await
+        guarded(&self.metrics, "CreateSynonymSet", audited.run(response)).await
     }
 
     async fn get_synonym_set(
@@ -81,6 +86,11 @@ impl SynonymService for Services {
         &self,
         request: Request<proto::UpdateSynonymSetRequest>,
     ) -> Result<Response<proto::UpdateSynonymSetResponse>, Status> {
+        let audited = self.audited(
+            &request,
+            "SynonymService/UpdateSynonymSet",
+            request.get_ref().synonym_set.as_ref().map_or("", |sent| &sent.synonym_set_id),
+        );
         let response = async {
             let mode = |etag| PutMode::Update { etag };
             let sent = request.into_inner().synonym_set;
@@ -90,13 +100,14 @@ impl SynonymService for Services {
                 consistency_token: self.consistency_token(log_position),
             }))
         };
-        guarded(&self.metrics, "UpdateSynonymSet", response).await
+        guarded(&self.metrics, "UpdateSynonymSet", audited.run(response)).await
     }
 
     async fn delete_synonym_set(
         &self,
         request: Request<proto::DeleteSynonymSetRequest>,
     ) -> Result<Response<proto::DeleteSynonymSetResponse>, Status> {
+        let audited = self.audited(&request, "SynonymService/DeleteSynonymSet", &request.get_ref().synonym_set_id);
         let response = async {
             let proto::DeleteSynonymSetRequest { synonym_set_id, etag } = request.into_inner();
             let deleted = self.engine.delete_entry(EntryKind::SynonymSet, synonym_set_id, etag).await;
@@ -104,6 +115,6 @@ impl SynonymService for Services {
                 consistency_token: self.consistency_token(deleted.map_err(status::of)?),
             }))
         };
-        guarded(&self.metrics, "DeleteSynonymSet", response).await
+        guarded(&self.metrics, "DeleteSynonymSet", audited.run(response)).await
     }
 }

@@ -12,6 +12,7 @@ mod crash;
 mod discovery;
 mod facets;
 mod filter_messages;
+mod identity;
 mod incentive_crash;
 mod incentives;
 mod item_import;

@@ -6,7 +6,7 @@ use crate::support::{
     wait::wait_until,
 };
 use lodestone::server::{
-    self, ApiKeys, NewKey, ServerConfig, Tls, TlsFiles,
+    self, ApiKeys, ClientLimits, NewKey, ServerConfig, Tls, TlsFiles,
     proto::{
         self, catalog_service_client::CatalogServiceClient, event_service_client::EventServiceClient,
         model_service_client::ModelServiceClient, ranking_service_client::RankingServiceClient,
@@ -48,17 +48,17 @@ use tonic_prost::ProstCodec;
 use tonic_types::StatusExt;
 
 /// The limit of waits for the server. A test on a busy machine may wait long.
-const TIME_MAX: Duration = Duration::from_secs(60);
+pub(crate) const TIME_MAX: Duration = Duration::from_secs(60);
 
 /// A server in this process.
-struct Server {
+pub(crate) struct Server {
     address: SocketAddr,
     stop: oneshot::Sender<()>,
     serving: JoinHandle<Result<(), Error>>,
 }
 
 impl Server {
-    async fn start(engine: &Arc<Engine>, config: ServerConfig) -> Self {
+    pub(crate) async fn start(engine: &Arc<Engine>, config: ServerConfig) -> Self {
         let config = ServerConfig { deadline_default: TIME_MAX, deadline_max: TIME_MAX, ..config };
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
@@ -69,7 +69,7 @@ impl Server {
     }
 
     /// Returns a channel without TLS.
-    fn connect(&self) -> Channel {
+    pub(crate) fn connect(&self) -> Channel {
         Endpoint::from_shared(format!("http://{}", self.address)).unwrap().connect_lazy()
     }
 
@@ -79,23 +79,23 @@ impl Server {
         channel.map_err(|error| Status::from_error(error.into()))
     }
 
-    async fn end(self) {
+    pub(crate) async fn end(self) {
         self.stop.send(()).unwrap();
         self.serving.await.unwrap().unwrap();
     }
 }
 
-fn query(text: &str) -> proto::SearchRequest {
+pub(crate) fn query(text: &str) -> proto::SearchRequest {
     let viewer = Some(proto::Viewer { visitor_id: "browser".to_owned(), ..Default::default() });
     proto::SearchRequest { viewer, query: text.to_owned(), page_size: 3, ..Default::default() }
 }
 
-async fn search_over(channel: Channel) -> Result<usize, Status> {
+pub(crate) async fn search_over(channel: Channel) -> Result<usize, Status> {
     let response = RankingServiceClient::new(channel).search(query("mug")).await?;
     Ok(response.into_inner().results.len())
 }
 
-fn reason(status: &Status) -> String {
+pub(crate) fn reason(status: &Status) -> String {
     status.get_error_details().error_info().map(|info| info.reason.clone()).unwrap_or_default()
 }
 
@@ -336,10 +336,10 @@ async fn a_shutdown_waits_for_calls_and_not_for_connections_without_one() {
 }
 
 /// An authority and the files of a certificate of `localhost`.
-struct Authority(CertifiedIssuer<'static, KeyPair>);
+pub(crate) struct Authority(CertifiedIssuer<'static, KeyPair>);
 
 impl Authority {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let mut params = CertificateParams::new(Vec::new()).unwrap();
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         Self(CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap())
@@ -350,14 +350,14 @@ impl Authority {
     }
 
     /// Returns a certificate of this authority and its key.
-    fn issue(&self) -> (String, String) {
+    pub(crate) fn issue(&self) -> (String, String) {
         let key = KeyPair::generate().unwrap();
         let params = CertificateParams::new(vec!["localhost".to_owned()]).unwrap();
         (params.signed_by(&key, &*self.0).unwrap().pem(), key.serialize_pem())
     }
 
     /// Returns the settings of a client that trusts this authority.
-    fn trusted(&self) -> ClientTlsConfig {
+    pub(crate) fn trusted(&self) -> ClientTlsConfig {
         ClientTlsConfig::new().ca_certificate(Certificate::from_pem(self.pem())).domain_name("localhost")
     }
 }
@@ -433,7 +433,7 @@ async fn calls_need_a_key_with_their_role() {
     let of_shop = entry("shop", &shop_key, "roles = [\"rank\", \"events\"]\ncatalogs = [\"default\"]");
     fs::write(&path, &of_shop).unwrap();
     let config = ServerConfig {
-        api_keys: Some(Arc::new(ApiKeys::open(&path).unwrap())),
+        api_keys: Some(Arc::new(ApiKeys::open(&path, ClientLimits::default()).unwrap())),
         reload: Duration::from_millis(50),
         ..ServerConfig::default()
     };

@@ -74,6 +74,17 @@ struct IncentiveReason {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Client {
+    client: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ClientReason {
+    client: String,
+    reason: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct Build {
     version: &'static str,
     generation: String,
@@ -145,6 +156,8 @@ pub struct Metrics {
     requests: Family<RpcCode, Counter>,
     request_seconds: Histograms<Rpc>,
     requests_in_flight: Family<Rpc, Gauge>,
+    client_requests: Family<Client, Counter>,
+    client_refused: Family<ClientReason, Counter>,
     stage_seconds: Histograms<Stage>,
     degradations: Family<Code, Counter>,
     written: Family<Outcome, Counter>,
@@ -210,6 +223,8 @@ impl Default for Metrics {
             requests: Family::default(),
             request_seconds: Family::new_with_constructor(seconds),
             requests_in_flight: Family::default(),
+            client_requests: Family::default(),
+            client_refused: Family::default(),
             stage_seconds: Family::new_with_constructor(seconds),
             degradations: Family::default(),
             written: Family::default(),
@@ -257,6 +272,10 @@ impl Metrics {
         registry.register("requests", "Completed requests by RPC and gRPC status code", self.requests.clone());
         registry.register("request_seconds", "Time from request to response", self.request_seconds.clone());
         registry.register("requests_in_flight", "Requests in progress", self.requests_in_flight.clone());
+        let help = "Messages of requests by client";
+        registry.register("client_requests", help, self.client_requests.clone());
+        let help = "Messages of requests that were refused because of a client's limit";
+        registry.register("client_refused", help, self.client_refused.clone());
         registry.register("stage_seconds", "Time of the stages of a request", self.stage_seconds.clone());
         registry.register("degradations", "Degraded answers by the code of the degradation", self.degradations.clone());
         registry.register("written", "Events and items by outcome", self.written.clone());
@@ -454,6 +473,16 @@ impl Metrics {
         });
     }
 
+    /// Counts a message of a request by its client. Callers bound the number of clients.
+    pub fn client_request(&self, client: &str) {
+        self.client_requests.get_or_create(&Client { client: client.to_owned() }).inc();
+    }
+
+    /// Counts a message of a request that was refused because of a limit of its client: `rate` or `quota`.
+    pub fn client_refused(&self, client: &str, reason: &'static str) {
+        self.client_refused.get_or_create(&ClientReason { client: client.to_owned(), reason }).inc();
+    }
+
     pub fn wrote(&self, outcome: &'static str, count: u64) {
         self.written.get_or_create(&Outcome { outcome }).inc_by(count);
     }
@@ -591,6 +620,8 @@ mod tests {
         metrics.ended("Search", "OK", Duration::from_millis(2));
         metrics.stage("rank", Duration::from_millis(1));
         metrics.degraded("QUERY_RELAXED");
+        metrics.client_request("shop");
+        metrics.client_refused("shop", "rate");
         metrics.wrote("accepted", 1);
         metrics.answer_logged("logged", 1);
         metrics.shown_completions(1);
