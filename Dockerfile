@@ -20,9 +20,9 @@ COPY scripts/requirements scripts/requirements
 RUN LODESTONE_TOOLS=/out scripts/tools.sh onnxruntime
 
 FROM debian:bookworm-slim
-# libstdc++6, because libonnxruntime.so is C++.
+# libstdc++6, because libonnxruntime.so is C++; ca-certificates for stores and key sets with https.
 RUN apt-get update \
-    && apt-get install --yes --no-install-recommends libstdc++6 \
+    && apt-get install --yes --no-install-recommends ca-certificates libstdc++6 \
     && rm -rf /var/lib/apt/lists/* \
     && groupadd --gid 10001 lodestone \
     && useradd --uid 10001 --gid 10001 --no-create-home --home-dir /nonexistent --shell /usr/sbin/nologin lodestone \

@@ -405,13 +405,22 @@ impl JwtSettings {
 
 /// Downloads a key set. Redirects are not followed, because they may lead away from https.
 async fn download(url: &Url) -> Result<String, String> {
-    let client = reqwest::Client::builder()
+    let builder = reqwest::Client::builder()
         .timeout(DOWNLOAD_MAX)
         .redirect(reqwest::redirect::Policy::none())
         // A connection would not outlive the runtime of a check at startup.
-        .pool_max_idle_per_host(0)
-        .build()
-        .map_err(|error| format!("TLS of the download: {}", chain(&error)))?;
+        .pool_max_idle_per_host(0);
+    let builder = match url.scheme() {
+        // On this machine: without a proxy, and without the authorities of the system, which may have none.
+        "http" => builder.no_proxy().tls_certs_only([]),
+        _ => builder.https_only(true),
+    };
+    let client = builder.build().map_err(|error| {
+        format!(
+            "cannot be downloaded: {}; install the certificates of authorities, such as ca-certificates",
+            chain(&error)
+        )
+    })?;
     let failed = |error: reqwest::Error| {
         format!("cannot be downloaded: {}; check the URL and the network", chain(&error.without_url()))
     };
