@@ -9,6 +9,7 @@ use super::{
     settings::Settings,
     store_options,
 };
+use crate::audit;
 use anyhow::{Context, ensure};
 use lodestone_core::units::UnixMillis;
 use lodestone_engine::{LogMissing, event_log};
@@ -160,6 +161,7 @@ pub(crate) fn doctor(args: &DoctorArgs) -> anyhow::Result<Exit> {
         findings.add(of("log"), event_log_state(&source.data));
         findings.add(of("clock"), clock(&source.data, UnixMillis::now()));
     }
+    findings.add("audit log", audit_log(&serve.data));
     // Unresolved addresses are findings already.
     if let Ok(addresses) = Addresses::resolve(serve) {
         findings.add("port", port("--listen", &addresses.grpc));
@@ -287,6 +289,24 @@ fn event_log_state(data: &Path) -> anyhow::Result<String> {
     Ok(format!("{} records in {} files, free and whole", found.records, found.files))
 }
 
+/// Checks that no line of the audit log of a data directory was changed.
+fn audit_log(data: &Path) -> anyhow::Result<String> {
+    let directory = data.join(audit::DIRECTORY);
+    if !directory.exists() {
+        return Ok("there is none yet".to_owned());
+    }
+    let found = audit::verify(&directory, None)?;
+    if let Some(violation) = found.violation {
+        anyhow::bail!(
+            "line {} of {} {}; compare with a backup, and move the directory away to begin another log",
+            violation.line,
+            violation.file.display(),
+            violation.problem
+        );
+    }
+    Ok(format!("{} lines fit", found.line_count))
+}
+
 /// Checks that no file of the log was written after now, by a clock that was ahead or before one that is behind.
 fn clock(data: &Path, now: UnixMillis) -> anyhow::Result<String> {
     let Ok(directory) = event_log(data) else { return Ok("no log to compare with".to_owned()) };
@@ -349,6 +369,21 @@ mod tests {
         assert_eq!(certificates(UnixMillis(14 * UnixMillis::DAY), now).unwrap(), "valid for 14 days");
         let error = certificates(UnixMillis(14 * UnixMillis::DAY - 1), now).unwrap_err().to_string();
         assert!(error.contains("expires in 13 days") && error.contains("renew"), "{error}");
+    }
+
+    #[tokio::test]
+    async fn a_changed_audit_log_is_found() {
+        let data = tempfile::tempdir().unwrap();
+        assert_eq!(audit_log(data.path()).unwrap(), "there is none yet");
+        let directory = data.path().join(audit::DIRECTORY);
+        let log = audit::AuditLog::open(&directory, audit::AuditSettings::default()).unwrap();
+        log.write(audit::Call::default(), audit::EntryKind::Call, "OK", 0).await.unwrap();
+        assert_eq!(audit_log(data.path()).unwrap(), "1 lines fit");
+        let file = fs::read_dir(&directory).unwrap().next().unwrap().unwrap().path();
+        let text = fs::read_to_string(&file).unwrap();
+        fs::write(&file, text.replace("OK", "NO")).unwrap();
+        let error = audit_log(data.path()).unwrap_err().to_string();
+        assert!(error.contains("line 1 of") && error.contains("move the directory away"), "{error}");
     }
 
     #[test]
