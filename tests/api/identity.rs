@@ -587,8 +587,8 @@ async fn secrets_are_in_no_log_no_error_and_no_shown_setting() {
     std::thread::Builder::new().name("server-log".into()).spawn(follow).unwrap();
     let mut process = Process { child, log };
     let address_in = |log: &str| {
-        let line = log.lines().find(|line| line.contains(" serving "))?;
-        Some(line.split_once("address=")?.1.split(' ').next()?.to_owned())
+        let (_, address) = log.split_once(" serving address=")?;
+        Some(address.split(' ').next()?.to_owned())
     };
     let mut address = None;
     wait_until("the server serves", TIME_MAX, async || {
