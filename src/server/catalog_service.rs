@@ -5,6 +5,7 @@ use super::{
     guard::{guarded, guarded_stream},
     item_import::ItemImport,
     proto::{self, catalog_service_server::CatalogService},
+    rule_service::checked,
     services::{BatchViolations, Services, echoed_id, list_size},
     status,
     violations::Violations,
@@ -13,7 +14,7 @@ use futures_util::stream::BoxStream;
 use lodestone_catalog::{Item, ItemField, ItemList, ItemWrite, OfferKey, WriteTime, WrittenFields, limits};
 use lodestone_core::{ids::ItemId, units::UnixMillis};
 use lodestone_engine::{DeclarationsGuard, Engine, EngineError, EntryKind, ItemsToken, WriteOutcome, WriteReport};
-use lodestone_pipeline::RESULTS_BYTES_MAX;
+use lodestone_pipeline::{AttributeUse, RESULTS_BYTES_MAX, run::RequestField};
 use prost::Message;
 use std::{
     cell::RefCell,
@@ -351,8 +352,9 @@ impl CatalogService for Services {
             let convert::ItemsRequest { filter, count, token, fingerprint, read_mask } =
                 convert::list_items(&mut violations, request);
             if !violations.is_empty() {
-                return Err(status::invalid(violations.found));
+                return Err(self.refused(violations, deadline).await);
             }
+            let uses = filter.as_ref().map(|filter| AttributeUse::of_filter(RequestField::Filter, filter));
             let listed = self.engine.list_items(filter, &token, fingerprint, count, deadline).await;
             let listed = listed.map_err(|error| status::of_request(error, &forms));
             let ItemList { items, total, mut has_more } = listed?;
@@ -369,7 +371,15 @@ impl CatalogService for Services {
             let last = items.get(sent.len().wrapping_sub(1)).filter(|_| has_more);
             let token = |last: &Arc<Item>| ItemsToken { fingerprint, after: last.id.clone() };
             let next_page_token = last.map(|last| self.engine.items_token(&token(last))).unwrap_or_default();
-            Ok(Response::new(proto::ListItemsResponse { items: sent, next_page_token, total_size: total as i64 }))
+            let mut notices = violations.notices;
+            let path = |field| forms.path(field);
+            notices.extend(self.attribute_notices(uses.unwrap_or_default(), path, deadline).await);
+            Ok(Response::new(proto::ListItemsResponse {
+                items: sent,
+                next_page_token,
+                total_size: total as i64,
+                notices: notices.into_iter().map(convert::notice).collect(),
+            }))
         };
         guarded(&self.metrics, "ListItems", response).await
     }
@@ -383,9 +393,7 @@ impl CatalogService for Services {
             let proto::ListAttributesRequest { page_size, page_token } = request.into_inner();
             let mut violations = Violations::default();
             let count = convert::list_size(&mut violations, page_size);
-            if !violations.is_empty() {
-                return Err(status::invalid(violations.found));
-            }
+            let notices = checked(violations)?;
             let page = self.engine.list_attributes(&page_token, count, deadline).await.map_err(status::of)?;
             let declared = &self.engine.rules().attributes;
             let of_page = page.attributes.into_iter().map(|kinds| convert::attribute_kinds(kinds, declared));
@@ -393,6 +401,7 @@ impl CatalogService for Services {
                 attributes: of_page.collect(),
                 total_size: page.total as i32,
                 next_page_token: page.next_page_token,
+                notices,
             }))
         };
         guarded(&self.metrics, "ListAttributes", response).await

@@ -149,9 +149,14 @@ impl IncentiveService for Services {
             let (kind, page) = (EntryKind::IncentiveCampaign, (page_size, page_token.as_str()));
             let page =
                 self.entries_page(&rules.campaigns, kind, page, convert::incentive_campaign_to_proto, |of| of.id())?;
-            let EntriesPage { entries, next_page_token } = page;
+            let EntriesPage { entries, next_page_token, notices } = page;
             let total_size = rules.campaigns.len() as i32;
-            Ok(Response::new(proto::ListIncentiveCampaignsResponse { campaigns: entries, next_page_token, total_size }))
+            Ok(Response::new(proto::ListIncentiveCampaignsResponse {
+                campaigns: entries,
+                next_page_token,
+                total_size,
+                notices,
+            }))
         };
         guarded(&self.metrics, "ListIncentiveCampaigns", response).await
     }

@@ -10,10 +10,10 @@ use super::{
     status,
     violations::Violations,
 };
-use lodestone_catalog::{Field, Item, ItemField, ItemWrite, WriteTime, WrittenFields};
+use lodestone_catalog::{Item, ItemField, ItemWrite, WriteTime, WrittenFields};
 use lodestone_core::{bits, ids::ItemId, units::UnixMillis};
 use lodestone_engine::{Engine, EngineError, WriteReport};
-use lodestone_pipeline::run::RequestField;
+use lodestone_pipeline::{AttributeUse, run::RequestField};
 use std::{
     cell::RefCell,
     collections::{BTreeSet, HashMap},
@@ -330,18 +330,18 @@ impl Services {
             violations.add("filter", "is empty; it must select the items to delete, such as `brand = \"Acme\"`");
         }
         let Some(filter) = filter.filter(|_| violations.is_empty()) else {
-            return Err(status::invalid(violations.found));
+            return Err(self.refused(violations, deadline).await);
         };
         // Items that are written after this time stay.
         let until = UnixMillis(UnixMillis::now().0 - 1);
         let forms = FilterForms::of(expression, None);
-        let fields = filter.fields().into_iter().filter_map(Field::attribute);
-        let attributes = fields.map(|name| (name.to_owned(), RequestField::Filter)).collect();
+        let uses = AttributeUse::of_filter(RequestField::Filter, &filter);
         let ids = self.engine.items_matching(filter).await.map_err(|error| status::of_request(error, &forms))?;
-        // A misspelled name would select no item, or all with NOT. After the search, which waits for writes.
-        let unknown = self.unknown_attributes(attributes, &forms, deadline).await;
-        if !unknown.is_empty() {
-            return Err(status::invalid(unknown));
+        // A misspelled name, or a value of another kind, would select no item, or all with NOT. After the search, which
+        // waits for writes.
+        let problems = self.attribute_notices(uses, |field| forms.path(field), deadline).await;
+        if !problems.is_empty() {
+            return Err(status::invalid(problems));
         }
         if let Some(client) = client.filter(|_| request.force) {
             client.admit_changes(ids.len(), &self.metrics)?;

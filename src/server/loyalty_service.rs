@@ -89,9 +89,9 @@ impl LoyaltyService for Services {
                 page_size: violations.size("page_size", sent.page_size, PAGE_SIZE_DEFAULT, USERS_MAX),
                 page_token: sent.page_token,
             };
-            checked(violations)?;
+            let notices = checked(violations)?;
             let page = self.engine.list_at_risk(&request, deadline).await.map_err(status::of)?;
-            Ok(Response::new(at_risk_response(page)))
+            Ok(Response::new(proto::ListAtRiskResponse { notices, ..at_risk_response(page) }))
         };
         guarded(&self.metrics, "ListAtRisk", response).await
     }
@@ -155,6 +155,7 @@ fn at_risk_response(page: AtRiskPage) -> proto::ListAtRiskResponse {
         currency_code: page.currency,
         horizon_days: page.horizon_days as i32,
         snapshot_time: Some(convert::timestamp(page.at)),
+        notices: Vec::new(),
     }
 }
 

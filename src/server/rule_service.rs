@@ -8,7 +8,7 @@ use super::{
     violations::Violations,
 };
 use lodestone_engine::{EntryKind, PagePair, PutMode, RewardPreview, RulePreview};
-use lodestone_pipeline::RESULTS_BYTES_MAX;
+use lodestone_pipeline::{AttributeUse, RESULTS_BYTES_MAX, run::RequestField};
 use lodestone_rules::{Action, CompiledRule, limits};
 use prost::Message;
 use std::{
@@ -18,7 +18,6 @@ use std::{
 };
 use tonic::{Request, Response, Status};
 
-/// Number of listed entries per page.
 /// Logged answers that a preview reads.
 const PREVIEWED_DEFAULT: usize = 1000;
 const PREVIEWED_MAX: usize = 10_000;
@@ -29,6 +28,7 @@ const PREVIEW_DEADLINE: Duration = Duration::from_secs(60);
 pub(crate) struct EntriesPage<P> {
     pub(crate) entries: Vec<P>,
     pub(crate) next_page_token: String,
+    pub(crate) notices: Vec<proto::Notice>,
 }
 
 impl Services {
@@ -43,7 +43,7 @@ impl Services {
     ) -> Result<EntriesPage<P>, Status> {
         let mut violations = Violations::default();
         let count = convert::list_size(&mut violations, page_size);
-        checked(violations)?;
+        let notices = checked(violations)?;
         let listed = self.engine.entries_after(all, kind, page_token, count + 1).map_err(status::of)?;
         let (mut entries, mut bytes) = (Vec::new(), 0);
         for entry in listed.iter().take(count) {
@@ -57,7 +57,7 @@ impl Services {
         let has_more = entries.len() < listed.len();
         let last = listed.get(entries.len().wrapping_sub(1)).filter(|_| has_more);
         let next_page_token = last.map(|last| self.engine.entries_token(kind, id(last))).unwrap_or_default();
-        Ok(EntriesPage { entries, next_page_token })
+        Ok(EntriesPage { entries, next_page_token, notices })
     }
 
     /// Validates a rule, also by the serving configurations that there are. Returns none if it is invalid by itself.
@@ -90,17 +90,43 @@ impl Services {
         &self,
         sent: Option<proto::Rule>,
         mode: impl FnOnce(String) -> PutMode,
+        deadline: Instant,
     ) -> Result<WrittenRule, Status> {
         let mut violations = Violations::default();
         let compiled = self.rule(&mut violations, sent.as_ref());
-        checked(violations)?;
+        let Some(rule) = compiled.filter(|_| violations.is_empty()) else {
+            return Err(self.refused(violations, deadline).await);
+        };
+        let mut notices = self.unknown_pins(&rule);
+        let paths: Vec<String> = sent.iter().flat_map(|rule| &rule.actions).enumerate().map(filter_path).collect();
+        for (action, path) in rule.actions.iter().zip(&paths) {
+            let (Action::Boost { filter, .. } | Action::Restrict(filter)) = action else { continue };
+            let uses = AttributeUse::of_filter(RequestField::Filter, filter);
+            let found = self.attribute_notices(uses, |_| path.clone(), deadline).await;
+            notices.extend(found.into_iter().map(convert::notice));
+        }
         let etag = sent.map(|rule| rule.etag).unwrap_or_default();
-        let rule = compiled.ok_or_else(|| status::invalid(Vec::new()))?;
-        let notices = self.unknown_pins(&rule);
         let (written, log_position) = self.engine.put_rule(rule, mode(etag)).await.map_err(status::of)?;
         let consistency_token = self.consistency_token(log_position);
         Ok(WrittenRule { rule: convert::rule_to_proto(&written), consistency_token, notices })
     }
+}
+
+/// Returns the path of the filter of an action in a request. Empty: it has none.
+fn filter_path((index, sent): (usize, &proto::RuleAction)) -> String {
+    use proto::rule_action::Action;
+    let name = match &sent.action {
+        Some(Action::Boost(boost)) if boost.filter_expression.is_some() => "boost.filter_expression",
+        Some(Action::Boost(_)) => "boost.filter",
+        Some(Action::Bury(_)) => "bury",
+        Some(Action::BuryExpression(_)) => "bury_expression",
+        Some(Action::Hide(_)) => "hide",
+        Some(Action::HideExpression(_)) => "hide_expression",
+        Some(Action::Filter(_)) => "filter",
+        Some(Action::FilterExpression(_)) => "filter_expression",
+        _ => return String::new(),
+    };
+    format!("rule.actions[{index}].{name}")
 }
 
 /// The result of writing a rule.
@@ -110,9 +136,12 @@ struct WrittenRule {
     notices: Vec<proto::Notice>,
 }
 
-/// Refuses a request with violations.
-pub(crate) fn checked(violations: Violations) -> Result<(), Status> {
-    if violations.is_empty() { Ok(()) } else { Err(status::invalid(violations.found)) }
+/// Refuses a request with violations. Otherwise returns the notices.
+pub(crate) fn checked(violations: Violations) -> Result<Vec<proto::Notice>, Status> {
+    match violations.is_empty() {
+        true => Ok(violations.notices.into_iter().map(convert::notice).collect()),
+        false => Err(status::invalid(violations.found)),
+    }
 }
 
 /// Returns the deadline of a preview.
@@ -145,7 +174,8 @@ impl RuleService for Services {
             request.get_ref().rule.as_ref().map_or("", |sent| &sent.rule_id),
         );
         let response = async {
-            let written = self.write_rule(request.into_inner().rule, |_| PutMode::Create).await?;
+            let deadline = self.call_context(&request, None).deadline;
+            let written = self.write_rule(request.into_inner().rule, |_| PutMode::Create, deadline).await?;
             let WrittenRule { rule, consistency_token, notices } = written;
             Ok(Response::new(proto::CreateRuleResponse { rule: Some(rule), consistency_token, notices }))
         };
@@ -174,9 +204,9 @@ impl RuleService for Services {
             let rules = self.engine.rules();
             let (kind, page) = (EntryKind::Rule, (page_size, page_token.as_str()));
             let page = self.entries_page(&rules.rules, kind, page, convert::rule_to_proto, |rule| rule.id())?;
-            let EntriesPage { entries, next_page_token } = page;
+            let EntriesPage { entries, next_page_token, notices } = page;
             let total_size = rules.rules.len() as i32;
-            Ok(Response::new(proto::ListRulesResponse { rules: entries, next_page_token, total_size }))
+            Ok(Response::new(proto::ListRulesResponse { rules: entries, next_page_token, total_size, notices }))
         };
         guarded(&self.metrics, "ListRules", response).await
     }
@@ -191,9 +221,10 @@ impl RuleService for Services {
             request.get_ref().rule.as_ref().map_or("", |sent| &sent.rule_id),
         );
         let response = async {
+            let deadline = self.call_context(&request, None).deadline;
             let mode = |etag| PutMode::Update { etag };
             let WrittenRule { rule, consistency_token, notices } =
-                self.write_rule(request.into_inner().rule, mode).await?;
+                self.write_rule(request.into_inner().rule, mode, deadline).await?;
             Ok(Response::new(proto::UpdateRuleResponse { rule: Some(rule), consistency_token, notices }))
         };
         guarded(&self.metrics, "UpdateRule", audited.run(response)).await
@@ -224,8 +255,9 @@ impl RuleService for Services {
             let mut violations = Violations::default();
             let rule = self.rule(&mut violations, rule.as_ref());
             let count = previewed_count(&mut violations, answer_count);
-            checked(violations)?;
-            let Some(rule) = rule else { return Err(status::invalid(Vec::new())) };
+            let Some(rule) = rule.filter(|_| violations.is_empty()) else {
+                return Err(self.refused(violations, deadline).await);
+            };
             let preview = self.engine.preview_rule(rule, count, convert::ranking_request, deadline).await;
             Ok(Response::new(preview_to_proto(preview.map_err(status::of)?)))
         };

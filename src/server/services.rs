@@ -7,16 +7,16 @@ use super::{
     status,
     violations::{Violation, Violations},
 };
+use lodestone_catalog::{AttributeKind, attribute_name};
 use lodestone_core::{ids::ID_BYTES_MAX, units::UnixMillis};
-use lodestone_engine::{Engine, EngineError, UnknownAttribute};
+use lodestone_engine::{AttributeProblem, AttributeProblemReason, Engine, EngineError};
 use lodestone_pipeline::{
-    Answer, RESULTS_BYTES_MAX, RankCandidate, RankedItem,
+    Answer, AttributePurpose, AttributeUse, RESULTS_BYTES_MAX, RankCandidate, RankedItem,
     run::{RankingRequest, RequestField},
 };
 use lodestone_telemetry::Metrics;
 use prost::Message;
 use std::{
-    collections::BTreeMap,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -88,14 +88,14 @@ impl Services {
         request: RankingRequest,
     ) -> Result<(Answer, Envelope), Status> {
         if !violations.is_empty() {
-            return Err(status::invalid(violations.found));
+            return Err(self.refused(violations, context.deadline).await);
         }
-        let attributes = request.attributes();
+        let uses = request.attribute_uses();
         let answer = self.answered(request, context.validate_only, context.deadline).await;
         let answer = answer.map_err(|error| status::of_request(error, &forms))?;
         let mut notices = violations.notices;
         // After the answer, which may have waited for the write of an attribute.
-        notices.extend(self.unknown_attributes(attributes, &forms, context.deadline).await);
+        notices.extend(self.attribute_notices(uses, |field| forms.path(field), context.deadline).await);
         notices.extend(answer.is_cut.then(|| match answer.next_page_token.is_empty() {
             true => cut_notice("options.read_mask", &answer.results),
             false => Violation::new(
@@ -130,21 +130,35 @@ impl Services {
         }
     }
 
-    /// Returns a notice for each attribute of a request that no item has and that is not declared. `forms` says how the
-    /// request states its filters.
-    pub(crate) async fn unknown_attributes(
+    /// Returns a notice for each use of an attribute that has no effect, because no item has the attribute or because its
+    /// values are of another kind. `path` is that of a field in the request.
+    pub(crate) async fn attribute_notices(
         &self,
-        named: BTreeMap<String, RequestField>,
-        forms: &FilterForms,
+        uses: Vec<AttributeUse>,
+        path: impl Fn(RequestField) -> String,
         deadline: Instant,
     ) -> Vec<Violation> {
-        let unknown = self.engine.unknown_attributes(named, deadline).await;
-        let notice = |UnknownAttribute { field, name, nearest }: UnknownAttribute| {
-            let nearest = nearest.map(|nearest| format!("; the nearest name is `{nearest}`")).unwrap_or_default();
-            let description = format!("no item has the attribute `{name}`, and it is not declared{nearest}");
-            Violation::new(forms.path(field), description)
-        };
-        unknown.into_iter().map(notice).collect()
+        let problems = self.engine.attribute_problems(uses, deadline).await;
+        problems.iter().map(|problem| Violation::new(path(problem.used.field), description(problem))).collect()
+    }
+
+    /// Returns the status of a request with violations. Those of an unknown field of items name the attribute that was
+    /// probably meant.
+    pub(crate) async fn refused(&self, mut violations: Violations, deadline: Instant) -> Status {
+        let is_name = |name: &&String| attribute_name(&format!("attributes.{name}")).is_some();
+        let unknown = |of: &Violation| of.unknown_field.as_ref().filter(is_name).cloned();
+        let names: Vec<String> = violations.found.iter().filter_map(unknown).collect();
+        if !names.is_empty() {
+            // Without an answer in time, the descriptions stay as they are.
+            let nearest = self.engine.nearest_attributes(names, deadline).await.unwrap_or_default();
+            let unknown = violations.found.iter_mut().filter(|of| unknown(of).is_some());
+            for (violation, nearest) in unknown.zip(nearest) {
+                if let Some(nearest) = nearest {
+                    propose(violation, &nearest);
+                }
+            }
+        }
+        status::invalid(violations.found)
     }
 
     /// Returns a notice if the request has items that the catalogue has.
@@ -159,6 +173,45 @@ impl Services {
         );
         Some(Violation::new("candidates", description))
     }
+}
+
+/// Describes a use of an attribute that has no effect.
+fn description(AttributeProblem { used: AttributeUse { name, purpose, .. }, reason }: &AttributeProblem) -> String {
+    let kinds = match reason {
+        AttributeProblemReason::Unknown { nearest } => {
+            let nearest =
+                nearest.as_ref().map(|nearest| format!("; the nearest name is `{nearest}`")).unwrap_or_default();
+            return format!("no item has the attribute `{name}`, and it is not declared{nearest}");
+        }
+        AttributeProblemReason::OtherKind(kinds) => {
+            let names: Vec<&str> = kinds.iter().map(|kind| kind.name()).collect();
+            format!("`attributes.{name}` is of the kind {}", names.join(" and "))
+        }
+    };
+    match purpose {
+        AttributePurpose::Compare { kind, value } => {
+            let (value, kind) = (convert::shortened(value), kind.name());
+            format!("{kinds}, and is compared with {value}, of the kind {kind}; no item satisfies the comparison")
+        }
+        AttributePurpose::Distance => {
+            let wanted = AttributeKind::GeoPoint.name();
+            format!("{kinds}, and distances are those of the kind {wanted}; no item has a distance")
+        }
+        AttributePurpose::Sort => format!("{kinds}, which does not sort; use distance(attributes.{name}, …)"),
+        AttributePurpose::Count => format!("{kinds}, and facets count the kinds text, number and flag"),
+        AttributePurpose::CountRanges => format!("{kinds}, and `bounds` are those of the kind number"),
+        AttributePurpose::CountFound => format!("{kinds}, and `value_query` finds values of the kinds text and flag"),
+    }
+}
+
+/// Adds an attribute to the description of an unknown field, before the list of the fields that exist.
+fn propose(violation: &mut Violation, attribute: &str) {
+    let hint = match violation.unknown_field.as_deref() == Some(attribute) {
+        true => format!("`{attribute}` is an attribute, use `attributes.{attribute}`"),
+        false => format!("the nearest attribute is `attributes.{attribute}`"),
+    };
+    let (problem, fields) = violation.description.split_once("; ").unwrap_or((&violation.description, ""));
+    violation.description = format!("{problem}; {hint}; {fields}");
 }
 
 /// Returns the caller's timeout. None if it sets none.
@@ -267,16 +320,16 @@ impl RankingService for Services {
             let options = &parsed.options;
             self.check_log(&mut violations, "consistency_token", options.log_position, options.log);
             if !violations.is_empty() {
-                return Err(status::invalid(violations.found));
+                return Err(self.refused(violations, context.deadline).await);
             }
             let unknown = |error| match error {
                 EngineError::ServingConfig(unknown) => status::unknown_serving_config("serving_config", unknown),
                 error => status::of_request(error, &forms),
             };
-            let attributes = parsed.attributes();
+            let uses = parsed.attribute_uses();
             let answer = self.engine.suggest(parsed, context.deadline).await.map_err(unknown)?;
             let mut notices = violations.notices;
-            notices.extend(self.unknown_attributes(attributes, &forms, context.deadline).await);
+            notices.extend(self.attribute_notices(uses, |field| forms.path(field), context.deadline).await);
             notices.extend(answer.is_cut.then(|| cut_notice("read_mask", &answer.products)));
             let consistency_token = self.consistency_token(answer.info.log_position);
             let envelope = Envelope { request_id: context.request_id, consistency_token, notices };

@@ -83,12 +83,13 @@ impl ServingConfigService for Services {
             let (kind, page) = (EntryKind::ServingConfig, (page_size, page_token.as_str()));
             let converted = |entry: &ServingConfigEntry| convert::serving_config_to_proto(&entry.config, entry.source);
             let page = self.entries_page(&configs, kind, page, converted, |entry| entry.config.id())?;
-            let EntriesPage { entries, next_page_token } = page;
+            let EntriesPage { entries, next_page_token, notices } = page;
             let total_size = configs.len() as i32;
             Ok(Response::new(proto::ListServingConfigsResponse {
                 serving_configs: entries,
                 next_page_token,
                 total_size,
+                notices,
             }))
         };
         guarded(&self.metrics, "ListServingConfigs", response).await

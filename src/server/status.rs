@@ -627,7 +627,7 @@ fn of_rule(error: RuleError) -> Status {
         RuleError::AttributeConflict { name, .. } => (Reason::AttributeConflict, EntryKind::Attribute, name),
         RuleError::InUse { id, .. } => (Reason::ServingConfigInUse, EntryKind::ServingConfig, id),
         RuleError::Invalid { kind, problems } => {
-            let violation = |RuleProblem { field, description }: RuleProblem| {
+            let violation = |RuleProblem { field, description, .. }: RuleProblem| {
                 Violation::new(format_args!("{}.{field}", message_field(kind)), description)
             };
             return invalid(problems.into_iter().map(violation).collect());

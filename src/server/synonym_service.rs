@@ -75,9 +75,14 @@ impl SynonymService for Services {
             let (kind, page) = (EntryKind::SynonymSet, (page_size, page_token.as_str()));
             let page =
                 self.entries_page(&rules.synonym_sets, kind, page, convert::synonym_set_to_proto, |set| set.id())?;
-            let EntriesPage { entries, next_page_token } = page;
+            let EntriesPage { entries, next_page_token, notices } = page;
             let total_size = rules.synonym_sets.len() as i32;
-            Ok(Response::new(proto::ListSynonymSetsResponse { synonym_sets: entries, next_page_token, total_size }))
+            Ok(Response::new(proto::ListSynonymSetsResponse {
+                synonym_sets: entries,
+                next_page_token,
+                total_size,
+                notices,
+            }))
         };
         guarded(&self.metrics, "ListSynonymSets", response).await
     }

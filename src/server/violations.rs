@@ -11,11 +11,13 @@ pub(crate) struct Violation {
     pub description: String,
     /// The limit that the value exceeds, if it is a number.
     pub limit: Option<usize>,
+    /// The name of a field of items that does not exist, if this is the problem.
+    pub unknown_field: Option<String>,
 }
 
 impl Violation {
     pub(crate) fn new(field: impl Display, description: impl Into<String>) -> Self {
-        Self { field: field.to_string(), description: description.into(), limit: None }
+        Self { field: field.to_string(), description: description.into(), limit: None, unknown_field: None }
     }
 }
 
@@ -34,6 +36,12 @@ impl Violations {
     /// Adds a violation of a limit.
     pub(crate) fn add_beyond(&mut self, field: impl Display, description: impl Into<String>, limit: usize) {
         self.found.push(Violation { limit: Some(limit), ..Violation::new(field, description) });
+    }
+
+    /// Adds a violation that names a field of items that does not exist.
+    pub(crate) fn add_unknown_field(&mut self, field: impl Display, description: impl Into<String>, name: &str) {
+        let unknown_field = Some(name.to_owned());
+        self.found.push(Violation { unknown_field, ..Violation::new(field, description) });
     }
 
     /// Returns the parsed value, or adds a violation with the parse error.

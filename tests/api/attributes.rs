@@ -197,6 +197,11 @@ async fn attributes_are_listed_in_pages() {
         loop {
             let page = list_page(channel, page_size, &token).await.unwrap();
             assert_eq!(page.total_size, 1101);
+            let replaced = proto::Notice {
+                field: "page_size".to_owned(),
+                description: "5000 is above the limit; 1000 was used".to_owned(),
+            };
+            assert_eq!(page.notices, (page_size == 5000).then_some(replaced).into_iter().collect::<Vec<_>>());
             let is_last = page.next_page_token.is_empty();
             assert!(is_last || page.attributes.len() == per_page, "{}", page.attributes.len());
             found.extend(page.attributes.into_iter().map(|attribute| attribute.name));
@@ -341,6 +346,219 @@ async fn an_attribute_that_no_item_has_is_named_in_a_notice() {
     CatalogServiceClient::new(channel.clone()).delete_items(delete).await.unwrap();
     let answer = ranking.search(by_depth).await.unwrap().into_inner();
     assert_eq!(notices(answer.info), [unknown("filter", "depth", "")]);
+    server.end().await;
+}
+
+/// Fields and descriptions of notices.
+fn texts(notices: Vec<proto::Notice>) -> Vec<(String, String)> {
+    notices.into_iter().map(|notice| (notice.field, notice.description)).collect()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn values_of_another_kind_than_an_attribute_has_are_named() {
+    let shop = Shop::new();
+    let server = GrpcServer::start(shop.open(HealthBounds::default())).await;
+    let channel = &server.channel;
+    const YEAR: i64 = 1_767_225_600;
+    let attributes = |size: &str| {
+        let branch = location(52.5, 13.4);
+        vec![("size", text(size)), ("made", time(YEAR)), ("branch", branch), ("weight", Kind::Number(2.0))]
+    };
+    upsert(channel, vec![item("a", attributes("M")), item("b", attributes("5"))]).await;
+    declare(channel, declaration("eco", proto::AttributeKind::Flag), false).await.unwrap();
+    let compared = |name: &str, of: &str, value: &str, kind: &str| {
+        format!(
+            "`attributes.{name}` is of the kind {of}, and is compared with {value}, of the kind {kind}; no item satisfies \
+             the comparison"
+        )
+    };
+    let mut ranking = RankingServiceClient::new(channel.clone());
+    let mut catalog = CatalogServiceClient::new(channel.clone());
+    let search = |filter: &str| proto::SearchRequest {
+        viewer: Some(proto::Viewer { visitor_id: "v".to_owned(), ..Default::default() }),
+        filter: filter.to_owned(),
+        ..Default::default()
+    };
+
+    // Searches and lists find none of these, and say why alike.
+    let long = format!("attributes.weight = \"{}\"", "x".repeat(200));
+    for (filter, expected) in [
+        ("attributes.size = 5", vec![compared("size", "text", "5", "number")]),
+        ("attributes.size IN (4, 5) AND attributes.size < 6", vec![compared("size", "text", "4", "number")]),
+        ("attributes.made = \"soon\"", vec![compared("made", "time", "\"soon\"", "text")]),
+        ("attributes.weight HAS \"two\"", vec![compared("weight", "number", "\"two\"", "text")]),
+        (long.as_str(), vec![compared("weight", "number", &format!("\"{}…", "x".repeat(39)), "text")]),
+        ("attributes.weight", vec![compared("weight", "number", "true", "flag")]),
+        (
+            "attributes.size > timestamp(\"2026-01-31\") AND attributes.size != true",
+            vec![
+                compared("size", "text", "timestamp(\"2026-01-31\")", "time"),
+                compared("size", "text", "true", "flag"),
+            ],
+        ),
+        ("attributes.eco = 1", vec![compared("eco", "flag", "1", "number")]),
+        (
+            "distance(attributes.size, 52.5, 13.4) < 1 km",
+            vec![
+                "`attributes.size` is of the kind text, and distances are those of the kind geo_point; no item has a \
+                  distance"
+                    .to_owned(),
+            ],
+        ),
+    ] {
+        let expected: Vec<_> = expected.into_iter().map(|of| ("filter".to_owned(), of)).collect();
+        let answer = ranking.search(search(filter)).await.unwrap().into_inner();
+        assert_eq!((answer.total_size, texts(answer.info.unwrap().notices)), (0, expected.clone()), "{filter}");
+        let listed = proto::ListItemsRequest { filter: filter.to_owned(), ..Default::default() };
+        let listed = catalog.list_items(listed).await.unwrap().into_inner();
+        assert_eq!((listed.total_size, texts(listed.notices)), (0, expected.clone()), "{filter}");
+        // Within NOT they would select all items, so nothing is deleted by them.
+        let purge = proto::PurgeItemsRequest { filter: format!("NOT ({filter})"), force: true, ..Default::default() };
+        assert_eq!(violations(&catalog.purge_items(purge).await.unwrap_err()), expected, "{filter}");
+    }
+    // A value of a kind that an item has, or that is declared, is none of them.
+    for filter in ["attributes.size = \"XL\" OR attributes.weight > 9", "attributes.size IN (\"M\")", "attributes.eco"]
+    {
+        assert_eq!(
+            texts(ranking.search(search(filter)).await.unwrap().into_inner().info.unwrap().notices),
+            [],
+            "{filter}"
+        );
+    }
+
+    // Orders, facets and boosts.
+    let facet = |field: &str| proto::FacetSpec { field: field.to_owned(), ..Default::default() };
+    let request = proto::SearchRequest {
+        facet_specs: vec![
+            facet("attributes.made"),
+            proto::FacetSpec { bounds: vec![1.0], ..facet("attributes.size") },
+            proto::FacetSpec { value_query: "t".to_owned(), ..facet("attributes.weight") },
+        ],
+        options: Some(proto::RankingOptions {
+            order_by: "attributes.branch, distance(attributes.made, 52.5, 13.4), attributes.size".to_owned(),
+            ..Default::default()
+        }),
+        ..search("attributes.weight = 2")
+    };
+    let answer = ranking.search(request).await.unwrap().into_inner();
+    let expected = [
+        (
+            "options.order_by",
+            "`attributes.branch` is of the kind geo_point, which does not sort; use distance(attributes.branch, …)",
+        ),
+        (
+            "options.order_by",
+            "`attributes.made` is of the kind time, and distances are those of the kind geo_point; no item has a distance",
+        ),
+        (
+            "facet_specs[0].field",
+            "`attributes.made` is of the kind time, and facets count the kinds text, number and flag",
+        ),
+        ("facet_specs[1].field", "`attributes.size` is of the kind text, and `bounds` are those of the kind number"),
+        (
+            "facet_specs[2].field",
+            "`attributes.weight` is of the kind number, and `value_query` finds values of the kinds text and flag",
+        ),
+    ];
+    let expected = expected.map(|(field, description)| (field.to_owned(), description.to_owned()));
+    assert_eq!((answer.total_size, texts(answer.info.unwrap().notices)), (2, expected.to_vec()));
+    let boost = proto::Boost { filter: "attributes.size > 4".to_owned(), factor: 2.0, ..Default::default() };
+    let options = Some(proto::RankingOptions { boosts: vec![boost], ..Default::default() });
+    let answer = ranking.search(proto::SearchRequest { options, ..search("in_stock") }).await.unwrap().into_inner();
+    let expected = ("options.boosts[0].filter".to_owned(), compared("size", "text", "4", "number"));
+    assert_eq!(texts(answer.info.unwrap().notices), [expected]);
+    server.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_unknown_field_that_is_an_attribute_is_reported_with_it() {
+    let shop = Shop::new();
+    let server = GrpcServer::start(shop.open(HealthBounds::default())).await;
+    let channel = &server.channel;
+    upsert(channel, vec![item("a", vec![("glaze_color", text("red"))])]).await;
+    let mut ranking = RankingServiceClient::new(channel.clone());
+    let mut catalog = CatalogServiceClient::new(channel.clone());
+    let is = |name: &str| format!("; `{name}` is an attribute, use `attributes.{name}`; ");
+    let near = "; the nearest attribute is `attributes.glaze_color`; ";
+    let check = |status: Status, expected: &[(&str, &str)]| {
+        let found = violations(&status);
+        let fields: Vec<&str> = found.iter().map(|(field, _)| field.as_str()).collect();
+        assert_eq!(fields, expected.iter().map(|(field, _)| *field).collect::<Vec<_>>());
+        for ((field, description), (_, part)) in found.iter().zip(expected) {
+            assert!(description.contains(part), "{field}: {description}");
+        }
+    };
+
+    let request = proto::SearchRequest {
+        viewer: Some(proto::Viewer { visitor_id: "v".to_owned(), ..Default::default() }),
+        filter: "in_stock AND glaze_color = \"red\"".to_owned(),
+        facet_specs: vec![proto::FacetSpec { field: "glaze_color".to_owned(), ..Default::default() }],
+        options: Some(proto::RankingOptions { order_by: "glazeColour desc, depth".to_owned(), ..Default::default() }),
+        ..Default::default()
+    };
+    let refused = ranking.search(request.clone()).await.unwrap_err();
+    check(
+        refused,
+        &[
+            ("filter", &is("glaze_color")),
+            ("facet_specs[0].field", &is("glaze_color")),
+            ("options.order_by", near),
+            ("options.order_by", "`depth` is not a field; use item_id"),
+        ],
+    );
+    let list = proto::ListItemsRequest { filter: "glaze_color = \"red\"".to_owned(), ..Default::default() };
+    check(catalog.list_items(list).await.unwrap_err(), &[("filter", &is("glaze_color"))]);
+    let purge = proto::PurgeItemsRequest { filter: "glaze_colour = \"red\"".to_owned(), ..Default::default() };
+    check(catalog.purge_items(purge).await.unwrap_err(), &[("filter", near)]);
+    let suggest = proto::SuggestRequest {
+        viewer: request.viewer.clone(),
+        prefix: "g".to_owned(),
+        filter: "depth = 5".to_owned(),
+        ..Default::default()
+    };
+    let expected = "at character 0: unknown field depth; the fields are item_id";
+    check(ranking.suggest(suggest.clone()).await.unwrap_err(), &[("filter", expected)]);
+
+    // A declaration makes it known too, and messages are like texts.
+    declare(channel, declaration("depth", proto::AttributeKind::Number), false).await.unwrap();
+    check(ranking.suggest(suggest).await.unwrap_err(), &[("filter", &is("depth"))]);
+    let words = proto::FilterHasWords { field: "depth".to_owned(), text: "deep".to_owned() };
+    let words = proto::FilterExpression { kind: Some(proto::filter_expression::Kind::HasWords(words)) };
+    let list = proto::ListItemsRequest { filter_expression: Some(words), ..Default::default() };
+    check(catalog.list_items(list).await.unwrap_err(), &[("filter_expression.has_words.field", &is("depth"))]);
+
+    // Rules.
+    let action = |action| proto::RuleAction { action: Some(action) };
+    let rule = |filter: &str| proto::Rule {
+        rule_id: "r".to_owned(),
+        actions: vec![
+            action(proto::rule_action::Action::Banner("b".to_owned())),
+            action(proto::rule_action::Action::Hide(filter.to_owned())),
+        ],
+        ..Default::default()
+    };
+    let mut rules = proto::rule_service_client::RuleServiceClient::new(channel.clone());
+    let create = |filter: &str| proto::CreateRuleRequest { rule: Some(rule(filter)) };
+    let refused = rules.create_rule(create("depth > 5")).await.unwrap_err();
+    check(refused, &[("rule.actions[1].hide", &is("depth"))]);
+    let preview = proto::PreviewRuleRequest { rule: Some(rule("depth > 5")), answer_count: 1 };
+    check(rules.preview_rule(preview).await.unwrap_err(), &[("rule.actions[1].hide", &is("depth"))]);
+    let created = rules.create_rule(create("attributes.depth = \"deep\" OR attributes.dept > 1")).await.unwrap();
+    let expected = [
+        (
+            "rule.actions[1].hide",
+            "no item has the attribute `dept`, and it is not declared; the nearest name is `depth`",
+        ),
+        (
+            "rule.actions[1].hide",
+            "`attributes.depth` is of the kind number, and is compared with \"deep\", of the kind text; no item satisfies \
+             the comparison",
+        ),
+    ];
+    let expected = expected.map(|(field, description)| (field.to_owned(), description.to_owned()));
+    assert_eq!(texts(created.into_inner().notices), expected);
+    let update = proto::UpdateRuleRequest { rule: Some(rule("attributes.depth > 1")) };
+    assert_eq!(texts(rules.update_rule(update).await.unwrap().into_inner().notices), []);
     server.end().await;
 }
 

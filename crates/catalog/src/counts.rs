@@ -100,14 +100,26 @@ impl Catalog {
 
     /// Returns true if an item has this attribute.
     pub fn has_attribute(&self, name: &str) -> bool {
+        self.has_attribute_of(name, |_| true)
+    }
+
+    /// Returns true if an item has a value of this attribute whose kind is wanted.
+    pub fn has_attribute_of(&self, name: &str, is_wanted: impl Fn(AttributeKind) -> bool) -> bool {
         let field = Field::Attribute(name.to_owned());
         masks(self.alive()).any(|(block, alive)| {
             self.columns(block).column(&field).is_some_and(|column| {
                 AttributeKind::ALL
                     .into_iter()
+                    .filter(|kind| is_wanted(*kind))
                     .any(|kind| column.of_kind(kind).iter().zip(alive).any(|(of_kind, alive)| of_kind & alive != 0))
             })
         })
+    }
+
+    /// Returns the kinds of the values that items have of an attribute.
+    pub fn kinds_of_attribute(&self, name: &str) -> Vec<AttributeKind> {
+        let kinds = AttributeKind::ALL.into_iter();
+        kinds.filter(|kind| self.has_attribute_of(name, |wanted| wanted == *kind)).collect()
     }
 
     /// Returns the names of attributes in at most [`NAME_BLOCKS`] blocks at equal distances, also of deleted items.

@@ -14,8 +14,8 @@ mod write;
 
 pub use counts::{AttributeKindCount, ValueCounts};
 pub use filter::{
-    Distance, Field, Filter, FilterError, FilterValue, Operator, attribute_name, has_word_prefix, is_word_boundary,
-    path_normal,
+    AttributeCondition, Distance, Field, Filter, FilterError, FilterValue, Operator, attribute_name, has_word_prefix,
+    is_word_boundary, path_normal,
 };
 pub use groups::{Group, SeenGroups};
 pub use item::{

@@ -6,11 +6,10 @@ use crate::{
 };
 use lodestone_catalog::{AttributeKind, AttributeKindCount, Catalog};
 use lodestone_core::ids::ItemId;
-use lodestone_pipeline::run::RequestField;
+use lodestone_pipeline::AttributeUse;
 use lodestone_rules::{AttributeDeclaration, CompiledAttribute, EntryKind, RuleChange, RuleSnapshot};
 use prost_types::Timestamp;
 use std::{
-    collections::BTreeMap,
     ops::Bound::{Excluded, Unbounded},
     sync::Arc,
     time::Instant,
@@ -44,14 +43,24 @@ pub struct AttributesPage {
     pub next_page_token: String,
 }
 
-/// An attribute that a field of a request names, but that no item has and that is not declared.
+/// A use of an attribute that has no effect in a request.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct UnknownAttribute {
-    pub field: RequestField,
-    pub name: String,
-    /// The most similar name of an attribute that an item has or that is declared. None if no name is similar, for names
-    /// of more than 64 bytes, and after the first 8 unknown attributes.
-    pub nearest: Option<String>,
+pub struct AttributeProblem {
+    pub used: AttributeUse,
+    pub reason: AttributeProblemReason,
+}
+
+/// Why the use of an attribute has no effect.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum AttributeProblemReason {
+    /// No item has the attribute, and it is not declared.
+    Unknown {
+        /// The most similar name of an attribute that an item has or that is declared. None if no name is similar, for
+        /// names of more than 64 bytes, and after the first 8 unknown attributes.
+        nearest: Option<String>,
+    },
+    /// The attribute has values of these kinds alone, or is declared with one of them.
+    OtherKind(Vec<AttributeKind>),
 }
 
 /// Held by writes of items from their check against the declarations until they are in effect.
@@ -93,34 +102,66 @@ impl Engine {
         })
     }
 
-    /// Returns those of the attributes that a request names which no item has and which are not declared, in the order of
-    /// their names. Empty as well if the workers have no time for it.
-    pub async fn unknown_attributes(
-        &self,
-        named: BTreeMap<String, RequestField>,
-        deadline: Instant,
-    ) -> Vec<UnknownAttribute> {
+    /// Returns the uses of attributes that have no effect, in the order of the names, as `uses` are: of an attribute that no
+    /// item has and that is not declared the first one, and those that need values of another kind. Without those of unknown
+    /// attributes if the workers have no time for them.
+    pub async fn attribute_problems(&self, uses: Vec<AttributeUse>, deadline: Instant) -> Vec<AttributeProblem> {
         let (catalog, rules) = (self.generations.current().generation.catalog.load_full(), self.rules());
-        let is_unknown = |name: &String| !rules.attributes.contains_key(name) && !catalog.has_attribute(name);
-        let unknown: Vec<_> = named.into_iter().filter(|(name, _)| is_unknown(name)).collect();
-        if unknown.is_empty() {
-            return Vec::new();
+        let (mut problems, mut unknown): (Vec<AttributeProblem>, Vec<AttributeUse>) = (Vec::new(), Vec::new());
+        for used in uses {
+            let declared = rules.attributes.get(&used.name).map(|attribute| attribute.kind);
+            let accepts = |kind| used.purpose.accepts(kind);
+            if declared.is_some_and(accepts) || catalog.has_attribute_of(&used.name, accepts) {
+                continue;
+            }
+            let mut kinds = catalog.kinds_of_attribute(&used.name);
+            kinds.extend(declared.filter(|kind| !kinds.contains(kind)));
+            match kinds.is_empty() {
+                false => problems.push(AttributeProblem { used, reason: AttributeProblemReason::OtherKind(kinds) }),
+                true if unknown.last().is_some_and(|known| known.name == used.name) => {}
+                true => unknown.push(used),
+            }
         }
-        let with_nearest = move |_: &mut usize| {
+        if unknown.is_empty() {
+            return problems;
+        }
+        let names = unknown.iter().map(|used| used.name.clone()).collect();
+        if let Ok(nearest) = self.nearest_attributes(names, deadline).await {
+            problems.extend(unknown.into_iter().zip(nearest).map(|(used, nearest)| {
+                let reason = AttributeProblemReason::Unknown { nearest };
+                AttributeProblem { used, reason }
+            }));
+            problems.sort_by(|a, b| a.used.name.cmp(&b.used.name));
+        }
+        problems
+    }
+
+    /// Returns for each name the attribute that an item has or that is declared and that has this name or, otherwise, the
+    /// most similar one. None if no name is similar, for names of more than 64 bytes, and after the first 8.
+    pub async fn nearest_attributes(
+        &self,
+        names: Vec<String>,
+        deadline: Instant,
+    ) -> Result<Vec<Option<String>>, EngineError> {
+        let (catalog, rules) = (self.generations.current().generation.catalog.load_full(), self.rules());
+        let nearest = move |_: &mut usize| {
             let is_known = |name: &str| rules.attributes.contains_key(name) || catalog.has_attribute(name);
-            let mut names = catalog.attribute_names();
-            names.extend(rules.attributes.keys().map(String::as_str));
+            let mut known = catalog.attribute_names();
+            known.extend(rules.attributes.keys().map(String::as_str));
             let mut distances_left = DISTANCES_MAX;
-            let mut of = |(index, (name, field)): (usize, (String, RequestField))| {
-                let has_nearest = index < NEAREST_MAX && name.len() <= NEAREST_NAME_BYTES_MAX;
-                let names = names.iter().copied().filter(|_| has_nearest);
-                let near = near_names(&name, names, deadline, &mut distances_left);
-                let nearest = near.into_iter().find(|name| is_known(name)).map(str::to_owned);
-                UnknownAttribute { field, name, nearest }
+            let mut of = |(index, name): (usize, String)| {
+                if index >= NEAREST_MAX || name.len() > NEAREST_NAME_BYTES_MAX {
+                    return None;
+                }
+                if is_known(&name) {
+                    return Some(name);
+                }
+                let near = near_names(&name, known.iter().copied(), deadline, &mut distances_left);
+                near.into_iter().find(|name| is_known(name)).map(str::to_owned)
             };
-            Ok(unknown.into_iter().enumerate().map(&mut of).collect())
+            Ok(names.into_iter().enumerate().map(&mut of).collect())
         };
-        self.workers.run(deadline, with_nearest).await.unwrap_or_default()
+        self.workers.run(deadline, nearest).await
     }
 
     /// Returns the items of the current catalogue whose values of an attribute are of another kind.

@@ -16,7 +16,7 @@ mod serving;
 mod token;
 mod workers;
 
-pub use attributes::{AttributeConflicts, AttributesPage, DeclarationsGuard, UnknownAttribute};
+pub use attributes::{AttributeConflicts, AttributeProblem, AttributeProblemReason, AttributesPage, DeclarationsGuard};
 pub use engine::{Engine, EngineConfig, QueuedEvents};
 pub use error::{EngineError, PageTokenError, RuleError, WriteOutcome, WriteReport};
 pub use incentives::{CampaignStatus, DecideRequest, IncentiveAnswer, IncentiveReason};

@@ -177,7 +177,7 @@ impl Engine {
 
 /// Returns the error of a field that does not fit the other entries.
 pub(crate) fn invalid(kind: EntryKind, field: &str, description: String) -> RuleError {
-    RuleError::Invalid { kind, problems: vec![RuleProblem { field: field.to_owned(), description }] }
+    RuleError::Invalid { kind, problems: vec![RuleProblem::new(field, description)] }
 }
 
 /// The entry that a write is about.

@@ -121,7 +121,7 @@ impl Engine {
         for head in config.head_weights.keys().take(limits::HEADS) {
             if let Some((bundle, known)) = lacking(head) {
                 let description = format!("the bundle {bundle} has no head of this name; it has {known}");
-                problems.push(RuleProblem { field: format!("head_weights.{head}"), description });
+                problems.push(RuleProblem::new(format_args!("head_weights.{head}"), description));
             }
         }
         let compares_prices =
@@ -134,7 +134,7 @@ impl Engine {
                 if let Some((bundle, known)) = lacking(head) {
                     let description =
                         format!("needs the head `{head}`, which the bundle {bundle} does not have; it has {known}");
-                    problems.push(RuleProblem { field: field.clone(), description });
+                    problems.push(RuleProblem::new(&field, description));
                 }
             }
             if objective.is_of_prices() && currencies.len() > 1 {
@@ -143,7 +143,7 @@ impl Engine {
                      prices in others as offers",
                     currencies.join(" and ")
                 );
-                problems.push(RuleProblem { field, description });
+                problems.push(RuleProblem::new(field, description));
             }
         }
         problems
@@ -208,7 +208,7 @@ impl Engine {
         let serving = self.serving();
         let problem = |(index, name): (usize, &String)| {
             let description = serving.config(name).err()?.to_string();
-            Some(RuleProblem { field: format!("condition.serving_configs[{index}]"), description })
+            Some(RuleProblem::new(format_args!("condition.serving_configs[{index}]"), description))
         };
         names.iter().enumerate().filter_map(problem).collect()
     }

@@ -4,6 +4,7 @@
 //! wire (`server`), loading and choosing generations (`lodestone-rollout`), the log (`lodestone-events`).
 #![forbid(unsafe_code)]
 pub mod answers;
+mod attributes;
 pub mod bundle;
 pub mod context;
 pub mod facets;
@@ -27,6 +28,7 @@ pub mod source;
 pub mod tail;
 pub mod trace;
 
+pub use attributes::{AttributePurpose, AttributeUse};
 pub use context::{RankedCandidates, RequestContext};
 pub use facets::*;
 pub use fusion::{Candidate, Candidates, Fusion};

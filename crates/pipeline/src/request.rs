@@ -1,6 +1,6 @@
 //! Requests and answers of the engine. The server has validated every field of a request.
 use super::facets::{FacetSpec, Facets};
-use crate::{policy::ScoreParts, run::RequestField, serving::ExperimentArm, source::CandidateSource};
+use crate::{policy::ScoreParts, serving::ExperimentArm, source::CandidateSource};
 use lodestone_catalog::{AttributeValue, Availability, Catalog, Filter, Item, OfferKey, OrderBy, ReadMask};
 use lodestone_core::{
     ids::{ItemId, Row, UserId},
@@ -230,14 +230,6 @@ pub struct SuggestRequest {
     pub options: Options,
     /// The request's protobuf message, for the answer log.
     pub message: Vec<u8>,
-}
-
-impl SuggestRequest {
-    /// The attributes that the filter names; see [`RankingRequest::attributes`](crate::run::RankingRequest::attributes).
-    pub fn attributes(&self) -> BTreeMap<String, RequestField> {
-        let fields = self.filter.iter().flat_map(Filter::fields);
-        fields.filter_map(|field| Some((field.attribute()?.to_owned(), RequestField::Filter))).collect()
-    }
 }
 
 /// The answer to Search, Recommend and Rank.

@@ -38,7 +38,7 @@ use lodestone_rules::Objective;
 use lodestone_state::users::PastQuery;
 use std::{
     borrow::Cow,
-    collections::{BTreeMap, HashMap},
+    collections::HashMap,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -317,26 +317,6 @@ impl RankingRequest {
         let is_of_price = |boost: &Boost| boost.filter.has_any(Field::is_price);
         let boost = || options.boosts.iter().position(is_of_price).map(RequestField::Boost);
         filter.or_else(order).or_else(facet).or_else(boost)
-    }
-
-    /// The attributes that fields of the request name, each with the first of these fields. Rules do not count, and
-    /// neither do attributes of the items that the request has.
-    pub fn attributes(&self) -> BTreeMap<String, RequestField> {
-        let options = self.options();
-        let filter = self.filter().into_iter().flat_map(Filter::fields).map(|field| (RequestField::Filter, field));
-        let order = options.order_by.fields().map(|field| (RequestField::OrderBy, field));
-        let facets = self.facets().iter().enumerate().map(|(index, spec)| (RequestField::Facet(index), &spec.field));
-        let boosts = options.boosts.iter().enumerate().flat_map(|(index, boost)| {
-            boost.filter.fields().into_iter().map(move |field| (RequestField::Boost(index), field))
-        });
-        let mut attributes = BTreeMap::new();
-        for (named_by, field) in filter.chain(order).chain(facets).chain(boosts) {
-            let Some(name) = field.attribute() else { continue };
-            if !attributes.contains_key(name) && self.sent_items().all(|item| !item.attributes.contains_key(name)) {
-                attributes.insert(name.to_owned(), named_by);
-            }
-        }
-        attributes
     }
 
     /// What becomes of items that are sold out. `of_config` is the policy of the serving configuration.

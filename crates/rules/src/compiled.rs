@@ -3,7 +3,7 @@ use crate::{
     data::{Pin, QueryConditionKind, Rule, RuleActionKind, RuleCondition, RuleRequestType, SynonymSet, SynonymTerms},
     synonyms::{Synonyms, Terms},
 };
-use lodestone_catalog::{Filter, is_url, path_normal};
+use lodestone_catalog::{Filter, FilterError, is_url, path_normal};
 use lodestone_core::{
     ids::{ItemId, check_name},
     text::{normalize, tokens},
@@ -87,6 +87,14 @@ pub struct RuleProblem {
     pub field: String,
     /// The value, what is wrong with it, and the limit.
     pub description: String,
+    /// The name of a field of items that does not exist, if a filter names one.
+    pub unknown_field: Option<String>,
+}
+
+impl RuleProblem {
+    pub fn new(field: impl Display, description: impl Into<String>) -> Self {
+        Self { field: field.to_string(), description: description.into(), unknown_field: None }
+    }
 }
 
 /// A validated rule.
@@ -148,7 +156,7 @@ pub(crate) struct Problems(pub(crate) Vec<RuleProblem>);
 
 impl Problems {
     pub(crate) fn add(&mut self, field: impl Display, description: impl Into<String>) {
-        self.0.push(RuleProblem { field: field.to_string(), description: description.into() });
+        self.0.push(RuleProblem::new(field, description));
     }
 
     /// Adds a mistake if there are more than `limit` entries.
@@ -194,7 +202,11 @@ impl Problems {
             self.add(field, "is empty; it must select items");
             return None;
         }
-        Filter::parse(text).map_err(|error| self.add(field, error.to_string())).ok()
+        let invalid = |error: FilterError| {
+            let unknown_field = error.unknown_field.clone();
+            self.0.push(RuleProblem { unknown_field, ..RuleProblem::new(field, error.to_string()) });
+        };
+        Filter::parse(text).map_err(invalid).ok()
     }
 
     pub(crate) fn time(&mut self, field: impl Display, time: Option<&Timestamp>) -> Option<UnixMillis> {

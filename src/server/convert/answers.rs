@@ -18,12 +18,15 @@ fn texts(ids: &[ItemId]) -> Vec<String> {
     ids.iter().map(ItemId::to_string).collect()
 }
 
+pub(crate) fn notice(notice: Violation) -> proto::Notice {
+    proto::Notice { field: notice.field, description: notice.description }
+}
+
 fn info(info: &AnswerInfo, envelope: Envelope) -> proto::AnswerInfo {
     let degradation = |degradation: &Degradation| proto::Degradation {
         code: degradation.code as i32,
         subject: degradation.subject.clone(),
     };
-    let notice = |notice: Violation| proto::Notice { field: notice.field, description: notice.description };
     proto::AnswerInfo {
         generation: info.generation.to_string(),
         degradations: info.degradations.iter().map(degradation).collect(),

@@ -4,7 +4,7 @@ use crate::server::{
     proto::{self, filter_expression::Kind, filter_value},
     violations::Violations,
 };
-use lodestone_catalog::{Field, Filter, FilterValue, Operator};
+use lodestone_catalog::{Field, Filter, FilterError, FilterValue, Operator};
 use lodestone_pipeline::run::RequestField;
 use prost::Message;
 use std::fmt::Display;
@@ -56,7 +56,11 @@ pub(crate) fn filter(
     let is_empty = text.trim().is_empty();
     let Some(expression) = expression else {
         let parsed = (!is_empty).then(|| Filter::parse(text))?;
-        return parsed.map_err(|error| violations.add(field, error.to_string())).ok();
+        let invalid = |error: FilterError| match &error.unknown_field {
+            Some(name) => violations.add_unknown_field(field, error.to_string(), name),
+            None => violations.add(field, error.to_string()),
+        };
+        return parsed.map_err(invalid).ok();
     };
     let message = format!("{field}_expression");
     if !is_empty {
@@ -139,8 +143,11 @@ fn nodes(
 }
 
 fn field(violations: &mut Violations, path: &str, name: &str) -> Option<Field> {
-    let parsed = Field::parse(name).ok_or_else(|| Field::unknown(&shortened(name)));
-    violations.keep(format_args!("{path}.field"), parsed)
+    let parsed = Field::parse(name);
+    if parsed.is_none() {
+        violations.add_unknown_field(format_args!("{path}.field"), Field::unknown(&shortened(name)), name);
+    }
+    parsed
 }
 
 fn operator(violations: &mut Violations, path: &str, number: i32) -> Option<Operator> {

@@ -12,7 +12,7 @@ mod viewer;
 
 use super::violations::Violations;
 pub(crate) use answers::{
-    Envelope, item_to_proto, rank_response, recommend_response, score_parts, search_response, suggest_response,
+    Envelope, item_to_proto, notice, rank_response, recommend_response, score_parts, search_response, suggest_response,
 };
 pub(crate) use consistency::{LogPosition, consistency_token};
 pub(crate) use events::event;

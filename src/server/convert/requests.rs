@@ -12,7 +12,7 @@ use crate::server::{
     proto,
     violations::{Violation, Violations},
 };
-use lodestone_catalog::{Field, Filter, Item, OrderBy, ReadMask, limits, path_normal};
+use lodestone_catalog::{Field, Filter, Item, OrderBy, OrderByError, ReadMask, limits, path_normal};
 use lodestone_core::{ids::ItemId, text::normalize, units::UnixMillis};
 use lodestone_pipeline::*;
 use prost::Message;
@@ -156,7 +156,12 @@ fn serving_config(violations: &mut Violations, field: &str, name: &str) -> Strin
 fn order_by(violations: &mut Violations, options: &proto::RankingOptions) -> OrderBy {
     let order = OrderBy::parse(&options.order_by).unwrap_or_else(|problems| {
         for problem in problems {
-            violations.add("options.order_by", problem.to_string());
+            match &problem {
+                OrderByError::UnknownField(name) => {
+                    violations.add_unknown_field("options.order_by", problem.to_string(), name);
+                }
+                problem => violations.add("options.order_by", problem.to_string()),
+            }
         }
         OrderBy::default()
     });
@@ -323,7 +328,8 @@ fn facets(violations: &mut Violations, sent: &[proto::FacetSpec]) -> Vec<FacetSp
             let name = shortened(&sent.field);
             let known = "use category, category_path, brand, tags, price, discount, rating, stock_quantity, in_stock, \
                          availability or attributes.NAME (1 to 64 of A-Z, a-z, 0-9, _)";
-            violations.add(path("field"), format!("`{name}` is not a facet field; {known}"));
+            let description = format!("`{name}` is not a facet field; {known}");
+            violations.add_unknown_field(path("field"), description, &sent.field);
             continue;
         };
         if specs.iter().any(|spec| spec.field == field) {

@@ -6,7 +6,7 @@ use super::{
 use crate::server::{
     explain::{LoggedRequest, logged_request},
     proto::{self, rule_action::Action},
-    violations::Violations,
+    violations::{Violation, Violations},
 };
 use lodestone_catalog::Filter;
 use lodestone_core::units::UnixMillis;
@@ -144,8 +144,9 @@ pub(crate) fn attribute_declaration_to_proto(attribute: &CompiledAttribute) -> p
 
 /// Adds the problems of an entry, which is the field `message` of the request.
 pub(crate) fn add_problems(violations: &mut Violations, message: &str, problems: Vec<RuleProblem>) {
-    for problem in problems {
-        violations.add(format_args!("{message}.{}", problem.field), problem.description);
+    for RuleProblem { field, description, unknown_field } in problems {
+        let violation = Violation::new(format_args!("{message}.{field}"), description);
+        violations.found.push(Violation { unknown_field, ..violation });
     }
 }
 

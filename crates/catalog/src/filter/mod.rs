@@ -1,9 +1,11 @@
 //! The filter language. `docs/filters.md` is its reference for shops.
+mod attributes;
 mod build;
 mod columns;
 mod parse;
 
 use super::{AttributeValue, Availability, GeoPoint, Item, item::PATH_SEPARATOR};
+pub use attributes::AttributeCondition;
 pub use build::FilterValue;
 pub(super) use columns::{BLOCK_ROWS, Column, Columns, Mask};
 use lodestone_core::{
@@ -24,6 +26,8 @@ pub struct FilterError {
     /// The first wrong character, counted from 0; the length of the filter if something is missing at its end.
     pub position: usize,
     pub message: String,
+    /// The name of a field that does not exist, if this is the reason.
+    pub unknown_field: Option<String>,
 }
 
 /// A parsed condition on items.
@@ -266,9 +270,7 @@ impl Filter {
 
     /// Returns the fields of all conditions, in their order.
     pub fn fields(&self) -> Vec<&Field> {
-        let mut fields = Vec::new();
-        self.0.collect_fields(&mut fields);
-        fields
+        self.0.predicates().into_iter().map(|(field, _)| field).collect()
     }
 
     /// Returns true if a condition is on one of these fields.
@@ -325,11 +327,12 @@ impl Node {
         }
     }
 
-    fn collect_fields<'n>(&'n self, fields: &mut Vec<&'n Field>) {
+    /// Returns all conditions with their fields, in their order.
+    fn predicates(&self) -> Vec<(&Field, &Predicate)> {
         match self {
-            Self::And(nodes) | Self::Or(nodes) => nodes.iter().for_each(|node| node.collect_fields(fields)),
-            Self::Not(node) => node.collect_fields(fields),
-            Self::Predicate(field, _) => fields.push(field),
+            Self::And(nodes) | Self::Or(nodes) => nodes.iter().flat_map(Self::predicates).collect(),
+            Self::Not(node) => node.predicates(),
+            Self::Predicate(field, predicate) => vec![(field, predicate)],
         }
     }
 

@@ -26,7 +26,7 @@ pub(super) fn parse(text: &str) -> Result<Node, FilterError> {
 }
 
 fn error<T>(position: usize, message: impl Into<String>) -> Result<T, FilterError> {
-    Err(FilterError { position, message: message.into() })
+    Err(FilterError { position, message: message.into(), unknown_field: None })
 }
 
 #[derive(Debug, Clone, PartialEq)]
@@ -212,7 +212,10 @@ impl Parser {
         let field = match Field::parse(name) {
             Some(field) => field,
             None if name == "distance" => self.distance(position)?,
-            None => return error(position, Field::unknown(name)),
+            None => {
+                let unknown_field = Some(name.to_owned());
+                return Err(FilterError { position, message: Field::unknown(name), unknown_field });
+            }
         };
         let at = self.position();
         match self.tokens.peek().map(|(_, token)| token.clone()) {

@@ -173,7 +173,7 @@ impl Problems {
             ..rules::ServingConfig::default()
         };
         let compiled = CompiledServingConfig::new(config).map_err(|problems| {
-            for rules::RuleProblem { field, description } in problems {
+            for rules::RuleProblem { field, description, .. } in problems {
                 match field.as_str() {
                     "serving_config_id" => self.name(format!("configs.{name}"), name),
                     field => self.add(format!("configs.{name}.{field}"), description),
