@@ -195,3 +195,48 @@ async fn a_suggestion_is_recorded_and_its_accepted_completions_are_counted() {
     assert_eq!(replayed.request, Some(Request::Suggest(request)));
     server.end().await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn titles_of_the_few_products_that_a_filter_leaves_are_completions() {
+    let shop = Shop::new();
+    let server = GrpcServer::start(shop.open(HealthBounds::default())).await;
+    let item = |id: &str, title: &str, brand: &str, group: &str| proto::Item {
+        item_id: id.to_owned(),
+        title: title.to_owned(),
+        brand: brand.to_owned(),
+        group_id: group.to_owned(),
+        ..Default::default()
+    };
+    let prints = (0..300).map(|n| item(&format!("print-{n}"), &format!("Zebra print {n}"), "Acme", ""));
+    let rugs = [
+        item("rug-1", "Woollen zebra patterned rug, small", "Looms", "rug"),
+        item("rug-2", "Woollen zebra patterned rug, large", "Looms", "rug"),
+        item("rug-3", "Woollen rug of other zebras", "Looms", ""),
+        item("rug-4", "Woollen rug with stripes", "Looms", ""),
+    ];
+    let request = proto::UpsertItemsRequest { items: prints.chain(rugs).collect(), update_time: None };
+    let mut catalog = proto::catalog_service_client::CatalogServiceClient::new(server.channel.clone());
+    catalog.upsert_items(request).await.unwrap();
+    let completed = async |filter: &str, count: i32| -> Vec<(String, CompletionSource)> {
+        let request = proto::SuggestRequest {
+            viewer: viewer("v"),
+            prefix: "zeb".to_owned(),
+            filter: filter.to_owned(),
+            completion_count: count,
+            ..Default::default()
+        };
+        let completions = suggest(&server, request).await.unwrap().completions;
+        assert!(completions.iter().all(|of| !of.completion_id.is_empty()));
+        completions.into_iter().map(|of| (of.text.clone(), of.source())).collect()
+    };
+    assert_eq!(completed("", 8).await.len(), 8);
+    // One of each product whose title has a word that begins with the prefix, whatever else is more popular.
+    let found = completed("brand = \"Looms\"", 8).await;
+    let titles: Vec<&String> =
+        found.iter().filter(|(_, source)| *source == CompletionSource::Title).map(|(text, _)| text).collect();
+    assert_eq!(titles.len(), 2, "{found:?}");
+    assert!(titles.iter().all(|title| title.contains("zebra")), "{found:?}");
+    assert_eq!(titles.iter().filter(|title| title.contains("patterned")).count(), 1, "{found:?}");
+    assert_eq!(completed("brand = \"Looms\"", 1).await.len(), 1);
+    server.end().await;
+}

@@ -1029,7 +1029,7 @@ pub fn suggest(generation: &Generation, models: &mut Models, planned: &PlannedSu
     context.ranker = if plan.uses_ranker() { RankerUse::Scores } else { RankerUse::Skipped };
     check_position(&mut context, options);
     context.eligible = eligible_rows(&context, request.filter.as_ref());
-    let completions = completions(&context, request);
+    let (mut completions, shown_groups) = completions(&context, request);
     context.end_stage("complete");
     let is_eligible = |row: Row| context.eligible.contains(row);
     let found = if request.prefix.trim().is_empty() {
@@ -1044,6 +1044,7 @@ pub fn suggest(generation: &Generation, models: &mut Models, planned: &PlannedSu
             Vec::new()
         })
     };
+    add_titles(&context, request, &found, shown_groups, &mut completions);
     let count = found.len();
     context.candidates = retrieve::ordered_rows(&catalog, CandidateSource::Lexical, found, count);
     context.limits.fused = SUGGEST_CANDIDATES;
@@ -1116,8 +1117,8 @@ fn prefix_matches(
 
 /// Completions of the prefix: first the user's own searches, then texts that every user may see, whole titles last.
 /// Titles, brands and searches of others are shown only if an eligible item has all their words, phrases of titles only
-/// if two products have them: of one product, the title is more useful.
-fn completions(context: &RequestContext, request: &SuggestRequest) -> Vec<Completion> {
+/// if two products have them: of one product, the title is more useful. Also returns the groups whose titles are shown.
+fn completions(context: &RequestContext, request: &SuggestRequest) -> (Vec<Completion>, SeenGroups) {
     let own = |query: &PastQuery| Completion {
         text: query.text.to_string(),
         source: CompletionSource::Query,
@@ -1125,7 +1126,7 @@ fn completions(context: &RequestContext, request: &SuggestRequest) -> Vec<Comple
     };
     let count = request.completion_count;
     if request.prefix.trim().is_empty() {
-        return context.history.queries.iter().rev().take(count).map(own).collect();
+        return (context.history.queries.iter().rev().take(count).map(own).collect(), SeenGroups::default());
     }
     let affinity = category_affinity(context);
     let affinity = |category: &str| affinity.get(category).copied().unwrap_or(0.0);
@@ -1176,7 +1177,33 @@ fn completions(context: &RequestContext, request: &SuggestRequest) -> Vec<Comple
             normals.push(normal);
         }
     }
-    completions
+    (completions, seen)
+}
+
+/// Completes with the titles of found products that begin with the prefix, or have a word that does, as long as there are
+/// too few completions: few of the texts that are completions of all products lead to one that the answer may show if the
+/// filter leaves few.
+fn add_titles(
+    context: &RequestContext,
+    request: &SuggestRequest,
+    found: &[(Row, f32)],
+    mut shown_groups: SeenGroups,
+    completions: &mut Vec<Completion>,
+) {
+    let mut normals: AHashSet<String> = completions.iter().map(|known| text::normalize(&known.text)).collect();
+    for (row, _) in found {
+        if completions.len() >= request.completion_count {
+            break;
+        }
+        let title = &context.catalog.get(*row).item.title;
+        if has_prefix(title, &request.prefix)
+            && normals.insert(text::normalize(title))
+            && context.catalog.group_of(*row).is_none_or(|group| shown_groups.add(group))
+        {
+            let text = title.split_whitespace().collect::<Vec<_>>().join(" ");
+            completions.push(Completion { text, source: CompletionSource::Title, prefix: String::new() });
+        }
+    }
 }
 
 /// Declares a degradation if the requested version is ahead of the state. Every acknowledged position is applied before
