@@ -2,6 +2,7 @@
 use super::{
     audited::listed_items,
     convert::{self, FilterForms},
+    group_counts::GroupCounts,
     guard::{guarded, guarded_stream},
     item_import::ItemImport,
     proto::{self, catalog_service_server::CatalogService},
@@ -247,11 +248,16 @@ impl CatalogService for Services {
                 return Err(status::invalid(violations.found));
             }
             let (held, rules) = (self.engine.hold_declarations().await, self.engine.rules());
+            let groups = RefCell::new(GroupCounts::default());
             let convert = |violations: &mut Violations, path: &dyn Display, item: &proto::Item| {
                 let write = ItemWrite::of_all(convert::item(violations, path, item, true)?, time);
-                convert::check_attribute_kinds(violations, path, &write, &rules.attributes).then_some(write)
+                if !convert::check_attribute_kinds(violations, path, &write, &rules.attributes) {
+                    return None;
+                }
+                groups.borrow_mut().check(violations, path, &write, &self.engine).then_some(write)
             };
             let validated = Validated::of("items", &items, |item| &item.item_id, convert)?;
+            drop(groups);
             let (results, log_position) = self.write_valid_items(validated, held).await?;
             Ok(Response::new(proto::UpsertItemsResponse {
                 results,
@@ -272,17 +278,20 @@ impl CatalogService for Services {
                 update.item.as_ref().map_or("", |item| &item.item_id)
             }
             let (held, rules) = (self.engine.hold_declarations().await, self.engine.rules());
-            let attributes = RefCell::new(AttributeCounts::default());
+            let counts = RefCell::new((AttributeCounts::default(), GroupCounts::default()));
             let convert = |violations: &mut Violations, path: &dyn Display, update: &proto::ItemUpdate| {
                 let write = convert::item_update(violations, path, update, clock)?;
                 let path = format!("{path}.item");
                 if !convert::check_attribute_kinds(violations, &path, &write, &rules.attributes) {
                     return None;
                 }
-                attributes.borrow_mut().check(violations, &path, &write, &self.engine).then_some(write)
+                let (attributes, groups) = &mut *counts.borrow_mut();
+                let is_within = attributes.check(violations, &path, &write, &self.engine)
+                    && groups.check(violations, &path, &write, &self.engine);
+                is_within.then_some(write)
             };
             let validated = Validated::of("updates", &updates, id, convert)?;
-            drop(attributes);
+            drop(counts);
             let (results, log_position) = self.write_valid_items(validated, held).await?;
             Ok(Response::new(proto::UpdateItemsResponse {
                 results,

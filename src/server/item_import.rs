@@ -5,6 +5,7 @@ use super::{
     catalog_service::{AttributeCounts, Validated},
     client::{Client, client_of},
     convert::{self, FilterForms},
+    group_counts::GroupCounts,
     proto::{self, import_items_request::Part},
     services::Services,
     status,
@@ -188,16 +189,19 @@ impl ItemImport {
         let options = self.begun();
         let held = self.services.engine.hold_declarations().await;
         let rules = self.services.engine.rules();
-        let attributes = RefCell::new(AttributeCounts::default());
+        let counts = RefCell::new((AttributeCounts::default(), GroupCounts::default()));
         let convert = |violations: &mut Violations, path: &dyn Display, item: &proto::Item| {
             let write = options.write(convert::item(violations, path, item, true)?, &self.services.engine);
             if !convert::check_attribute_kinds(violations, path, &write, &rules.attributes) {
                 return None;
             }
-            attributes.borrow_mut().check(violations, path, &write, &self.services.engine).then_some(write)
+            let ((attributes, groups), engine) = (&mut *counts.borrow_mut(), &self.services.engine);
+            let is_within =
+                attributes.check(violations, path, &write, engine) && groups.check(violations, path, &write, engine);
+            is_within.then_some(write)
         };
         let validated = Validated::of("items", items, |item| &item.item_id, convert)?;
-        drop(attributes);
+        drop(counts);
         let ids: Vec<Option<ItemId>> = items.iter().map(|item| ItemId::parse(&item.item_id).ok()).collect();
         let results = match options.validate_only {
             true => {

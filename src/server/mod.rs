@@ -15,6 +15,7 @@ mod event_stream;
 pub(crate) mod explain;
 #[doc(hidden)]
 pub mod fuzzing;
+mod group_counts;
 mod guard;
 mod incentive_service;
 mod item_import;

@@ -293,6 +293,73 @@ async fn a_variant_that_sells_out_between_pages_gives_its_place_to_another() {
     assert!(ids(&second.results).iter().all(|id| sold_out.iter().all(|shirt| shirt.id != *id)));
 }
 
+/// Many feeds have a column of groups that is the same for all items.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_group_has_a_limit_of_variants() {
+    const LIMIT: usize = 10_000;
+    let shop = Shop::new();
+    let server = GrpcServer::start(shop.open(HealthBounds::default())).await;
+    let mut client = CatalogServiceClient::new(server.channel.clone());
+    let item = |number: usize, group: &str| proto::Item {
+        item_id: format!("v{number}"),
+        title: format!("Linen shirt {number}"),
+        categories: vec!["Shirts".to_owned()],
+        group_id: group.to_owned(),
+        ..Default::default()
+    };
+    let mut write = async |items: Vec<proto::Item>| {
+        let request = proto::UpsertItemsRequest { items, update_time: None };
+        client.upsert_items(request).await.unwrap().into_inner().results
+    };
+    use proto::ItemStatus::{Created, Rejected, Replaced, Unchanged};
+    let statuses = |results: &[proto::ItemResult]| results.iter().map(|result| result.status()).collect::<Vec<_>>();
+    let is_refused = |result: &proto::ItemResult, field: &str| {
+        let [violation] = &result.violations[..] else { panic!("{result:?}") };
+        let expected = format!("is `0`, which would have {} variants; the limit is {LIMIT}", LIMIT + 1);
+        assert_eq!((&*violation.field, &violation.description), (field, &expected));
+    };
+    for first in (0..LIMIT - 1).step_by(1000) {
+        let items = (first..(first + 1000).min(LIMIT - 1)).map(|number| item(number, "0")).collect();
+        assert!(write(items).await.iter().all(|result| result.status() == Created));
+    }
+    // Within one request, the first of them takes the last place.
+    let results = write(vec![item(LIMIT, "0"), item(LIMIT, "0"), item(LIMIT + 1, "0"), item(LIMIT + 1, "1")]).await;
+    assert_eq!(statuses(&results), [Created, Unchanged, Rejected, Created]);
+    is_refused(&results[2], "items[2].group_id");
+    // A variant of the group stays one.
+    let renamed = proto::Item { title: "Linen shirt, long".to_owned(), ..item(7, "0") };
+    assert_eq!(statuses(&write(vec![renamed]).await), [Replaced]);
+
+    let mut catalog = CatalogServiceClient::new(server.channel.clone());
+    let update = proto::ItemUpdate {
+        item: Some(item(LIMIT + 1, "0")),
+        update_mask: Some(prost_types::FieldMask { paths: vec!["group_id".to_owned()] }),
+        update_time: None,
+    };
+    let updated = catalog.update_items(proto::UpdateItemsRequest { updates: vec![update.clone()] }).await.unwrap();
+    is_refused(&updated.into_inner().results[0], "updates[0].item.group_id");
+    let part = proto::import_items_request::Part::Items(proto::ImportedItems { items: vec![item(LIMIT + 2, "0")] });
+    let feed = futures_util::stream::iter([proto::ImportItemsRequest { part: Some(part) }]);
+    let response = catalog.import_items(feed).await.unwrap().into_inner().message().await.unwrap().unwrap();
+    is_refused(response.results[0].result.as_ref().unwrap(), "items[0].group_id");
+
+    // The group is one product, of which a list has at most 100 variants.
+    let request = proto::SearchRequest {
+        options: options(|options| options.variant_list_size = 100),
+        ..search_for("linen shirt")
+    };
+    let found = search(&server.channel, &request).await;
+    assert_eq!(found.total_size, 2);
+    let group = found.results.iter().find(|result| result.variant_count as usize == LIMIT).unwrap();
+    assert_eq!(group.variants.len(), 100);
+    // A place that becomes free is taken.
+    let deleted = proto::DeleteItemsRequest { item_ids: vec!["v3".to_owned()] };
+    catalog.delete_items(deleted).await.unwrap();
+    let updated = catalog.update_items(proto::UpdateItemsRequest { updates: vec![update] }).await.unwrap();
+    assert_eq!(updated.into_inner().results[0].status(), proto::ItemStatus::Updated);
+    server.end().await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_group_changes_and_bad_ids_are_named() {
     let shop = Shop::new();

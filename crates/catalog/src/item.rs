@@ -80,6 +80,8 @@ pub mod limits {
     pub const URL_CHARS: usize = 2000;
     /// Offers of an item.
     pub const OFFERS: usize = 200;
+    /// Variants of a group.
+    pub const VARIANTS: usize = 10_000;
 }
 
 /// Discounts are rounded to this part.

@@ -528,6 +528,19 @@ fn a_much_smaller_feed_is_refused_unless_it_is_allowed() {
 }
 
 #[test]
+fn a_column_of_groups_with_more_variants_than_a_product_has_is_refused() {
+    let mapping = format!("{MUGS}group_id = \"kind\"\n");
+    let feed = |count: usize| -> String {
+        let row = |id| format!("m{id},Mug,{}\n", if id % 8 == 7 { "lamp" } else { "mug" });
+        format!("id,title,kind\n{}", (0..count).map(row).collect::<String>())
+    };
+    let shop = Shop::new();
+    let text = shop.import_items(&mapping, "feed.csv", feed(16_000)).unwrap_err().to_string();
+    assert_contains(&text, &["feed.csv", "`kind`", "14000 items", "`mug`", "the limit is 10000", "group_id"]);
+    assert_eq!(shop.import_items(&mapping, "feed.csv", feed(8_000)).unwrap().0.len(), 8_000);
+}
+
+#[test]
 fn the_time_of_a_file_is_stated_or_its_modification_time() {
     let shop = Shop::new();
     let stated = ImportOptions { items_time: Some(UnixMillis(5)), ..OPTIONS };

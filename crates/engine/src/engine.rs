@@ -495,6 +495,12 @@ impl Engine {
         (self.get_item(id), count)
     }
 
+    /// Returns the number of variants of a group in the current catalogue.
+    pub fn variant_count(&self, group: &str) -> usize {
+        let catalog = self.generations.current().generation.catalog.load_full();
+        catalog.group_named(group).map_or(0, |group| catalog.rows_of_group(group).len())
+    }
+
     /// Returns the keys of an item's offers, of the current catalogue and of all changes.
     pub fn offer_keys(&self, id: &ItemId) -> BTreeSet<OfferKey> {
         let catalogue = self.generations.state.catalogue.lock();

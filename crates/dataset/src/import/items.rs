@@ -207,10 +207,29 @@ pub(super) fn read(
         return Err(ImportError::NothingLeft { path: path.to_owned(), rows, report: Box::new(report.clone()) });
     }
     reader.formats.finish(path)?;
+    check_groups(&reader.items, columns, path)?;
     let absent = absent_fields(columns, &reader.layout, rows.found());
     reader.items.iter_mut().for_each(|read| read.item.absent_fields = absent);
     let named_count = columns.named_attributes().count();
     Ok(with_attributes(&reader.attributes.names, named_count, reader.items, report))
+}
+
+/// Refuses a file with a group of more variants than a product has: its column of groups is one of something else, and a
+/// search would show one item for all of them.
+fn check_groups(items: &[ReadItem], columns: &ItemColumns, path: &Path) -> Result<(), ImportError> {
+    let mut counts: AHashMap<&str, usize> = AHashMap::new();
+    for ReadItem { item, .. } in items.iter().filter(|read| !read.item.group_id.is_empty()) {
+        *counts.entry(&item.group_id).or_default() += 1;
+    }
+    let limit = limits::VARIANTS;
+    let largest = counts.into_iter().max_by_key(|(group, count)| (*count, *group)).filter(|(_, count)| *count > limit);
+    match largest {
+        None => Ok(()),
+        Some((group, count)) => {
+            let (column, group) = (columns.group_id.text(), group.to_owned());
+            Err(ImportError::LargeGroup { path: path.to_owned(), column, group, count, limit })
+        }
+    }
 }
 
 /// Returns the fields of items for which the file has no column.

@@ -70,6 +70,11 @@ pub enum ImportError {
     TwoColumns { path: PathBuf, column: String, key: &'static str, first: usize, second: usize },
     #[error("{path}: line {line}, {value}")]
     Value { path: PathBuf, line: u64, value: ValueError },
+    #[error(
+        "{path}: column `{column}`: {count} items have the group `{group}`; the limit is {limit} variants of a product. If \
+         the column does not name products, leave group_id out of the mapping"
+    )]
+    LargeGroup { path: PathBuf, column: String, group: String, count: usize, limit: usize },
     #[error("{path}: the file has no rows")]
     Empty { path: PathBuf },
     #[error("{path}: cleaning dropped all {rows} rows:\n{report}")]
