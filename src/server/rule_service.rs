@@ -7,6 +7,7 @@ use super::{
     status,
     violations::Violations,
 };
+use lodestone_core::units::UnixMillis;
 use lodestone_engine::{EntryKind, PagePair, PutMode, RewardPreview, RulePreview};
 use lodestone_pipeline::{AttributeUse, RESULTS_BYTES_MAX, run::RequestField};
 use lodestone_rules::{Action, CompiledRule, limits};
@@ -21,6 +22,8 @@ use tonic::{Request, Response, Status};
 /// Logged answers that a preview reads.
 const PREVIEWED_DEFAULT: usize = 1000;
 const PREVIEWED_MAX: usize = 10_000;
+/// Rules that a notice about a pin of the same rank names.
+const COMPETING_RULES_NAMED: usize = 3;
 /// Longest time of a preview, and that of a caller who sets none.
 const PREVIEW_DEADLINE: Duration = Duration::from_secs(60);
 
@@ -85,6 +88,30 @@ impl Services {
         rule.actions.iter().enumerate().filter_map(notice).collect()
     }
 
+    /// Returns notices about pins whose ranks other rules pin too for requests to which the rule applies.
+    fn competing_pins(&self, rule: &CompiledRule) -> Vec<proto::Notice> {
+        let (rules, now) = (self.engine.rules(), UnixMillis::now());
+        let notice = |(index, action): (usize, &Action)| {
+            let Action::Pin { rank, .. } = action else { return None };
+            let others: Vec<String> =
+                rules.competing_pins(rule, *rank, now).map(|of| format!("`{}`", of.id())).collect();
+            let named = others.get(..COMPETING_RULES_NAMED).unwrap_or(&others).join(", ");
+            let others = match others.len() {
+                0 => return None,
+                count @ ..=COMPETING_RULES_NAMED => format!("{} {named}", if count == 1 { "rule" } else { "rules" }),
+                count => format!("rules {named} and {} more", count - COMPETING_RULES_NAMED),
+            };
+            Some(proto::Notice {
+                field: format!("rule.actions[{index}].pin.rank"),
+                description: format!(
+                    "is {rank}, which the {others} may pin in the same answers; the first of these pins by priority and id \
+                     that can be placed has the rank"
+                ),
+            })
+        };
+        rule.actions.iter().enumerate().filter_map(notice).collect()
+    }
+
     /// Writes the rule of a request.
     async fn write_rule(
         &self,
@@ -98,6 +125,7 @@ impl Services {
             return Err(self.refused(violations, deadline).await);
         };
         let mut notices = self.unknown_pins(&rule);
+        notices.extend(self.competing_pins(&rule));
         let paths: Vec<String> = sent.iter().flat_map(|rule| &rule.actions).enumerate().map(filter_path).collect();
         for (action, path) in rule.actions.iter().zip(&paths) {
             let (Action::Boost { filter, .. } | Action::Restrict(filter)) = action else { continue };

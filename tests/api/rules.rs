@@ -85,6 +85,38 @@ async fn a_pin_of_an_item_that_does_not_exist_has_a_notice() {
     server.end().await;
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_pin_of_a_rank_that_other_rules_pin_has_a_notice() {
+    let shop = Shop::new();
+    let server = GrpcServer::start(shop.open(HealthBounds::default())).await;
+    let notices = |found: Vec<proto::Notice>| -> Vec<(String, String)> {
+        found.into_iter().map(|notice| (notice.field, notice.description)).collect()
+    };
+    let create = async |rule: proto::Rule| {
+        let request = proto::CreateRuleRequest { rule: Some(rule) };
+        notices(rules(&server).create_rule(request).await.unwrap().into_inner().notices)
+    };
+    let expected = |action: usize, rank: i32, others: &str| {
+        let description = format!(
+            "is {rank}, which the {others} may pin in the same answers; the first of these pins by priority and id that can \
+             be placed has the rank"
+        );
+        (format!("rule.actions[{action}].pin.rank"), description)
+    };
+    assert_eq!(create(rule("a", exact("blue mug"), vec![pin("i1", 1), pin("i3", 2)])).await, []);
+    assert_eq!(create(rule("b", exact("red mug"), vec![pin("i2", 1)])).await, [], "no request meets both conditions");
+    let of_both = rule("c", None, vec![pin("i4", 3), pin("i5", 1)]);
+    assert_eq!(create(of_both).await, [expected(1, 1, "rules `a`, `b`")]);
+    assert_eq!(create(rule("d", exact("blue mug"), vec![pin("i6", 2)])).await, [expected(0, 2, "rule `a`")]);
+    for id in ["e", "f"] {
+        create(rule(id, exact("green lamp"), vec![pin("i7", 1)])).await;
+    }
+    let update = proto::UpdateRuleRequest { rule: Some(rule("c", None, vec![pin("i8", 1)])) };
+    let updated = rules(&server).update_rule(update).await.unwrap().into_inner();
+    assert_eq!(notices(updated.notices), [expected(0, 1, "rules `a`, `b`, `e` and 1 more")]);
+    server.end().await;
+}
+
 async fn create(server: &GrpcServer, rule: proto::Rule) -> proto::Rule {
     try_create(server, rule).await.unwrap()
 }

@@ -298,6 +298,17 @@ impl CompiledRule {
         self.start.is_none_or(|start| start <= at) && self.end.is_none_or(|end| at < end)
     }
 
+    /// Returns whether the rule does not apply from a time on.
+    pub(crate) fn has_ended(&self, at: UnixMillis) -> bool {
+        self.end.is_some_and(|end| end <= at)
+    }
+
+    /// Returns whether there is a time at which both rules apply.
+    pub(crate) fn dates_meet(&self, other: &Self) -> bool {
+        let precedes = |one: &Self, other: &Self| one.end.zip(other.start).is_some_and(|(end, start)| end <= start);
+        !precedes(self, other) && !precedes(other, self)
+    }
+
     /// Returns the serving configurations that its condition names.
     pub fn serving_configs(&self) -> &[String] {
         self.rule.condition.as_ref().map_or(&[], |condition| &condition.serving_configs)

@@ -71,7 +71,7 @@ pub(crate) fn check_regex_bytes(patterns: &[&str]) -> Result<(), regex::Error> {
 }
 
 /// Returns whether a part of a text begins and ends at word boundaries.
-fn is_whole(text: &str, begin: usize, end: usize) -> bool {
+pub(crate) fn is_whole(text: &str, begin: usize, end: usize) -> bool {
     let boundary = |at: usize| is_word_boundary(text[..at].chars().next_back(), text[at..].chars().next());
     boundary(begin) && boundary(end)
 }

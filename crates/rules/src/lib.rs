@@ -12,6 +12,7 @@ mod campaign;
 mod compiled;
 mod conditions;
 mod data;
+mod overlap;
 mod serving_config;
 mod snapshot;
 mod synonyms;
