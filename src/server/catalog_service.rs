@@ -5,6 +5,7 @@ use super::{
     group_counts::GroupCounts,
     guard::{guarded, guarded_stream},
     item_import::ItemImport,
+    price_currency::PriceCurrencies,
     proto::{self, catalog_service_server::CatalogService},
     rule_service::checked,
     services::{BatchViolations, Services, echoed_id, list_size},
@@ -74,6 +75,7 @@ impl<T> Validated<T> {
                 status: proto::ItemStatus::Rejected.into(),
                 item_id: echoed_id(id(entry)),
                 violations: details.of_entry(violations.found),
+                warnings: details.of_entry(violations.notices),
                 stale_fields: Vec::new(),
             });
         }
@@ -248,16 +250,17 @@ impl CatalogService for Services {
                 return Err(status::invalid(violations.found));
             }
             let (held, rules) = (self.engine.hold_declarations().await, self.engine.rules());
-            let groups = RefCell::new(GroupCounts::default());
+            let (groups, currencies) = (RefCell::new(GroupCounts::default()), PriceCurrencies::default());
             let convert = |violations: &mut Violations, path: &dyn Display, item: &proto::Item| {
                 let write = ItemWrite::of_all(convert::item(violations, path, item, true)?, time);
                 if !convert::check_attribute_kinds(violations, path, &write, &rules.attributes) {
                     return None;
                 }
+                currencies.check(violations, path, &write, &self.engine);
                 groups.borrow_mut().check(violations, path, &write, &self.engine).then_some(write)
             };
             let validated = Validated::of("items", &items, |item| &item.item_id, convert)?;
-            drop(groups);
+            drop((groups, currencies));
             let (results, log_position) = self.write_valid_items(validated, held).await?;
             Ok(Response::new(proto::UpsertItemsResponse {
                 results,
@@ -279,19 +282,21 @@ impl CatalogService for Services {
             }
             let (held, rules) = (self.engine.hold_declarations().await, self.engine.rules());
             let counts = RefCell::new((AttributeCounts::default(), GroupCounts::default()));
+            let currencies = PriceCurrencies::default();
             let convert = |violations: &mut Violations, path: &dyn Display, update: &proto::ItemUpdate| {
                 let write = convert::item_update(violations, path, update, clock)?;
                 let path = format!("{path}.item");
                 if !convert::check_attribute_kinds(violations, &path, &write, &rules.attributes) {
                     return None;
                 }
+                currencies.check(violations, &path, &write, &self.engine);
                 let (attributes, groups) = &mut *counts.borrow_mut();
                 let is_within = attributes.check(violations, &path, &write, &self.engine)
                     && groups.check(violations, &path, &write, &self.engine);
                 is_within.then_some(write)
             };
             let validated = Validated::of("updates", &updates, id, convert)?;
-            drop(counts);
+            drop((counts, currencies));
             let (results, log_position) = self.write_valid_items(validated, held).await?;
             Ok(Response::new(proto::UpdateItemsResponse {
                 results,

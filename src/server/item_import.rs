@@ -6,6 +6,7 @@ use super::{
     client::{Client, client_of},
     convert::{self, FilterForms},
     group_counts::GroupCounts,
+    price_currency::PriceCurrencies,
     proto::{self, import_items_request::Part},
     services::Services,
     status,
@@ -190,18 +191,20 @@ impl ItemImport {
         let held = self.services.engine.hold_declarations().await;
         let rules = self.services.engine.rules();
         let counts = RefCell::new((AttributeCounts::default(), GroupCounts::default()));
+        let currencies = PriceCurrencies::default();
         let convert = |violations: &mut Violations, path: &dyn Display, item: &proto::Item| {
             let write = options.write(convert::item(violations, path, item, true)?, &self.services.engine);
             if !convert::check_attribute_kinds(violations, path, &write, &rules.attributes) {
                 return None;
             }
+            currencies.check(violations, path, &write, &self.services.engine);
             let ((attributes, groups), engine) = (&mut *counts.borrow_mut(), &self.services.engine);
             let is_within =
                 attributes.check(violations, path, &write, engine) && groups.check(violations, path, &write, engine);
             is_within.then_some(write)
         };
         let validated = Validated::of("items", items, |item| &item.item_id, convert)?;
-        drop(counts);
+        drop((counts, currencies));
         let ids: Vec<Option<ItemId>> = items.iter().map(|item| ItemId::parse(&item.item_id).ok()).collect();
         let results = match options.validate_only {
             true => {
@@ -252,7 +255,7 @@ impl ItemImport {
                     | proto::ItemStatus::Updated
                     | proto::ItemStatus::Unchanged
             );
-            if !is_in_effect {
+            if !is_in_effect || !result.warnings.is_empty() {
                 kept.push(proto::ImportItemResult { index: first + index as i64, result: Some(result) });
             }
         }

@@ -23,6 +23,7 @@ mod jwt;
 mod loyalty_service;
 pub mod metrics_endpoint;
 mod models;
+mod price_currency;
 mod rule_service;
 mod services;
 mod serving_config_service;

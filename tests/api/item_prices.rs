@@ -342,3 +342,70 @@ async fn a_sale_of_an_offer_begins_without_a_write() {
     assert_eq!(phases, [false, true]);
     server.end().await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_price_without_a_currency_has_a_warning_if_others_have_one() {
+    let shop = Shop::new();
+    let server = GrpcServer::start(shop.open(HealthBounds::default())).await;
+    let mut catalog = CatalogServiceClient::new(server.channel.clone());
+    let item = |id: &str, price_micros: Option<i64>, currency: &str| proto::Item {
+        item_id: id.to_owned(),
+        title: format!("lamp {id}"),
+        price_micros,
+        currency_code: currency.to_owned(),
+        ..Default::default()
+    };
+    let warnings = |results: &[proto::ItemResult]| -> Vec<(proto::ItemStatus, Vec<(String, String)>)> {
+        let of = |result: &proto::ItemResult| {
+            let warnings = result.warnings.iter().map(|of| (of.field.clone(), of.description.clone()));
+            (result.status(), warnings.collect())
+        };
+        results.iter().map(of).collect()
+    };
+    let warning = |path: &str, currencies: &str| {
+        let description = format!(
+            "is empty, and other prices are in {currencies}; requests that choose a currency find no price of this item"
+        );
+        vec![(format!("{path}.currency_code"), description)]
+    };
+    let mut write = async |items: Vec<proto::Item>| {
+        let request = proto::UpsertItemsRequest { items, update_time: None };
+        catalog.upsert_items(request).await.unwrap().into_inner().results
+    };
+    use proto::ItemStatus::{Created, Updated};
+    // A shop that names no currency has one.
+    assert_eq!(warnings(&write(vec![item("a", Some(5), "")]).await), [(Created, vec![])]);
+    write(vec![item("b", Some(5), "GBP"), item("c", Some(5), "EUR")]).await;
+    let written = write(vec![item("d", Some(5), ""), item("e", None, ""), item("f", Some(5), "EUR")]).await;
+    let expected = [(Created, warning("items[0]", "EUR and GBP")), (Created, vec![]), (Created, vec![])];
+    assert_eq!(warnings(&written), expected);
+
+    // A change of the price keeps the currency that the item has.
+    let update = |id: &str, paths: &[&str]| proto::ItemUpdate {
+        item: Some(item(id, Some(7), "")),
+        update_mask: Some(prost_types::FieldMask { paths: paths.iter().map(|path| (*path).to_owned()).collect() }),
+        update_time: None,
+    };
+    let updates = vec![
+        update("b", &["price_micros"]),
+        update("d", &["price_micros"]),
+        update("c", &["price_micros", "currency_code"]),
+    ];
+    let mut catalog = CatalogServiceClient::new(server.channel.clone());
+    let updated = catalog.update_items(proto::UpdateItemsRequest { updates }).await.unwrap().into_inner().results;
+    let expected = [
+        (Updated, vec![]),
+        (Updated, warning("updates[1].item", "EUR and GBP")),
+        (Updated, warning("updates[2].item", "EUR and GBP")),
+    ];
+    assert_eq!(warnings(&updated), expected);
+    let part = proto::import_items_request::Part::Items(proto::ImportedItems {
+        items: vec![item("g", Some(5), "EUR"), item("h", Some(5), "")],
+    });
+    let feed = futures_util::stream::iter([proto::ImportItemsRequest { part: Some(part) }]);
+    let response = catalog.import_items(feed).await.unwrap().into_inner().message().await.unwrap().unwrap();
+    let [result] = &response.results[..] else { panic!("{response:?}") };
+    let listed = warnings(result.result.as_slice());
+    assert_eq!((result.index, listed), (1, vec![(Created, warning("items[1]", "EUR and GBP"))]));
+    server.end().await;
+}

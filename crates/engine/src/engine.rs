@@ -495,6 +495,13 @@ impl Engine {
         (self.get_item(id), count)
     }
 
+    /// Returns the codes of the currencies of the current catalogue's prices and of the configured one, ascending.
+    pub fn price_currencies(&self) -> Vec<String> {
+        let catalog = self.generations.current().generation.catalog.load_full();
+        let codes = catalog.price_currencies(catalog.alive()).into_iter().chain(self.currency.clone());
+        codes.collect::<BTreeSet<String>>().into_iter().collect()
+    }
+
     /// Returns the number of variants of a group in the current catalogue.
     pub fn variant_count(&self, group: &str) -> usize {
         let catalog = self.generations.current().generation.catalog.load_full();
