@@ -183,6 +183,9 @@ fn description(AttributeProblem { used: AttributeUse { name, purpose, .. }, reas
                 nearest.as_ref().map(|nearest| format!("; the nearest name is `{nearest}`")).unwrap_or_default();
             return format!("no item has the attribute `{name}`, and it is not declared{nearest}");
         }
+        AttributeProblemReason::SeveralTexts => {
+            return format!("the items have several texts of `attributes.{name}`, which do not sort");
+        }
         AttributeProblemReason::OtherKind(kinds) => {
             let names: Vec<&str> = kinds.iter().map(|kind| kind.name()).collect();
             format!("`attributes.{name}` is of the kind {}", names.join(" and "))

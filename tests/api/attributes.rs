@@ -462,6 +462,21 @@ async fn values_of_another_kind_than_an_attribute_has_are_named() {
     ];
     let expected = expected.map(|(field, description)| (field.to_owned(), description.to_owned()));
     assert_eq!((answer.total_size, texts(answer.info.unwrap().notices)), (2, expected.to_vec()));
+    // Several texts do not sort; an item with one does.
+    let colors = |texts: &[&str]| {
+        let texts = texts.iter().map(|text| (*text).to_owned()).collect();
+        vec![("colors", Kind::Texts(proto::AttributeTexts { texts }))]
+    };
+    upsert(channel, vec![item("c", colors(&["red", "blue"]))]).await;
+    let sorted = || proto::SearchRequest {
+        options: Some(proto::RankingOptions { order_by: "attributes.colors".to_owned(), ..Default::default() }),
+        ..search("in_stock")
+    };
+    let expected = "the items have several texts of `attributes.colors`, which do not sort";
+    let answer = ranking.search(sorted()).await.unwrap().into_inner();
+    assert_eq!(texts(answer.info.unwrap().notices), [("options.order_by".to_owned(), expected.to_owned())]);
+    upsert(channel, vec![item("d", vec![("colors", text("green"))])]).await;
+    assert_eq!(texts(ranking.search(sorted()).await.unwrap().into_inner().info.unwrap().notices), []);
     let boost = proto::Boost { filter: "attributes.size > 4".to_owned(), factor: 2.0, ..Default::default() };
     let options = Some(proto::RankingOptions { boosts: vec![boost], ..Default::default() });
     let answer = ranking.search(proto::SearchRequest { options, ..search("in_stock") }).await.unwrap().into_inner();

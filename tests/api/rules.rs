@@ -86,6 +86,47 @@ async fn a_pin_of_an_item_that_does_not_exist_has_a_notice() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn every_list_replaces_a_page_size_above_the_limit_with_a_notice() {
+    let shop = Shop::new();
+    let server = GrpcServer::start(shop.open(HealthBounds::default())).await;
+    let replaced = proto::Notice {
+        field: "page_size".to_owned(),
+        description: "1001 is above the limit; 1000 was used".to_owned(),
+    };
+    let viewer = Some(proto::Viewer { visitor_id: "v".to_owned(), ..Default::default() });
+    for (page_size, expected) in [(0, vec![]), (1000, vec![]), (1001, vec![replaced])] {
+        let channel = || server.channel.clone();
+        let request = proto::ListRulesRequest { page_size, ..Default::default() };
+        assert_eq!(rules(&server).list_rules(request).await.unwrap().into_inner().notices, expected);
+        let request = proto::ListSynonymSetsRequest { page_size, ..Default::default() };
+        assert_eq!(synonyms(&server).list_synonym_sets(request).await.unwrap().into_inner().notices, expected);
+        let request = proto::ListServingConfigsRequest { page_size, ..Default::default() };
+        let mut configs = ServingConfigServiceClient::new(channel());
+        assert_eq!(configs.list_serving_configs(request).await.unwrap().into_inner().notices, expected);
+        let request = proto::ListIncentiveCampaignsRequest { page_size, ..Default::default() };
+        let mut campaigns = proto::incentive_service_client::IncentiveServiceClient::new(channel());
+        assert_eq!(campaigns.list_incentive_campaigns(request).await.unwrap().into_inner().notices, expected);
+        let mut catalog = CatalogServiceClient::new(channel());
+        let request = proto::ListItemsRequest { page_size, ..Default::default() };
+        assert_eq!(catalog.list_items(request).await.unwrap().into_inner().notices, expected);
+        let request = proto::ListAttributesRequest { page_size, ..Default::default() };
+        assert_eq!(catalog.list_attributes(request).await.unwrap().into_inner().notices, expected);
+        // Pages of answers have their own limit, and the same rule.
+        let request = proto::SearchRequest { page_size, viewer: viewer.clone(), ..Default::default() };
+        let found = ranking(&server).search(request).await.unwrap().into_inner().info.unwrap().notices;
+        let of_answer: Vec<(&str, &str)> =
+            found.iter().map(|notice| (notice.field.as_str(), notice.description.as_str())).collect();
+        let description = format!("{page_size} is above the limit; 200 was used");
+        let expected = if page_size == 0 { vec![] } else { vec![("page_size", description.as_str())] };
+        assert_eq!(of_answer, expected);
+    }
+    let refused = rules(&server).list_rules(proto::ListRulesRequest { page_size: -1, ..Default::default() }).await;
+    let expected = ("page_size".to_owned(), "is -1; it must be within 0 (the default, 100) and 1000".to_owned());
+    assert_eq!(violations(&refused.unwrap_err()), [expected]);
+    server.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_pin_of_a_rank_that_other_rules_pin_has_a_notice() {
     let shop = Shop::new();
     let server = GrpcServer::start(shop.open(HealthBounds::default())).await;

@@ -1,7 +1,7 @@
 //! Counts of the values of a field over many rows, from columns.
 use crate::{
     AttributeKind, AttributeValue, Catalog, Field, Item,
-    filter::{BLOCK_ROWS, Mask},
+    filter::{BLOCK_ROWS, Column, Mask},
     groups::{Group, split},
     prepared::hash,
 };
@@ -113,6 +113,15 @@ impl Catalog {
                     .filter(|kind| is_wanted(*kind))
                     .any(|kind| column.of_kind(kind).iter().zip(alive).any(|(of_kind, alive)| of_kind & alive != 0))
             })
+        })
+    }
+
+    /// Returns true if an item has a value of this attribute by which it sorts. Items with several texts have none.
+    pub fn has_sortable_attribute(&self, name: &str) -> bool {
+        let field = Field::Attribute(name.to_owned());
+        masks(self.alive()).any(|(block, alive)| {
+            let sortable = self.columns(block).column(&field).map(Column::sortable);
+            sortable.is_some_and(|sortable| sortable.iter().zip(alive).any(|(sortable, alive)| sortable & alive != 0))
         })
     }
 

@@ -6,7 +6,7 @@ use crate::{
 };
 use lodestone_catalog::{AttributeKind, AttributeKindCount, Catalog};
 use lodestone_core::ids::ItemId;
-use lodestone_pipeline::AttributeUse;
+use lodestone_pipeline::{AttributePurpose, AttributeUse};
 use lodestone_rules::{AttributeDeclaration, CompiledAttribute, EntryKind, RuleChange, RuleSnapshot};
 use prost_types::Timestamp;
 use std::{
@@ -61,6 +61,8 @@ pub enum AttributeProblemReason {
     },
     /// The attribute has values of these kinds alone, or is declared with one of them.
     OtherKind(Vec<AttributeKind>),
+    /// The request sorts by the attribute, and all items with it have several texts.
+    SeveralTexts,
 }
 
 /// Held by writes of items from their check against the declarations until they are in effect.
@@ -111,7 +113,12 @@ impl Engine {
         for used in uses {
             let declared = rules.attributes.get(&used.name).map(|attribute| attribute.kind);
             let accepts = |kind| used.purpose.accepts(kind);
-            if declared.is_some_and(accepts) || catalog.has_attribute_of(&used.name, accepts) {
+            let has_values = catalog.has_attribute_of(&used.name, accepts);
+            if has_values && used.purpose == AttributePurpose::Sort && !catalog.has_sortable_attribute(&used.name) {
+                problems.push(AttributeProblem { used, reason: AttributeProblemReason::SeveralTexts });
+                continue;
+            }
+            if has_values || declared.is_some_and(accepts) {
                 continue;
             }
             let mut kinds = catalog.kinds_of_attribute(&used.name);

@@ -423,6 +423,13 @@ impl Column {
         }
     }
 
+    /// Returns the items with a value by which they sort: one text, number, flag or time.
+    pub(crate) fn sortable(&self) -> Mask {
+        let kinds = [AttributeKind::Number, AttributeKind::Flag, AttributeKind::Time].map(|kind| self.of_kind(kind));
+        let texts = self.texts.as_ref().map_or(NONE, |texts| texts.with(|text| !text.is_empty()));
+        kinds.iter().fold(texts, |all, of_kind| or(all, of_kind))
+    }
+
     fn has_text(&self, at: usize, normal: &str) -> bool {
         self.texts.as_ref().and_then(|texts| texts.get(at)).is_some_and(|text| text.as_str() == normal)
     }
