@@ -465,7 +465,7 @@ async fn values_of_another_kind_than_an_attribute_has_are_named() {
     // Several texts do not sort; an item with one does.
     let colors = |texts: &[&str]| {
         let texts = texts.iter().map(|text| (*text).to_owned()).collect();
-        vec![("colors", Kind::Texts(proto::AttributeTexts { texts }))]
+        vec![("colors", Kind::Texts(proto::TextList { texts }))]
     };
     upsert(channel, vec![item("c", colors(&["red", "blue"]))]).await;
     let sorted = || proto::SearchRequest {

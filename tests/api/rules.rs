@@ -431,6 +431,91 @@ async fn each_action_has_its_effect_and_the_answer_can_be_replayed() {
     server.end().await;
 }
 
+/// Replays an answer when it is logged.
+async fn replay(server: &GrpcServer, attribution_token: &str) -> proto::ReplayAnswerResponse {
+    let request = proto::ReplayAnswerRequest { attribution_token: attribution_token.to_owned() };
+    let mut replayed = Err(Status::not_found(""));
+    wait_until("the answer is logged", Duration::from_secs(60), async || {
+        replayed = ExplainServiceClient::new(server.channel.clone()).replay_answer(request.clone()).await;
+        !matches!(&replayed, Err(status) if status.code() == Code::NotFound)
+    })
+    .await;
+    replayed.unwrap().into_inner()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn items_that_rules_hide_are_no_suggestions() {
+    let shop = Shop::new();
+    let server = GrpcServer::start(shop.open(HealthBounds::default())).await;
+    let item = |id: &str, title: &str, brand: &str| proto::Item {
+        item_id: id.to_owned(),
+        title: title.to_owned(),
+        brand: brand.to_owned(),
+        ..Default::default()
+    };
+    let items = vec![
+        item("z1", "Zylophone lamp of oak", "Zylocorp"),
+        item("z2", "Zylophone lamp of elm", "Zylocorp"),
+        item("z3", "Zylophone rug", "Looms"),
+    ];
+    let written = proto::UpsertItemsRequest { items, update_time: None };
+    CatalogServiceClient::new(server.channel.clone()).upsert_items(written).await.unwrap();
+    let request = |prefix: &str, audiences: &[&str]| proto::SuggestRequest {
+        viewer: Some(proto::Viewer { user_id: "searcher".to_owned(), ..Default::default() }),
+        prefix: prefix.to_owned(),
+        completion_count: 10,
+        product_count: 10,
+        audiences: audiences.iter().map(|audience| (*audience).to_owned()).collect(),
+        ..Default::default()
+    };
+    let suggest = async |prefix: &str, audiences: &[&str]| {
+        ranking(&server).suggest(request(prefix, audiences)).await.unwrap().into_inner()
+    };
+    let products = |answer: &proto::SuggestResponse| -> BTreeSet<String> {
+        answer.products.iter().map(|product| product.item_id.clone()).collect()
+    };
+    let texts = |answer: &proto::SuggestResponse| -> BTreeSet<String> {
+        answer.completions.iter().map(|completion| completion.text.clone()).collect()
+    };
+    let set = |texts: &[&str]| -> BTreeSet<String> { texts.iter().map(|text| (*text).to_owned()).collect() };
+    let all = set(&["z1", "z2", "z3"]);
+    let before = suggest("zylo", &[]).await;
+    assert_eq!(products(&before), all);
+    assert!(texts(&before).is_superset(&set(&["Zylophone lamp of oak", "Zylocorp"])), "{before:?}");
+
+    // Only rules without conditions on the query, and only their actions that hide items.
+    let banner = Action::Banner("{}".to_owned());
+    create(&server, rule("query", exact("zylo"), vec![Action::Hide("item_id = \"z3\"".to_owned())])).await;
+    create(&server, rule("banner", None, vec![banner.clone(), pin("i1", 1)])).await;
+    let untouched = suggest("zylo", &[]).await;
+    assert_eq!((products(&untouched), applied(untouched.info.as_ref())), (all.clone(), vec![]));
+    create(&server, rule("recall", None, vec![banner, Action::Hide("item_id = \"z1\"".to_owned())])).await;
+    let answer = suggest("zylo", &[]).await;
+    assert_eq!(products(&answer), set(&["z2", "z3"]));
+    let shown = texts(&answer);
+    assert!(!shown.contains("Zylophone lamp of oak") && shown.contains("Zylophone lamp of elm"), "{shown:?}");
+    let info = answer.info.as_ref().unwrap();
+    assert_eq!((applied(Some(info)), &info.applied_rules[0].unused_actions[..]), (vec!["recall"], &[0][..]));
+    assert_eq!(server.metric("rule_answers_total{rule=\"recall\"}"), Some(1));
+    let replayed = replay(&server, &answer.attribution_token).await;
+    assert!(replayed.identical, "{}", replayed.first_difference);
+    assert_eq!(replayed.applied_rules.len(), 1);
+
+    // The conditions on audiences and types of requests are those of all rules.
+    let of_staff = proto::RuleCondition { audiences: vec!["staff".to_owned()], ..Default::default() };
+    create(&server, rule("staff", Some(of_staff), vec![Action::Filter("brand = \"Looms\"".to_owned())])).await;
+    let lists = RuleRequestType::Recommend.into();
+    let of_lists = proto::RuleCondition { request_types: vec![lists], ..Default::default() };
+    create(&server, rule("lists", Some(of_lists), vec![Action::Hide("item_id = \"z2\"".to_owned())])).await;
+    assert_eq!(products(&suggest("zylo", &["guest"]).await), set(&["z2", "z3"]));
+    let of_staff = suggest("zylo", &["guest", "staff"]).await;
+    assert_eq!(products(&of_staff), set(&["z3"]));
+    assert!(!texts(&of_staff).contains("Zylocorp"), "no eligible product has the brand: {of_staff:?}");
+    let wrong = ranking(&server).suggest(request("zylo", &["x", ""])).await.unwrap_err();
+    assert_eq!(violations(&wrong)[0].0, "audiences[1]");
+    server.end().await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn later_pages_keep_the_filters_of_rules_and_facets_never_count_hidden_items() {
     let shop = Shop::new();

@@ -226,7 +226,8 @@ pub struct SuggestRequest {
     /// 0 to 20.
     pub product_count: usize,
     pub filter: Option<Filter>,
-    /// `log_position`, `log`, `read_mask`, `serving_config` and `debug`; a group has one product. Others are empty.
+    /// `log_position`, `log`, `read_mask`, `serving_config`, `debug` and `audiences`; a group has one product. Others are
+    /// empty.
     pub options: Options,
     /// The request's protobuf message, for the answer log.
     pub message: Vec<u8>,

@@ -1,7 +1,7 @@
 //! Merges the actions of the rules that apply into a request, whose pins, boosts, filters and query are the only
 //! mechanisms.
 use crate::{
-    request::{AppliedRule, Boost, Pin, RuleBanner},
+    request::{AppliedRule, Boost, Pin, RuleBanner, SuggestRequest},
     run::{PlannedRequest, RankingRequest},
 };
 use lodestone_catalog::{Field, Filter};
@@ -75,14 +75,23 @@ impl<'a> RuleInput<'a> {
         Some(Self {
             request_type,
             query: query.map(normalize),
-            categories: [Field::Category, Field::CategoryPath]
-                .iter()
-                .flat_map(|field| request.filter().map_or(Vec::new(), |filter| filter.selected_texts(field)))
-                .collect(),
+            categories: categories(request.filter()),
             audiences: &request.options().audiences,
             platform: request.viewer().context.platform.map_or(0, |platform| platform as i32),
             serving_config,
         })
+    }
+
+    /// Returns the properties of a Suggest, whose query is not complete yet.
+    fn of_suggest(request: &'a SuggestRequest, serving_config: &'a str) -> Self {
+        Self {
+            request_type: RuleRequestType::Suggest,
+            query: None,
+            categories: categories(request.filter.as_ref()),
+            audiences: &request.options.audiences,
+            platform: request.viewer.context.platform.map_or(0, |platform| platform as i32),
+            serving_config,
+        }
     }
 
     pub fn facts(&self, at: UnixMillis) -> RequestFacts<'_> {
@@ -95,6 +104,52 @@ impl<'a> RuleInput<'a> {
             serving_config: self.serving_config,
             at,
         }
+    }
+}
+
+/// Returns the normal forms of the categories that a filter selects.
+fn categories(filter: Option<&Filter>) -> Vec<&str> {
+    let Some(filter) = filter else { return Vec::new() };
+    [Field::Category, Field::CategoryPath].iter().flat_map(|field| filter.selected_texts(field)).collect()
+}
+
+impl RuleEffects {
+    /// Returns the effects of the rules of a snapshot on a Suggest: they only hide items.
+    pub(crate) fn on_suggest(
+        request: &SuggestRequest,
+        serving_config: &str,
+        rules: &RuleSnapshot,
+        now: UnixMillis,
+    ) -> Self {
+        let mut effects = Self::default();
+        if rules.has_no_rules() {
+            return effects;
+        }
+        let input = RuleInput::of_suggest(request, serving_config);
+        for rule in rules.applying(&input.facts(now)) {
+            let mut unused_actions = Vec::new();
+            for (index, action) in (0u32..).zip(&rule.actions) {
+                let is_used = matches!(action, Action::Restrict(filter) if effects.restrict(filter));
+                unused_actions.extend((!is_used).then_some(index));
+            }
+            if unused_actions.len() < rule.actions.len() {
+                effects.applied.push(AppliedRule { rule: rule.clone(), unused_actions });
+            }
+        }
+        effects
+    }
+
+    /// Returns false if there are too many filters already.
+    fn restrict(&mut self, filter: &Filter) -> bool {
+        if self.filter_count == RULE_FILTERS_MAX {
+            return false;
+        }
+        self.filter_count += 1;
+        self.filter = Some(match self.filter.take() {
+            Some(others) => others.and(filter.clone()),
+            None => filter.clone(),
+        });
+        true
     }
 }
 
@@ -146,15 +201,7 @@ impl<'a> RuledRequest<'a> {
                 }
                 has_room
             }
-            Action::Restrict(_) if effects.filter_count == RULE_FILTERS_MAX => false,
-            Action::Restrict(filter) => {
-                effects.filter_count += 1;
-                effects.filter = Some(match effects.filter.take() {
-                    Some(others) => others.and(filter.clone()),
-                    None => filter.clone(),
-                });
-                true
-            }
+            Action::Restrict(filter) => effects.restrict(filter),
             Action::Redirect(url) => {
                 let is_first = effects.redirect_url.is_empty();
                 if is_first {

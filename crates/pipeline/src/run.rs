@@ -586,7 +586,8 @@ fn respond(
     let (mut slate, arranged) = slate::arrange(&mut context, &ranked, &rules, options, models);
     slate.shown = match request {
         RankingRequest::Search(_) | RankingRequest::Recommend(_) => {
-            Shown::Eligible { filter: shown_filter(request, effects), sold_out: context.sold_out }
+            let filter = joined(request.filter().cloned(), effects.filter.clone());
+            Shown::Eligible { filter, sold_out: context.sold_out }
         }
         RankingRequest::Rank(_) => Shown::All,
     };
@@ -681,9 +682,9 @@ fn add_head_weights(info: &mut AnswerInfo, rules: &PolicyRules, options: &Option
     }
 }
 
-/// Returns the filter of the request and of its rules.
-fn shown_filter(request: &RankingRequest, effects: &RuleEffects) -> Option<Filter> {
-    match (request.filter().cloned(), effects.filter.clone()) {
+/// Returns the filter of the items that a request and its rules leave.
+fn joined(sent: Option<Filter>, of_rules: Option<Filter>) -> Option<Filter> {
+    match (sent, of_rules) {
         (Some(sent), Some(of_rules)) => Some(sent.and(of_rules)),
         (sent, of_rules) => sent.or(of_rules),
     }
@@ -1025,7 +1026,11 @@ pub fn suggest(generation: &Generation, models: &mut Models, planned: &PlannedSu
     let options = &request.options;
     let catalog = generation.catalog.load_full().view(&request.viewer.offers);
     let mut context = RequestContext::new(generation, &catalog, &request.viewer, options, now);
-    context.synonyms.push(generation.state.rules().synonyms.clone());
+    let rules = generation.state.rules();
+    let RuleEffects { applied, filter: rule_filter, .. } =
+        RuleEffects::on_suggest(request, &plan.main().name, &rules, now);
+    context.synonyms.push(rules.synonyms.clone());
+    context.rule_filter = rule_filter;
     context.ranker = if plan.uses_ranker() { RankerUse::Scores } else { RankerUse::Skipped };
     check_position(&mut context, options);
     context.eligible = eligible_rows(&context, request.filter.as_ref());
@@ -1066,12 +1071,14 @@ pub fn suggest(generation: &Generation, models: &mut Models, planned: &PlannedSu
     let may_pin = |row: Row| context.eligible.contains(row);
     let rules = slate::policy_rules(&context, &ranked, options, &policy, models, &may_pin);
     let (mut slate, arranged) = slate::arrange(&mut context, &ranked, &rules, options, models);
-    slate.shown = Shown::Eligible { filter: request.filter.clone(), sold_out: SoldOut::Hidden };
+    let filter = joined(request.filter.clone(), context.rule_filter.clone());
+    slate.shown = Shown::Eligible { filter, sold_out: SoldOut::Hidden };
     let now = CurrentItems { generation, catalog: &catalog };
     let products = slate.page(generation, now, &PageStart::default(), request.product_count).results;
     let info = AnswerInfo {
         serving_config: plan.main().name.clone(),
         serving_config_etag: plan.main().etag.clone(),
+        applied_rules: applied.clone(),
         ..context.answer_info(slate.sources, options.debug)
     };
     let mut answer = SuggestAnswer { completions, products, info, ..SuggestAnswer::default() };
@@ -1087,7 +1094,7 @@ pub fn suggest(generation: &Generation, models: &mut Models, planned: &PlannedSu
             log_position: context.position,
             degradations: context.degradations.clone(),
             corrected_query: String::new(),
-            applied_rules: Vec::new(),
+            applied_rules: applied,
             catalog: catalog.clone(),
             ranked,
             rules,

@@ -406,7 +406,7 @@ fn lists(problems: &mut Problems, condition: &RuleCondition) {
     };
     problems.count("condition.serving_configs", condition.serving_configs.len(), limits::CONDITIONS);
     of_enum(problems, "condition.platforms", &condition.platforms, limits::PLATFORM, "Platform");
-    let last = RuleRequestType::Recommend as i32;
+    let last = RuleRequestType::Suggest as i32;
     of_enum(problems, "condition.request_types", &condition.request_types, last, "RuleRequestType");
 }
 

@@ -75,6 +75,7 @@ pub enum RuleRequestType {
     Search = 1,
     Browse = 2,
     Recommend = 3,
+    Suggest = 4,
 }
 
 /// `lodestone.v1.RuleAction`.

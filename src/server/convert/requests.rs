@@ -128,17 +128,17 @@ fn options(violations: &mut Violations, options: Option<&proto::RankingOptions>,
         sold_out: sold_out(violations, options.sold_out),
         one_per_group: !options.all_variants,
         variant_list_size: violations.size("options.variant_list_size", options.variant_list_size, 0, VARIANTS_MAX),
-        audiences: audiences(violations, &options.audiences),
+        audiences: audiences(violations, "options.audiences", &options.audiences),
     }
 }
 
-fn audiences(violations: &mut Violations, audiences: &[String]) -> Vec<String> {
-    violations.count("options.audiences", audiences.len(), AUDIENCES_MAX);
+fn audiences(violations: &mut Violations, field: &str, audiences: &[String]) -> Vec<String> {
+    violations.count(field, audiences.len(), AUDIENCES_MAX);
     for (index, audience) in audiences.iter().take(AUDIENCES_MAX).enumerate() {
         let (bytes, limit) = (audience.len(), lodestone_rules::limits::AUDIENCE_BYTES);
         if !(1..=limit).contains(&bytes) {
             let description = format!("has {bytes} bytes; it must have 1 to {limit}");
-            violations.add(format_args!("options.audiences[{index}]"), description);
+            violations.add(format_args!("{field}[{index}]"), description);
         }
     }
     audiences.to_vec()
@@ -550,6 +550,7 @@ pub(crate) fn suggest(violations: &mut Violations, request: proto::SuggestReques
             serving_config: serving_config(violations, "serving_config", &request.serving_config),
             debug: debug(violations, "debug_level", request.debug_level),
             one_per_group: true,
+            audiences: audiences(violations, "audiences", &request.audiences),
             ..Options::default()
         },
         message,
