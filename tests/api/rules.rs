@@ -488,7 +488,7 @@ async fn items_that_rules_hide_are_no_suggestions() {
     create(&server, rule("query", exact("zylo"), vec![Action::Hide("item_id = \"z3\"".to_owned())])).await;
     create(&server, rule("banner", None, vec![banner.clone(), pin("i1", 1)])).await;
     let untouched = suggest("zylo", &[]).await;
-    assert_eq!((products(&untouched), applied(untouched.info.as_ref())), (all.clone(), vec![]));
+    assert_eq!((products(&untouched), applied(untouched.info.as_ref())), (all, vec![]));
     create(&server, rule("recall", None, vec![banner, Action::Hide("item_id = \"z1\"".to_owned())])).await;
     let answer = suggest("zylo", &[]).await;
     assert_eq!(products(&answer), set(&["z2", "z3"]));

@@ -108,6 +108,9 @@ impl Engine {
     /// item has and that is not declared the first one, and those that need values of another kind. Without those of unknown
     /// attributes if the workers have no time for them.
     pub async fn attribute_problems(&self, uses: Vec<AttributeUse>, deadline: Instant) -> Vec<AttributeProblem> {
+        if uses.is_empty() {
+            return Vec::new();
+        }
         let (catalog, rules) = (self.generations.current().generation.catalog.load_full(), self.rules());
         let (mut problems, mut unknown): (Vec<AttributeProblem>, Vec<AttributeUse>) = (Vec::new(), Vec::new());
         for used in uses {

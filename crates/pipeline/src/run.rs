@@ -1036,19 +1036,7 @@ pub fn suggest(generation: &Generation, models: &mut Models, planned: &PlannedSu
     context.eligible = eligible_rows(&context, request.filter.as_ref());
     let (mut completions, shown_groups) = completions(&context, request);
     context.end_stage("complete");
-    let is_eligible = |row: Row| context.eligible.contains(row);
-    let found = if request.prefix.trim().is_empty() {
-        let recent = context.user.recent.iter().filter(|recent| is_eligible(recent.row));
-        recent.map(|recent| (recent.row, recent.weight)).collect()
-    } else {
-        let search = |count: usize| prefix_matches(&context, request, &completions, count, &is_eligible);
-        let found = context.retrieval_input().widened(SUGGEST_CANDIDATES, search, |found| found);
-        found.unwrap_or_else(|error| {
-            tracing::warn!(%error, "the lexical source failed");
-            context.degrade(DegradationCode::SourceFailed, CandidateSource::Lexical.name());
-            Vec::new()
-        })
-    };
+    let found = suggested_products(&mut context, request, &completions);
     add_titles(&context, request, &found, shown_groups, &mut completions);
     let count = found.len();
     context.candidates = retrieve::ordered_rows(&catalog, CandidateSource::Lexical, found, count);
@@ -1103,6 +1091,26 @@ pub fn suggest(generation: &Generation, models: &mut Models, planned: &PlannedSu
         })
     });
     Suggested { answer, stage_times: context.stage_times, trace }
+}
+
+/// The eligible products that match the typed prefix; without a prefix those of the user's history.
+fn suggested_products(
+    context: &mut RequestContext,
+    request: &SuggestRequest,
+    completions: &[Completion],
+) -> Vec<(Row, f32)> {
+    let is_eligible = |row: Row| context.eligible.contains(row);
+    if request.prefix.trim().is_empty() {
+        let recent = context.user.recent.iter().filter(|recent| is_eligible(recent.row));
+        return recent.map(|recent| (recent.row, recent.weight)).collect();
+    }
+    let search = |count: usize| prefix_matches(context, request, completions, count, &is_eligible);
+    let found = context.retrieval_input().widened(SUGGEST_CANDIDATES, search, |found| found);
+    found.unwrap_or_else(|error| {
+        tracing::warn!(%error, "the lexical source failed");
+        context.degrade(DegradationCode::SourceFailed, CandidateSource::Lexical.name());
+        Vec::new()
+    })
 }
 
 /// The products that match the typed prefix or, if there are none, the part of the best completion that corrects it.

@@ -21,7 +21,7 @@ impl RuleSnapshot {
         let pins_rank = move |other: &CompiledRule| {
             other.actions.iter().any(|action| matches!(action, Action::Pin { rank: of, .. } if *of == rank))
         };
-        let others = self.rules.values().filter(|other| other.id() != rule.id());
+        let others = self.rules.values().filter(move |other| other.id() != rule.id());
         others.filter(move |other| pins_rank(other) && !other.has_ended(now) && rule.shares_requests_with(other))
     }
 }

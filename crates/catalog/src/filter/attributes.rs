@@ -33,7 +33,7 @@ impl Predicate {
             Self::Compare(_, literal) => std::slice::from_ref(literal),
             Self::In(literals) => literals,
             Self::Has(text) => {
-                return vec![(AttributeKind::Text, Written(|f| write_text(f, &text.written)).to_string())];
+                return vec![(AttributeKind::Text, fmt::from_fn(|f| write_text(f, &text.written)).to_string())];
             }
         };
         let mut compared: Vec<(AttributeKind, String)> = Vec::new();
@@ -46,19 +46,10 @@ impl Predicate {
                 (_, Literal::Time(..)) => AttributeKind::Time,
             };
             if !compared.iter().any(|(known, _)| *known == kind) {
-                compared.push((kind, Written(|f| write_literal(f, field, literal)).to_string()));
+                compared.push((kind, fmt::from_fn(|f| write_literal(f, field, literal)).to_string()));
             }
         }
         compared
-    }
-}
-
-/// Displays what a function writes.
-struct Written<W>(W);
-
-impl<W: Fn(&mut fmt::Formatter<'_>) -> fmt::Result> fmt::Display for Written<W> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0(f)
     }
 }
 

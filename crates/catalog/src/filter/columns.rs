@@ -427,7 +427,7 @@ impl Column {
     pub(crate) fn sortable(&self) -> Mask {
         let kinds = [AttributeKind::Number, AttributeKind::Flag, AttributeKind::Time].map(|kind| self.of_kind(kind));
         let texts = self.texts.as_ref().map_or(NONE, |texts| texts.with(|text| !text.is_empty()));
-        kinds.iter().fold(texts, |all, of_kind| or(all, of_kind))
+        kinds.iter().fold(texts, or)
     }
 
     fn has_text(&self, at: usize, normal: &str) -> bool {

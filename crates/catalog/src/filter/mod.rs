@@ -268,11 +268,6 @@ impl Filter {
         texts
     }
 
-    /// Returns the fields of all conditions, in their order.
-    pub fn fields(&self) -> Vec<&Field> {
-        self.0.predicates().into_iter().map(|(field, _)| field).collect()
-    }
-
     /// Returns true if a condition is on one of these fields.
     pub fn has_any(&self, is_one: impl Fn(&Field) -> bool + Copy) -> bool {
         self.0.has_any(is_one)
