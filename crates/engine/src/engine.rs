@@ -34,7 +34,7 @@ use lodestone_rollout::{
     Embedded, FrozenAnswer, Generations, LoadedGeneration, Rollout, ServedAnswer, SlateCacheConfig,
 };
 use lodestone_state::checkpoints::Checkpoints;
-use lodestone_telemetry::{Metrics, Sizes};
+use lodestone_telemetry::{Metrics, Sizes, call};
 use std::{
     collections::{BTreeMap, BTreeSet},
     path::PathBuf,
@@ -422,7 +422,10 @@ impl Engine {
             drop(models);
             Ok((loaded, suggested))
         };
-        let (loaded, Suggested { mut answer, stage_times, trace }) = self.workers.run(deadline, suggest).await?;
+        let sent = Instant::now();
+        let suggested = self.workers.run(deadline, suggest).await;
+        call::record_answer(sent, suggested.as_ref().ok().map(|(_, suggested)| &suggested.stage_times[..]));
+        let (loaded, Suggested { mut answer, stage_times, trace }) = suggested?;
         if let Some(trace) = trace {
             self.log_answer(id, trace, &loaded, &answer.products);
         }
@@ -437,7 +440,8 @@ impl Engine {
 
     pub async fn write_events(&self, events: Vec<Event>) -> WriteResult {
         let (conversions, accepted) = (self.conversions(&events), accepted_completions(&events));
-        let written = self.finish_write(self.writer.write(event_changes(events)).await)?;
+        let written = call::timed("write", self.writer.write(event_changes(events))).await;
+        let written = self.finish_write(written)?;
         self.record_conversions(conversions, &written.outcomes);
         self.count_accepted(&accepted, &written.outcomes);
         Ok(written)
@@ -481,12 +485,12 @@ impl Engine {
         }
         let encoded: Vec<Option<Item>> = writes.iter().map(|write| self.item_to_encode(write)).collect();
         let embedded = match encoded.iter().any(Option::is_some) {
-            true => self.embed(encoded).await?,
+            true => call::timed("encode_items", self.embed(encoded)).await?,
             false => vec![None; writes.len()],
         };
         let change = |write: ItemWrite| Change::Item(ItemChange::Write(Box::new(write)));
         let changes = writes.into_iter().map(change).zip(embedded).collect();
-        self.finish_write(self.writer.write(changes).await)
+        self.finish_write(call::timed("write", self.writer.write(changes)).await)
     }
 
     /// Returns the current content of an item, and how many of its attributes have a value or a time in its changes.
@@ -542,7 +546,7 @@ impl Engine {
     /// Deletes items; as of a stated time only those that have no later value.
     pub async fn delete_items(&self, ids: Vec<ItemId>, time: WriteTime) -> WriteResult {
         let changes = ids.into_iter().map(|id| (Change::Item(ItemChange::Delete { id, time }), None)).collect();
-        self.finish_write(self.writer.write(changes).await)
+        self.finish_write(call::timed("write", self.writer.write(changes)).await)
     }
 
     /// Checks a request against the catalogue, the declared attributes and the serving configurations, without running it.
@@ -581,8 +585,10 @@ impl Engine {
         let planned = self.plan(request)?;
         self.wait_for_position(version, deadline).await?;
         let position = self.writer.position();
-        let served = self.workers.answer(deadline, planned).await?;
-        self.freeze(served, position, page, bytes_max, deadline).await
+        let sent = Instant::now();
+        let served = self.workers.answer(deadline, planned).await;
+        call::record_answer(sent, served.as_ref().ok().map(|served| &served.answer.stage_times[..]));
+        self.freeze(served?, position, page, bytes_max, deadline).await
     }
 
     /// Refuses facets of attributes that are declared otherwise.
@@ -821,8 +827,8 @@ impl Engine {
     }
 
     fn record_metrics(&self, stage_times: &StageTimes, info: &AnswerInfo) {
-        for (stage, time) in stage_times {
-            self.metrics.stage(stage, *time);
+        for stage in stage_times {
+            self.metrics.stage(stage.name, stage.time);
         }
         for degradation in &info.degradations {
             self.metrics.degraded(degradation.code.name());

@@ -21,17 +21,15 @@ use lodestone_core::{
 use lodestone_index::QueryText;
 use lodestone_rules::Synonyms;
 use lodestone_state::users::History;
-use std::{
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use lodestone_telemetry::call::StageTime;
+use std::{sync::Arc, time::Instant};
 
 /// Age of the events of a visitor that count for the user who has signed in, in milliseconds: a day. Older ones may be
 /// those of another user of the device.
 const VISITOR_EVENTS_MS: i64 = UnixMillis::DAY;
 
-/// Names and durations of the stages of a request.
-pub type StageTimes = Vec<(&'static str, Duration)>;
+/// The stages of a request.
+pub type StageTimes = Vec<StageTime>;
 
 /// One request in flight: its view of a generation and the results of the stages so far.
 pub struct RequestContext<'a> {
@@ -257,18 +255,19 @@ impl<'a> RequestContext<'a> {
     /// Records the duration since the last stage ended or [`Self::start_stage`] was called.
     pub fn end_stage(&mut self, name: &'static str) {
         let now = Instant::now();
-        self.stage_times.push((name, now - self.stage_begun));
+        self.stage_times.push(StageTime { name, begun: self.stage_begun, time: now - self.stage_begun });
         self.stage_begun = now;
     }
 
-    /// Ends the retrieval stage. The vector search, which is a part of it, is recorded as a stage of its own.
+    /// Ends the retrieval stage. The vector search, which is a part of it, is recorded as a stage of its own after it,
+    /// because stages do not overlap.
     pub fn end_retrieval(&mut self) {
         let vector_search_time = self.candidates.vector_search_time;
         self.end_stage("retrieve");
-        if let Some((_, whole)) = self.stage_times.last_mut() {
-            *whole = whole.saturating_sub(vector_search_time);
-        }
-        self.stage_times.push(("vector_search", vector_search_time));
+        let Some(rest) = self.stage_times.last_mut() else { return };
+        rest.time = rest.time.saturating_sub(vector_search_time);
+        let begun = rest.begun + rest.time;
+        self.stage_times.push(StageTime { name: "vector_search", begun, time: vector_search_time });
     }
 
     /// The answer's metadata, without the parts that only the engine knows: tokens, position, generation.
@@ -278,7 +277,7 @@ impl<'a> RequestContext<'a> {
             user_known: self.user_known,
             visitor_history_used: self.visitor_history_used,
             debug: (level >= DebugLevel::Timings).then(|| AnswerDebug {
-                stages: self.stage_times.clone(),
+                stages: self.stage_times.iter().map(|stage| (stage.name, stage.time)).collect(),
                 sources,
                 head_weights: Vec::new(),
                 objectives: None,
@@ -294,9 +293,9 @@ impl<'a> RequestContext<'a> {
 
 /// Records a stage that ran once for several requests; each gets an equal share of the duration.
 fn end_shared_stage(contexts: &mut [RequestContext], name: &'static str, begun: Instant) {
-    let share = begun.elapsed() / contexts.len().max(1) as u32;
+    let time = begun.elapsed() / contexts.len().max(1) as u32;
     for context in contexts {
-        context.stage_times.push((name, share));
+        context.stage_times.push(StageTime { name, begun, time });
         context.start_stage();
     }
 }

@@ -7,11 +7,8 @@ use crate::{
 use lodestone_catalog::{Field, Filter};
 use lodestone_core::{text::normalize, units::UnixMillis};
 use lodestone_rules::{Action, CompiledRule, RequestFacts, RuleRequestType, RuleSnapshot, Synonyms};
-use std::{
-    borrow::Cow,
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use lodestone_telemetry::call::StageTime;
+use std::{borrow::Cow, sync::Arc, time::Instant};
 
 /// Boosts of rules that apply to one request. With the 20 of the request, a candidate has a bit for each in 64 bits.
 pub const RULE_BOOSTS_MAX: usize = 44;
@@ -29,7 +26,7 @@ pub struct RuledRequest<'a> {
     pub request: Cow<'a, RankingRequest>,
     pub effects: RuleEffects,
     /// The time that the rules took. None: there are no rules.
-    pub time: Option<Duration>,
+    pub time: Option<StageTime>,
 }
 
 /// The effects of rules that are not parts of the request.
@@ -163,7 +160,7 @@ impl<'a> RuledRequest<'a> {
             && let Some(input) = RuleInput::of(&planned.request, &planned.plan.main().name)
         {
             rules.applying(&input.facts(now)).for_each(|rule| ruled.apply(rule));
-            ruled.time = Some(begun.elapsed());
+            ruled.time = Some(StageTime::since("rules", begun));
         }
         if !rules.synonyms.is_empty() {
             ruled.effects.synonyms.push(rules.synonyms.clone());

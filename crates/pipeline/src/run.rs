@@ -36,11 +36,12 @@ use lodestone_index::{
 };
 use lodestone_rules::Objective;
 use lodestone_state::users::PastQuery;
+use lodestone_telemetry::call::StageTime;
 use std::{
     borrow::Cow,
     collections::HashMap,
     sync::Arc,
-    time::{Duration, Instant},
+    time::Instant,
 };
 
 /// Items that a suggestion ranks.
@@ -88,8 +89,8 @@ impl RuledRequest<'_> {
     ) -> RequestContext<'a> {
         let (request, plan) = (&*self.request, &self.planned.plan);
         let mut context = RequestContext::new(generation, &items.catalog, request.viewer(), request.options(), now);
-        context.stage_times.extend(self.time.map(|time| ("rules", time)));
-        context.stage_times.extend(items.time.map(|time| ("encode_items", time)));
+        context.stage_times.extend(self.time);
+        context.stage_times.extend(items.time);
         if items.is_failed {
             context.degrade(DegradationCode::EncoderSkipped, "query_encoder");
         }
@@ -122,7 +123,7 @@ struct RequestItems {
     /// The request's own items could not be encoded; it is answered without them.
     is_failed: bool,
     /// The time that encoding took. None: the request has no items of its own.
-    time: Option<Duration>,
+    time: Option<StageTime>,
 }
 
 impl RequestItems {
@@ -162,11 +163,12 @@ impl RequestItems {
                 let offers = &request.viewer().offers;
                 let (catalog, rows) = catalog.with_items(keys, offers, now, items.into_iter().zip(embedded));
                 let rows = ids.into_iter().zip(rows).collect();
-                Self { catalog: Arc::new(catalog), rows, is_failed: false, time: Some(begun.elapsed()) }
+                let time = Some(StageTime::since("encode_items", begun));
+                Self { catalog: Arc::new(catalog), rows, is_failed: false, time }
             }
             Err(error) => {
                 tracing::warn!(error, "the items of a request cannot be encoded");
-                Self { is_failed: true, time: Some(begun.elapsed()), ..unchanged }
+                Self { is_failed: true, time: Some(StageTime::since("encode_items", begun)), ..unchanged }
             }
         }
     }

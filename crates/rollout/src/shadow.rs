@@ -143,7 +143,7 @@ impl ShadowWork {
 
 /// Returns the time that an answer took in its thread.
 pub(crate) fn run_time(answer: &PipelineAnswer) -> Duration {
-    answer.stage_times.iter().map(|(_, time)| *time).sum()
+    answer.stage_times.iter().map(|stage| stage.time).sum()
 }
 
 /// Spearman's rho over the common items of both lists; none if there are fewer than two.

@@ -1,8 +1,10 @@
 //! The server's metrics for Prometheus.
 //!
 //! Metrics are aggregates that an operator monitors. The debug levels of a request describe a single answer, and logs
-//! describe single occurrences.
+//! describe single occurrences. [`call`] has the times of a single call for logs and traces.
 #![forbid(unsafe_code)]
+pub mod call;
+
 use parking_lot::Mutex;
 use prometheus_client::{
     encoding::{EncodeLabelSet, text::encode},
@@ -194,6 +196,8 @@ pub struct Metrics {
     bundle_load_seconds: Histogram,
     generations: Gauge,
     completions: Family<Outcome, Counter>,
+    slow_requests: Family<Rpc, Counter>,
+    spans: Family<Outcome, Counter>,
 }
 
 /// Values that are read at each scrape.
@@ -260,6 +264,8 @@ impl Default for Metrics {
             bundle_load_seconds: Histogram::new(LOAD_SECONDS),
             generations: Gauge::default(),
             completions: Family::default(),
+            slow_requests: Family::default(),
+            spans: Family::default(),
         }
     }
 }
@@ -346,6 +352,8 @@ impl Metrics {
         let help = "Time to load, self-test and warm a bundle while the current one serves";
         registry.register("bundle_load_seconds", help, self.bundle_load_seconds.clone());
         registry.register("generations", "Generations in memory", self.generations.clone());
+        registry.register("slow_requests", "Requests that took longer than the limit", self.slow_requests.clone());
+        registry.register("spans", "Spans of sampled requests by outcome", self.spans.clone());
         registry
     }
 
@@ -424,6 +432,16 @@ impl Metrics {
     /// Counts a request that reached no service.
     pub fn refused(&self, rpc: &'static str, code: &'static str) {
         self.requests.get_or_create(&RpcCode { rpc, code }).inc();
+    }
+
+    /// Counts a request that took longer than the limit of the log of slow requests.
+    pub fn slow_request(&self, rpc: &'static str) {
+        self.slow_requests.get_or_create(&Rpc { rpc }).inc();
+    }
+
+    /// Counts spans of sampled requests by outcome: `exported` or `dropped`.
+    pub fn spans(&self, outcome: &'static str, count: u64) {
+        self.spans.get_or_create(&Outcome { outcome }).inc_by(count);
     }
 
     pub fn stage(&self, stage: &'static str, time: Duration) {
@@ -632,6 +650,8 @@ mod tests {
         metrics.changed_bundle("activated");
         metrics.loaded_bundle(Duration::from_secs(1));
         metrics.generations(2);
+        metrics.slow_request("Search");
+        metrics.spans("dropped", 1);
         let text = metrics.text(Sizes {
             items: 1,
             live_items: 5,
@@ -641,21 +661,44 @@ mod tests {
             log_position: 4,
             ..Sizes::default()
         });
-        let registered: BTreeSet<String> = text
+        let types = text.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split_once(' '));
+        let name = |name: &str, kind: &str| if kind == "counter" { format!("{name}_total") } else { name.to_owned() };
+        let registered: BTreeMap<String, BTreeSet<String>> =
+            types.clone().map(|(of, kind)| (name(of, kind), labels_of(&text, of))).collect();
+        let document = include_str!("../../../docs/metrics.md");
+        let documented: BTreeMap<String, BTreeSet<String>> = document
             .lines()
-            .filter_map(|line| line.strip_prefix("# TYPE "))
-            .map(|line| {
-                let (name, kind) = line.split_once(' ').unwrap();
-                if kind == "counter" { format!("{name}_total") } else { name.to_owned() }
+            .filter_map(|line| {
+                let (name, rest) = line.strip_prefix("| `lodestone_")?.split_once("` |")?;
+                let labels = rest.split('|').next()?.split('`').skip(1).step_by(2);
+                Some((format!("lodestone_{name}"), labels.map(str::to_owned).collect()))
             })
             .collect();
-        let document = include_str!("../../../docs/metrics.md");
-        let documented: BTreeSet<String> = document
-            .lines()
-            .filter_map(|line| line.strip_prefix("| `lodestone_"))
-            .filter_map(|line| Some(format!("lodestone_{}", line.split_once('`')?.0)))
-            .collect();
         assert_eq!(documented, registered);
+        // Each registered metric has a sample above, because the encoder would omit it otherwise.
+        let source = include_str!("lib.rs").split("#[cfg(test)]").next().unwrap();
+        let calls = source.split(".register(").skip(1);
+        let in_source: BTreeSet<String> = calls
+            .filter_map(|call| call.trim_start().strip_prefix('"')?.split('"').next())
+            .map(|name| format!("lodestone_{name}"))
+            .collect();
+        assert_eq!(in_source, types.map(|(name, _)| name.to_owned()).collect());
+    }
+
+    /// Returns the labels of the samples of a metric, without the bounds of histograms.
+    fn labels_of(text: &str, metric: &str) -> BTreeSet<String> {
+        let suffixes = ["", "_total", "_bucket", "_sum", "_count"];
+        let is_of_metric = |line: &&str| {
+            let name = line.split(['{', ' ']).next().unwrap_or_default();
+            name.strip_prefix(metric).is_some_and(|suffix| suffixes.contains(&suffix))
+        };
+        let labels = |line: &str| match line.split_once('{') {
+            Some((_, labels)) => labels.split_once('}').map_or("", |(labels, _)| labels).to_owned(),
+            None => String::new(),
+        };
+        let samples = text.lines().filter(is_of_metric).map(labels).collect::<Vec<_>>().join(",");
+        let names = samples.split(',').filter_map(|label| Some(label.split_once('=')?.0.to_owned()));
+        names.filter(|name| name != "le").collect()
     }
 
     #[test]
