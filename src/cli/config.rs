@@ -187,6 +187,8 @@ fn check_settings(args: &ServeArgs, findings: &mut Findings) {
         });
         findings.add("security", opened);
     }
+    let collector = args.observability.collector();
+    findings.add("traces", collector.map(|of| of.map_or("off".to_owned(), |of| format!("to {}", of.endpoint))));
     findings.add("addresses", addresses.map(|addresses| format!("{} resolves", addresses.grpc.text())));
     let sources = catalog_sources(args);
     for source in sources.iter().flatten() {

@@ -4,14 +4,16 @@ use super::{
     catalogs::{self, CatalogSource, currency_code},
     exit::Exit,
     listen::ListenAddresses,
+    log,
     numbers::{between, within},
+    observability::ObservabilityArgs,
     security::{Security, SecurityArgs},
     signal::StopSignals,
     store_options,
 };
 use crate::{
     audit::{self, AuditLog},
-    server::{self, Catalogs, DEFAULT_CATALOG, ServerConfig, metrics_endpoint},
+    server::{self, Catalogs, Collector, DEFAULT_CATALOG, Health, ServerConfig, Traces, http_endpoint},
 };
 use anyhow::Context;
 use lodestone_engine::{Engine, EngineConfig, OpenOptions, open};
@@ -23,7 +25,7 @@ use lodestone_pipeline::{
 };
 use lodestone_rollout::{BundleSource, HealthBounds, RolloutConfig, SlateCacheConfig, Store};
 use lodestone_state::StateLimits;
-use std::{io::IsTerminal, path::PathBuf, sync::Arc, time::Duration};
+use std::{path::PathBuf, sync::Arc, time::Duration};
 use tokio::sync::oneshot;
 
 pub(super) const USAGE: &str = "\
@@ -61,7 +63,8 @@ pub(crate) struct ServeArgs {
     /// that can be bound, IPv4 before IPv6.
     #[arg(long, value_name = "HOST:PORT", env = "LODESTONE_LISTEN", default_value = "127.0.0.1:50051")]
     listen: String,
-    /// Address of GET /metrics for Prometheus; see docs/metrics.md. Default: no metrics endpoint.
+    /// Address of the HTTP endpoint: GET /metrics for Prometheus, /livez, /readyz and /version for probes; see
+    /// docs/observability.md. Default: no HTTP endpoint.
     #[arg(long, value_name = "HOST:PORT", env = "LODESTONE_METRICS_LISTEN")]
     metrics_listen: Option<String>,
     /// Worker threads, each with its own models. Default: one per core.
@@ -155,6 +158,8 @@ pub(crate) struct ServeArgs {
     #[command(flatten)]
     pub(super) security: SecurityArgs,
     #[command(flatten)]
+    pub(super) observability: ObservabilityArgs,
+    #[command(flatten)]
     rollout: RolloutArgs,
 }
 
@@ -229,14 +234,7 @@ enum DeviceArg {
 }
 
 pub(crate) fn serve(args: ServeArgs) -> anyhow::Result<Exit> {
-    let filter = tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| "lodestone=info,warn".into());
-    // Without colours if NO_COLOR is set.
-    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
-    match std::io::stderr().is_terminal() {
-        true => log.init(),
-        // Escape sequences in a file or a collector's log break its searches.
-        false => log.with_ansi(false).init(),
-    }
+    log::start(args.observability.log_format);
     lodestone_telemetry::count_panics();
     if let Some(config) = &args.config {
         tracing::info!(config = %config.display(), "settings of a file");
@@ -244,6 +242,7 @@ pub(crate) fn serve(args: ServeArgs) -> anyhow::Result<Exit> {
     let addresses = Addresses::resolve(&args)?;
     // Certificates and keys are checked before anything is loaded or bound.
     let security = args.security.open(&addresses.grpc)?;
+    let collector = args.observability.collector()?;
     let sources = catalog_sources(&args)?;
     // All files are read before anything is loaded.
     let configs = sources.iter().map(|source| engine_config(&args, source)).collect::<anyhow::Result<Vec<_>>>()?;
@@ -261,7 +260,7 @@ pub(crate) fn serve(args: ServeArgs) -> anyhow::Result<Exit> {
     // Network I/O takes a third of the time of ranking; more threads would only compete for the cores.
     let io_threads = (cores / 2).max(1);
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(io_threads).enable_all().build()?;
-    runtime.block_on(run_server(&args, &addresses, (security, audit), catalogs))?;
+    runtime.block_on(run_server(&args, &addresses, (security, audit), collector, catalogs))?;
     Ok(Exit::Success)
 }
 
@@ -342,13 +341,19 @@ async fn run_server(
     args: &ServeArgs,
     addresses: &Addresses,
     (security, audit): (Security, AuditLog),
+    collector: Option<Collector>,
     catalogs: Catalogs,
 ) -> anyhow::Result<()> {
+    let traces = match collector {
+        Some(collector) => Some(Traces::start(collector, &catalogs).context("--otlp-endpoint and --otlp-ca")?),
+        None => None,
+    };
     let listener = addresses.grpc.bind().await?;
     let address = listener.local_addr()?;
     for (catalog, engine) in catalogs.iter() {
         tracing::info!(%address, catalog, generation = %engine.generation(), "serving");
     }
+    let health = Health::default();
     let config = ServerConfig {
         deadline_default: Duration::from_millis(args.deadline_ms_default),
         event_ahead_max: Duration::from_secs(args.event_ahead_s_max.into()),
@@ -357,12 +362,14 @@ async fn run_server(
         api_keys: security.api_keys,
         jwt: security.jwt,
         audit: Some(Arc::new(audit)),
+        health: health.clone(),
+        slow_request: args.observability.slow_request(),
+        traces: traces.clone(),
         ..ServerConfig::default()
     };
     if let Some(addresses) = &addresses.metrics {
         let listener = addresses.bind().await?;
-        let catalogs = catalogs.clone();
-        tokio::spawn(metrics_endpoint::serve(listener, move || catalogs.metrics_text()));
+        tokio::spawn(http_endpoint::serve(listener, catalogs.clone(), health));
     }
     let mut signals = StopSignals::install()?;
     let (stop, stopped) = oneshot::channel::<()>();
@@ -377,6 +384,9 @@ async fn run_server(
     // The sender is dropped only after it has sent.
     server::serve(catalogs.clone(), config, listener, async move { stopped.await.unwrap_or_default() }).await?;
     catalogs.iter().for_each(|(_, engine)| engine.checkpoint_on_shutdown());
+    if let Some(traces) = traces {
+        traces.flush().await;
+    }
     tracing::info!("stopped");
     Ok(())
 }

@@ -17,19 +17,24 @@ pub(crate) mod explain;
 pub mod fuzzing;
 mod group_counts;
 mod guard;
+mod health;
+pub mod http_endpoint;
 mod incentive_service;
 mod item_import;
 mod jwt;
 mod loyalty_service;
-pub mod metrics_endpoint;
 mod models;
+mod observation;
 mod price_currency;
 mod rule_service;
 mod services;
 mod serving_config_service;
 mod status;
 mod synonym_service;
+mod throttle;
 mod tls;
+mod trace_context;
+mod traces;
 mod transport;
 mod violations;
 mod watched_text;
@@ -52,9 +57,11 @@ pub use catalogs::{CATALOG_METADATA, Catalogs, DEFAULT_CATALOG};
 pub use client::ClientLimits;
 use connections::Closer;
 pub(crate) use convert::{item_to_proto, timestamp};
+pub use health::Health;
 pub use jwt::{Jwt, JwtSettings, KeySetError, KeySetLocation};
 use lodestone_engine::Engine;
 use lodestone_events::LogError;
+use observation::{Observation, Observer};
 use parking_lot::Mutex;
 use proto::{
     catalog_service_server::CatalogServiceServer, event_service_server::EventServiceServer,
@@ -65,7 +72,7 @@ use proto::{
 };
 use services::Services;
 use std::{collections::BTreeSet, future::Future, pin::Pin, sync::Arc, time::Duration};
-pub use tls::{Tls, TlsError, TlsFiles};
+pub use tls::{Tls, TlsError, TlsFiles, read_authorities};
 use tokio::{
     net::TcpListener,
     sync::{oneshot, watch},
@@ -73,6 +80,7 @@ use tokio::{
 };
 use tonic::{codec::CompressionEncoding, server::NamedService, service::Routes, transport::Server};
 use tonic_health::{ServingStatus, server::HealthReporter};
+pub use traces::{Collector, Traces};
 use transport::{Calls, Transport};
 
 /// Greatest size of a request message in bytes, after decompression.
@@ -171,6 +179,12 @@ pub struct ServerConfig {
     pub audit: Option<Arc<AuditLog>>,
     /// Interval in which changed certificates and keys are read again.
     pub reload: Duration,
+    /// The statuses of the services, which [`serve`] sets.
+    pub health: Health,
+    /// Requests that take at least this long are logged. None: no request is.
+    pub slow_request: Option<Duration>,
+    /// None: no trace is exported.
+    pub traces: Option<Traces>,
 }
 
 impl Default for ServerConfig {
@@ -188,6 +202,9 @@ impl Default for ServerConfig {
             jwt: None,
             audit: None,
             reload: Duration::from_secs(5),
+            health: Health::default(),
+            slow_request: Some(Duration::from_millis(500)),
+            traces: None,
         }
     }
 }
@@ -201,13 +218,13 @@ pub async fn serve(
     shutdown: impl Future<Output = ()> + Send,
 ) -> Result<(), tonic::transport::Error> {
     let catalogs = catalogs.into();
-    let (health, health_service) = tonic_health::server::health_reporter();
+    let (health, health_service) = (config.health.reporter().clone(), config.health.service());
     for service in ["", "liveness"] {
         health.set_service_status(service, ServingStatus::Serving).await;
     }
     set_status(&health, READING, ServingStatus::Serving).await;
     set_status(&health, WRITING, ServingStatus::Serving).await;
-    let follows_logs = follow_logs(&catalogs, &health);
+    let follows_logs = follow_logs(&catalogs, &config.health);
 
     let reflection = || {
         tonic_reflection::server::Builder::configure()
@@ -241,6 +258,8 @@ pub async fn serve(
         reloads.spawn(reload_jwt(jwt.clone(), config.reload));
     }
     let (read_max, counted, budget) = (config.request_read_max, calls.clone(), transport::arriving_budget());
+    let named = |(name, engine): (&str, &Arc<Engine>)| (name.to_owned(), engine.metrics().clone());
+    let observer = Observer::new(config.slow_request, config.traces.clone(), catalogs.iter().map(named).collect());
     let server = Server::builder()
         // Also the limit of small messages of streams that are not read yet: half of it, by h2's count of overhead.
         .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
@@ -248,6 +267,7 @@ pub async fn serve(
         .http2_keepalive_timeout(Some(KEEPALIVE.1))
         .http2_max_header_list_size(HEADER_BYTES_MAX)
         .max_concurrent_streams(CONNECTION_CALLS_MAX)
+        .layer(tower::layer::layer_fn(move |inner| Observation::new(inner, observer.clone())))
         .layer(tower::layer::layer_fn(move |router| {
             Transport::new(router, metrics.clone(), read_max, counted.clone(), budget.clone())
         }))
@@ -259,6 +279,7 @@ pub async fn serve(
         catalogs.writes_stopped().await;
         // Otherwise the services would be SERVING again when the files of the log are back.
         follows_logs.iter().for_each(AbortHandle::abort);
+        config.health.note("writes".to_owned(), "a change could not be undone; restart the server");
         set_status(&health, WRITING, ServingStatus::NotServing).await;
         std::future::pending::<()>().await;
     };
@@ -268,6 +289,7 @@ pub async fn serve(
         () = shutdown => {}
     }
     follows_logs.iter().for_each(AbortHandle::abort);
+    config.health.note("server".to_owned(), "it is stopping");
     health.set_service_status("", ServingStatus::NotServing).await;
     set_status(&health, READING, ServingStatus::NotServing).await;
     set_status(&health, WRITING, ServingStatus::NotServing).await;
@@ -356,7 +378,7 @@ fn routes(services: Services) -> Routes {
 }
 
 /// Follows the logs of all catalogues with a task for each.
-fn follow_logs(catalogs: &Catalogs, health: &HealthReporter) -> Vec<AbortHandle> {
+fn follow_logs(catalogs: &Catalogs, health: &Health) -> Vec<AbortHandle> {
     let displaced = Arc::new(Mutex::new(BTreeSet::new()));
     let follow = |(name, engine): (&str, &Arc<Engine>)| {
         let followed = report_displaced_log(name.to_owned(), engine.log_displaced(), displaced.clone(), health.clone());
@@ -371,26 +393,33 @@ async fn report_displaced_log(
     catalog: String,
     mut log: watch::Receiver<Option<LogError>>,
     displaced: Arc<Mutex<BTreeSet<String>>>,
-    health: HealthReporter,
+    health: Health,
 ) {
     while log.changed().await.is_ok() {
         let error = log.borrow_and_update().clone();
         let are_all_in_place = match error {
             Some(error) => {
                 tracing::error!(catalog, %error, "writes are refused");
+                health.note(writes_of(&catalog), "files of the event log were removed, moved or replaced");
                 displaced.lock().insert(catalog.clone());
                 false
             }
             None => {
                 tracing::info!(catalog, "the files of the event log are back; writes continue");
+                health.clear(&writes_of(&catalog));
                 let mut displaced = displaced.lock();
                 displaced.remove(&catalog);
                 displaced.is_empty()
             }
         };
         let status = if are_all_in_place { ServingStatus::Serving } else { ServingStatus::NotServing };
-        set_status(&health, WRITING, status).await;
+        set_status(health.reporter(), WRITING, status).await;
     }
+}
+
+/// Returns the subject of the reason why a catalogue takes no writes.
+fn writes_of(catalog: &str) -> String {
+    format!("writes of catalogue {catalog}")
 }
 
 #[cfg(test)]

@@ -14,7 +14,7 @@ use lodestone_pipeline::{
     Answer, AttributePurpose, AttributeUse, RESULTS_BYTES_MAX, RankCandidate, RankedItem,
     run::{RankingRequest, RequestField},
 };
-use lodestone_telemetry::Metrics;
+use lodestone_telemetry::{Metrics, call::Call};
 use prost::Message;
 use std::{
     sync::Arc,
@@ -54,8 +54,15 @@ impl Services {
     pub(crate) fn call_context<T>(&self, request: &Request<T>, options: Option<&proto::RankingOptions>) -> CallContext {
         let time = timeout_of(request).unwrap_or(self.config.deadline_default).min(self.config.deadline_max);
         let request_id = match options.map(|options| options.request_id.as_str()) {
-            None | Some("") => uuid::Uuid::now_v7().to_string(),
-            Some(id) => id.to_owned(),
+            None | Some("") => match Call::current() {
+                Some(call) => call.request_id(),
+                None => uuid::Uuid::now_v7().to_string(),
+            },
+            Some(id) => {
+                // The headers and the log have the same id as the message.
+                Call::current().iter().for_each(|call| call.name(id));
+                id.to_owned()
+            }
         };
         CallContext {
             deadline: Instant::now() + time.saturating_sub(DEADLINE_MARGIN),

@@ -132,13 +132,20 @@ impl Tls {
 }
 
 fn read(files: &TlsFiles) -> Result<Contents, TlsError> {
-    let read = |flag, path: &Path| {
-        let unreadable =
-            |error| problem(flag, path, format!("cannot be read: {error}; check the path and permissions"));
-        read_regular_up_to(path, FILE_BYTES_MAX).map_err(unreadable)
-    };
-    let client_ca = files.client_ca.as_deref().map(|path| read(CLIENT_CA, path)).transpose()?;
-    Ok([read(CERT, &files.certificate)?, read(KEY, &files.key)?, client_ca.unwrap_or_default()])
+    let client_ca = files.client_ca.as_deref().map(|path| read_file(CLIENT_CA, path)).transpose()?;
+    Ok([read_file(CERT, &files.certificate)?, read_file(KEY, &files.key)?, client_ca.unwrap_or_default()])
+}
+
+fn read_file(flag: &'static str, path: &Path) -> Result<Vec<u8>, TlsError> {
+    let unreadable = |error| problem(flag, path, format!("cannot be read: {error}; check the path and permissions"));
+    read_regular_up_to(path, FILE_BYTES_MAX).map_err(unreadable)
+}
+
+/// Reads the PEM file of a flag with the authorities of another server's certificate, and checks it.
+pub fn read_authorities(flag: &'static str, path: &Path) -> Result<Vec<u8>, TlsError> {
+    let pem = read_file(flag, path)?;
+    certificates(flag, path, &pem, UnixMillis::now())?;
+    Ok(pem)
 }
 
 fn problem(flag: &'static str, path: &Path, problem: impl Into<String>) -> TlsError {

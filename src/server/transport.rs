@@ -66,6 +66,11 @@ pub(super) fn rpc_of(path: &str) -> &'static str {
     RPCS.get(path).map_or("unknown", |rpc| rpc.name.as_str())
 }
 
+/// Returns the path of an RPC if there is one.
+pub(super) fn known_path(path: &str) -> Option<&'static str> {
+    RPCS.get_key_value(path).map(|(path, _)| path.as_str())
+}
+
 /// Returns true if the caller of a path may send messages as long as the call lasts.
 pub(super) fn is_client_streaming(path: &str) -> bool {
     RPCS.get(path).map_or_else(|| is_reflection(path), |rpc| rpc.is_client_streaming)

@@ -21,6 +21,7 @@ mod log;
 mod loyalty;
 mod models;
 mod objectives;
+mod observability;
 mod pages;
 mod places;
 mod popularity;
