@@ -1,5 +1,5 @@
 """Tests a server process: SIGKILL during writes, bad requests, damaged files, a full disk, replays, search, rollout,
-merges.
+merges, observability.
 
 Usage: run.py LODESTONE BUNDLE GRPCURL DATA ENCODER. BUNDLE was trained on DATA; ENCODER is a directory with a sentence
 encoder, with which another bundle is trained on DATA. Needs ORT_DYLIB_PATH. KILLS=n sets the number of kills (default
@@ -21,6 +21,8 @@ import tempfile
 import time
 import urllib.request
 from random import Random
+
+from observability import observability
 
 LODESTONE, BUNDLE, GRPCURL = sys.argv[1], pathlib.Path(sys.argv[2]), sys.argv[3]
 DATA, ENCODER = map(pathlib.Path, sys.argv[4:6])
@@ -1034,5 +1036,6 @@ with tempfile.TemporaryDirectory() as directory:
     damaged_bundles(pathlib.Path(directory))
     merges(pathlib.Path(directory))
     sentence_encoder(pathlib.Path(directory))
+    observability(sys.modules[__name__], pathlib.Path(directory))
 print(f"server: {len(failures)} failed")
 sys.exit(1 if failures else 0)
