@@ -7,6 +7,9 @@ COPY Cargo.toml Cargo.lock build.rs ./
 COPY crates crates
 COPY proto proto
 COPY src src
+# GET /version reports it; see docs/observability.md.
+ARG GIT_COMMIT=
+ENV LODESTONE_GIT_COMMIT=$GIT_COMMIT
 RUN --mount=type=cache,target=/usr/local/cargo/registry \
     --mount=type=cache,target=/src/target \
     cargo build --release --locked \
