@@ -45,7 +45,7 @@ pub struct Entry {
     pub resource: String,
     /// The name of the gRPC status code. Empty in a line with the kind `begin`.
     pub status: String,
-    /// The metadata `x-request-id` of the call. Empty: there is none.
+    /// The metadata `x-request-id` of the response.
     pub request_id: String,
     /// In a line with the kind `end`: the sequence of the line with the kind `begin`. Otherwise 0.
     pub begin: u64,

@@ -7,11 +7,10 @@ use super::{
     status,
 };
 use crate::audit::{AuditLog, Call, EntryKind};
+use lodestone_telemetry::call;
 use std::{future::Future, sync::Arc};
 use tonic::{Code, Request, Status};
 
-/// The metadata by which a client names its request.
-const REQUEST_ID_METADATA: &str = "x-request-id";
 /// Ids of deleted items in a line.
 const LISTED_IDS_MAX: usize = 20;
 
@@ -33,14 +32,15 @@ impl Services {
         resource: impl Into<String>,
     ) -> AuditedCall {
         let client = client_of(request);
-        let request_id = request.metadata().get(REQUEST_ID_METADATA).and_then(|value| value.to_str().ok());
+        // As in the response and in the log.
+        let request_id = call::Call::current().map(|call| call.request_id());
         let call = Call {
             client: client.as_ref().map(|client| client.name.clone()).unwrap_or_default(),
             client_kind: client.as_ref().map_or("none", |client| client.kind.name()),
             method,
             catalog: self.catalog.clone(),
             resource: resource.into(),
-            request_id: request_id.unwrap_or_default().to_owned(),
+            request_id: request_id.unwrap_or_default(),
         };
         AuditedCall { log: self.config.audit.clone(), call, audit: audit_of(method) }
     }
