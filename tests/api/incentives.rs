@@ -549,7 +549,7 @@ async fn a_campaign_with_an_end_keeps_its_budget_for_the_whole_period() {
     // Without an end, and without a price, each user who gains receives something.
     let unlimited = proto::IncentiveCampaign { campaign_id: "c".to_owned(), end_time: None, ..targeted.clone() };
     create(&server, unlimited).await.unwrap();
-    let mut first = BTreeMap::new();
+    let mut first: BTreeMap<&str, u32> = BTreeMap::new();
     for user in 0..20 {
         let answer = decide(&server, request("c", &format!("before {user}"), &format!("u{user}"))).await.unwrap();
         *first.entry(reason_of(&answer).as_str_name()).or_default() += 1;

@@ -37,12 +37,7 @@ use lodestone_index::{
 use lodestone_rules::Objective;
 use lodestone_state::users::PastQuery;
 use lodestone_telemetry::call::StageTime;
-use std::{
-    borrow::Cow,
-    collections::HashMap,
-    sync::Arc,
-    time::Instant,
-};
+use std::{borrow::Cow, collections::HashMap, sync::Arc, time::Instant};
 
 /// Items that a suggestion ranks.
 const SUGGEST_CANDIDATES: usize = 50;
