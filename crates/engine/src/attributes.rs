@@ -6,7 +6,7 @@ use crate::{
 };
 use lodestone_catalog::{AttributeKind, AttributeKindCount, Catalog};
 use lodestone_core::ids::ItemId;
-use lodestone_pipeline::{AttributePurpose, AttributeUse};
+use lodestone_pipeline::{AttributePurpose, AttributeUse, request::Priority};
 use lodestone_rules::{AttributeDeclaration, CompiledAttribute, EntryKind, RuleChange, RuleSnapshot};
 use prost_types::Timestamp;
 use std::{
@@ -90,7 +90,7 @@ impl Engine {
             }
         };
         let catalog = self.generations.current().generation.catalog.load_full();
-        let mut all = self.workers.run(deadline, move |_| Ok(catalog.attribute_kinds())).await?;
+        let mut all = self.workers.run(Priority::Batch, deadline, move |_| Ok(catalog.attribute_kinds())).await?;
         for name in self.rules().attributes.keys() {
             all.entry(name.clone()).or_default();
         }
@@ -171,7 +171,7 @@ impl Engine {
             };
             Ok(names.into_iter().enumerate().map(&mut of).collect())
         };
-        self.workers.run(deadline, nearest).await
+        self.workers.run(Priority::Interactive, deadline, nearest).await
     }
 
     /// Returns the items of the current catalogue whose values of an attribute are of another kind.
@@ -182,7 +182,7 @@ impl Engine {
         deadline: Instant,
     ) -> Result<AttributeConflicts, EngineError> {
         let catalog = self.generations.current().generation.catalog.load_full();
-        self.workers.run(deadline, move |_| Ok(conflicts(&catalog, &name, kind))).await
+        self.workers.run(Priority::Batch, deadline, move |_| Ok(conflicts(&catalog, &name, kind))).await
     }
 
     /// Writes a valid declaration, whose times and etag are set here, if no item has a value of another kind. An empty

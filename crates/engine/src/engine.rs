@@ -273,7 +273,8 @@ impl Engine {
         };
         let catalog = self.catalog_now(&self.generations.current(), deadline).await?;
         check_currencies(&catalog, filter.as_ref())?;
-        self.workers.run(deadline, move |_| Ok(catalog.list(filter.as_ref(), after.as_ref(), count))).await
+        let list = move |_: &mut usize| Ok(catalog.list(filter.as_ref(), after.as_ref(), count));
+        self.workers.run(Priority::Batch, deadline, list).await
     }
 
     /// Returns the catalogue of a generation with the prices of now. After a sale began or ended, a worker rewrites the
@@ -286,7 +287,10 @@ impl Engine {
         let (now, loaded) = (UnixMillis::now(), loaded.clone());
         match loaded.generation.current_catalog_at(now) {
             Some(catalog) => Ok(catalog),
-            None => self.workers.run(deadline, move |_| Ok(loaded.generation.catalog_at(now))).await,
+            None => {
+                let of_now = move |_: &mut usize| Ok(loaded.generation.catalog_at(now));
+                self.workers.run(Priority::Interactive, deadline, of_now).await
+            }
         }
     }
 
@@ -319,7 +323,7 @@ impl Engine {
         let catalog = self.catalog_now(&self.generations.current(), deadline).await?;
         check_currencies(&catalog, Some(&filter))?;
         let list = move |_: &mut usize| Ok(catalog.list(Some(&filter), None, usize::MAX).items);
-        let items = self.workers.run(deadline, list).await?;
+        let items = self.workers.run(Priority::Batch, deadline, list).await?;
         Ok(items.iter().map(|item| item.id.clone()).collect())
     }
 
@@ -345,7 +349,7 @@ impl Engine {
             ids.sort_unstable();
             Ok((ids, catalog.item_count()))
         };
-        self.workers.run(Instant::now() + LIST_TIMEOUT, list).await
+        self.workers.run(Priority::Batch, Instant::now() + LIST_TIMEOUT, list).await
     }
 
     /// Returns the token of the page that begins after an item.
@@ -359,6 +363,12 @@ impl Engine {
             "" => Ok(()),
             name => Ok(self.serving().config(name).map(|_| ())?),
         }
+    }
+
+    /// Refuses a ranking request that the workers cannot answer before its deadline. A server calls it before it reads the
+    /// request, so that a refusal costs neither time nor memory; the request is checked again when it is queued.
+    pub fn admit(&self, priority: Priority, deadline: Instant) -> Result<(), EngineError> {
+        self.workers.admit(priority, deadline)
     }
 
     /// Searches. If nothing is found, also answers the request's fallback.
@@ -412,7 +422,8 @@ impl Engine {
         let planned = PlannedSuggest { answer_id: id, plan, logging: self.logging_of(&id), request };
         let request = &planned.request;
         self.wait_for_position(request.options.log_position, deadline).await?;
-        let (generations, position) = (self.generations.clone(), self.writer.position());
+        let (generations, position, priority) =
+            (self.generations.clone(), self.writer.position(), request.options.priority);
         let suggest = move |worker: &mut usize| {
             let loaded = generations.routes().of(&planned.request.viewer.user).clone();
             let mut models = loaded.models_of(*worker);
@@ -423,7 +434,7 @@ impl Engine {
             Ok((loaded, suggested))
         };
         let sent = Instant::now();
-        let suggested = self.workers.run(deadline, suggest).await;
+        let suggested = self.workers.run(priority, deadline, suggest).await;
         call::record_answer(sent, suggested.as_ref().ok().map(|(_, suggested)| &suggested.stage_times[..]));
         let (loaded, Suggested { mut answer, stage_times, trace }) = suggested?;
         if let Some(trace) = trace {
@@ -540,7 +551,7 @@ impl Engine {
             let mut embedded = embedded.into_iter();
             Ok(items.iter().map(|item| item.as_ref().and_then(|_| embedded.next())).collect())
         };
-        self.workers.run(Instant::now() + ENCODE_TIMEOUT, encode).await
+        self.workers.run(Priority::Batch, Instant::now() + ENCODE_TIMEOUT, encode).await
     }
 
     /// Deletes items; as of a stated time only those that have no later value.
@@ -585,8 +596,8 @@ impl Engine {
         let planned = self.plan(request)?;
         self.wait_for_position(version, deadline).await?;
         let position = self.writer.position();
-        let sent = Instant::now();
-        let served = self.workers.answer(deadline, planned).await;
+        let (sent, priority) = (Instant::now(), planned.request.options().priority);
+        let served = self.workers.answer(priority, deadline, planned).await;
         call::record_answer(sent, served.as_ref().ok().map(|served| &served.answer.stage_times[..]));
         self.freeze(served?, position, page, bytes_max, deadline).await
     }
@@ -640,7 +651,7 @@ impl Engine {
                     let view = catalog.view(&offers);
                     Ok(view.price_currencies(view.alive()))
                 };
-                self.workers.run(deadline, of_view).await?
+                self.workers.run(Priority::Interactive, deadline, of_view).await?
             }
         };
         let currencies: BTreeSet<String> = known.into_iter().chain(sent).collect();
@@ -759,7 +770,10 @@ impl Engine {
         let catalog = match offers.is_empty() {
             true => catalog,
             // A view that is not known yet reads the whole catalogue.
-            false => self.workers.run(deadline, move |_| Ok(catalog.view(&offers))).await?,
+            false => {
+                let of_view = move |_: &mut usize| Ok(catalog.view(&offers));
+                self.workers.run(Priority::Interactive, deadline, of_view).await?
+            }
         };
         let wanted = WantedPage {
             frozen,
@@ -778,7 +792,10 @@ impl Engine {
     async fn page(&self, wanted: WantedPage, deadline: Instant) -> Result<Answer, EngineError> {
         let tokens = self.tokens.clone();
         match wanted.frozen.slate.reaches_tail(&wanted.start, wanted.size) {
-            true => self.workers.run(deadline, move |_| Ok(wanted.answer(&tokens))).await,
+            true => {
+                let answer = move |_: &mut usize| Ok(wanted.answer(&tokens));
+                self.workers.finish(Priority::Interactive, deadline, answer).await
+            }
             false => Ok(wanted.answer(&tokens)),
         }
     }

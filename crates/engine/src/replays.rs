@@ -7,6 +7,7 @@ use lodestone_pipeline::{
     generation::Generation,
     models::Models,
     policy::Placed,
+    request::Priority,
     trace,
 };
 use lodestone_rollout::LoadedGeneration;
@@ -68,7 +69,7 @@ impl Engine {
             return Err(EngineError::GenerationGone { generation: record.generation, current });
         };
         let run = move |worker: &mut usize| Ok(replay(&loaded.generation, &mut loaded.models_of(*worker), record)?);
-        self.workers.run(deadline, run).await
+        self.workers.run(Priority::Batch, deadline, run).await
     }
 }
 

@@ -1,14 +1,21 @@
-//! Worker threads, each with models `M` of its own. Their queue is bounded: if it is full, or if a request would wait
-//! for longer than its deadline, the request is refused at once. A request whose caller has gone, or that cannot be
-//! answered in time any more, is dropped before it runs. An idle worker takes its share of the queued requests and
-//! answers them as one batch.
+//! Worker threads, each with models `M` of its own, and admission: which requests they compute.
+//!
+//! Requests wait in one bounded queue per [`Priority`]. A request is refused on arrival if its queue is full, or if the
+//! work ahead of it takes longer than its deadline leaves. While the queue of interactive requests stands, that is, while
+//! no worker has found it empty for [`STANDING_AFTER`], the load exceeds the capacity; then a request may use only half
+//! of the time that is left, so that an estimate that is too low costs no answer, and batch requests are refused. (The
+//! measure of a standing queue is that of CoDel, RFC 8289, as B. Maurer applies it to servers in "Fail at Scale", ACM
+//! Queue 13 (8), 2015; the order of priorities is that of DAGOR, H. Zhou et al., SoCC 2018.) A request whose caller has
+//! gone, or that cannot be answered in time any more, is dropped before it runs. An idle worker takes its share of the
+//! queued requests and answers them as one batch.
 use crate::EngineError;
-use crossbeam_channel::{Receiver, Sender, TrySendError, bounded};
+use crossbeam_channel::{Receiver, Sender, TrySendError, bounded, select_biased};
+use lodestone_pipeline::request::Priority;
 use std::{
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{
         Arc,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicU64, AtomicUsize, Ordering},
     },
     thread,
     time::{Duration, Instant},
@@ -21,6 +28,15 @@ const RETRY_AFTER_MAX: Duration = Duration::from_secs(2);
 
 /// Maximum size of a batch. Larger batches gain little in the models, and all requests of a batch wait for its last.
 const BATCH_MAX: usize = 8;
+
+/// A queue that no worker has found empty for this long stands.
+const STANDING_AFTER: Duration = Duration::from_millis(100);
+/// Longest expected wait of an admitted request while the queue stands, whatever its deadline. It bounds the time for
+/// which requests wait after the load has fallen again.
+const STANDING_WAIT_MAX: Duration = Duration::from_secs(1);
+/// A worker takes a batch job after as many interactive ones, so that batch jobs, among them the encoding of written items,
+/// continue under any load.
+const INTERACTIVE_RUN_MAX: usize = 8;
 
 type Reply<T> = oneshot::Sender<Result<T, EngineError>>;
 
@@ -76,18 +92,41 @@ fn share_of(queued: usize, worker_count: usize) -> usize {
     (queued / worker_count).saturating_add(1).min(BATCH_MAX)
 }
 
-/// Decides about a request that arrives while `queued` jobs wait. If it cannot be answered within `left`, with a margin
-/// of a quarter, returns the time until the queue is empty. A request that finds no queue is never refused, because only
-/// computed requests correct the service time.
-fn refuse_on_arrival(queued: usize, worker_count: usize, service: Duration, left: Duration) -> Option<Duration> {
-    if queued == 0 {
-        return None;
+/// What a request finds when it arrives.
+#[derive(Debug, Clone, Copy)]
+struct Backlog {
+    /// Jobs that wait in front of it.
+    queued: usize,
+    /// Expected time until a worker takes it: that of the jobs in front of it and of those that run.
+    wait: Duration,
+    /// Expected time of the batch that it will be part of, whose answers are sent together.
+    batch: Duration,
+    /// Whether the queue of interactive requests stands.
+    is_standing: bool,
+}
+
+impl Backlog {
+    /// Decides about a request with `left` until its deadline. If it cannot be answered in time, with a margin of a
+    /// fifth of the time, or of half of it while the queue stands, returns the time until the queue is empty. A request
+    /// that finds no queue is never refused, because only computed requests correct the service time.
+    fn refuses(&self, left: Duration) -> Option<Duration> {
+        if self.queued == 0 {
+            return None;
+        }
+        let usable = if self.is_standing { left / 2 } else { left.saturating_mul(4) / 5 };
+        let is_long = self.is_standing && self.wait > STANDING_WAIT_MAX;
+        (is_long || self.wait.saturating_add(self.batch) > usable).then_some(self.wait)
     }
-    let jobs = |count: usize| service.saturating_mul(u32::try_from(count).unwrap_or(u32::MAX));
-    let wait = jobs(queued.div_ceil(worker_count));
-    // The answers of a batch are sent together.
-    let needed = wait.saturating_add(jobs(share_of(queued, worker_count)));
-    (needed.saturating_add(needed / 4) > left).then_some(wait)
+}
+
+/// Returns the time that some workers need for the work of one.
+fn divided(work: Duration, workers: usize) -> Duration {
+    work / u32::try_from(workers).unwrap_or(u32::MAX).max(1)
+}
+
+/// Returns the time of a worker for `count` jobs.
+fn time_of(count: usize, service: Duration) -> Duration {
+    service.saturating_mul(u32::try_from(count).unwrap_or(u32::MAX))
 }
 
 /// Returns whether a request that a worker takes with a batch of `share` jobs cannot be answered within `left`. One that
@@ -97,41 +136,193 @@ fn is_too_late(share: usize, service: Duration, left: Duration) -> bool {
     left.is_zero() || needed > left
 }
 
-pub(crate) struct Workers<M, Request, Response> {
-    queue: Sender<Job<M, Request, Response>>,
+/// What the workers and the callers know about the jobs of one priority.
+#[derive(Debug, Default)]
+struct Load {
+    service_time: ServiceTime,
+    /// Jobs that workers have taken and not finished.
+    running: AtomicUsize,
+    /// Workers that compute them.
+    workers: AtomicUsize,
+}
+
+impl Load {
+    /// Returns the time of a worker for the running jobs and `queued` further ones.
+    fn work(&self, queued: usize) -> Duration {
+        time_of(self.running.load(Ordering::Relaxed).saturating_add(queued), self.service_time.get())
+    }
+}
+
+/// When the queue of interactive requests was empty, in nanoseconds since the start.
+#[derive(Debug)]
+struct LastEmpty {
+    started: Instant,
+    nanos: AtomicU64,
+}
+
+impl LastEmpty {
+    fn now() -> Self {
+        Self { started: Instant::now(), nanos: AtomicU64::new(0) }
+    }
+
+    fn set(&self) {
+        self.nanos.store(nanos(self.started.elapsed()), Ordering::Relaxed);
+    }
+
+    fn is_standing(&self) -> bool {
+        let now = nanos(self.started.elapsed());
+        now.saturating_sub(self.nanos.load(Ordering::Relaxed)) > nanos(STANDING_AFTER)
+    }
+}
+
+/// Places of the workers that wait for batch jobs or compute them: one fewer than there are workers, because a batch job
+/// may take seconds, and at least one.
+#[derive(Debug)]
+struct BatchPlaces {
+    taken: AtomicUsize,
+    count: usize,
+}
+
+impl BatchPlaces {
+    fn of(worker_count: usize) -> Self {
+        Self { taken: AtomicUsize::new(0), count: worker_count.saturating_sub(1).max(1) }
+    }
+
+    /// Takes a place, if one is free.
+    fn take(&self) -> bool {
+        let next = |taken| (taken < self.count).then_some(taken + 1);
+        self.taken.fetch_update(Ordering::Relaxed, Ordering::Relaxed, next).is_ok()
+    }
+
+    fn give_back(&self) {
+        self.taken.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// What callers and workers share.
+struct Shared {
     worker_count: usize,
-    service_time: Arc<ServiceTime>,
+    interactive: Load,
+    batch: Load,
+    batch_places: BatchPlaces,
+    last_empty: LastEmpty,
+}
+
+impl Shared {
+    fn load(&self, priority: Priority) -> &Load {
+        match priority {
+            Priority::Interactive => &self.interactive,
+            Priority::Batch => &self.batch,
+        }
+    }
+}
+
+/// One queue for each priority.
+struct Queues<C> {
+    interactive: C,
+    batch: C,
+}
+
+impl<C> Queues<C> {
+    fn of(&self, priority: Priority) -> &C {
+        match priority {
+            Priority::Interactive => &self.interactive,
+            Priority::Batch => &self.batch,
+        }
+    }
+}
+
+impl<J> Queues<Receiver<J>> {
+    /// Waits for the next job of a worker; none if there will be no more. `run` is the number of interactive jobs that
+    /// the worker has taken since its last batch job. With a batch job the worker has a place, which it gives back.
+    fn next(&self, run: &mut usize, places: &BatchPlaces) -> Option<(Priority, J)> {
+        let is_batch_due = *run >= INTERACTIVE_RUN_MAX;
+        let batch_if_due = is_batch_due.then(|| self.try_batch(places)).flatten();
+        let (priority, job) = match batch_if_due {
+            Some(job) => (Priority::Batch, job),
+            None => match self.interactive.try_recv() {
+                Ok(job) => (Priority::Interactive, job),
+                Err(_) => self.wait(places)?,
+            },
+        };
+        *run = if priority == Priority::Interactive { *run + 1 } else { 0 };
+        Some((priority, job))
+    }
+
+    fn try_batch(&self, places: &BatchPlaces) -> Option<J> {
+        if !places.take() {
+            return None;
+        }
+        let job = self.batch.try_recv().ok();
+        if job.is_none() {
+            places.give_back();
+        }
+        job
+    }
+
+    /// Waits for a job of any priority; without a place for an interactive one. The workers with a place look for batch
+    /// jobs when they finish, so that none is left.
+    fn wait(&self, places: &BatchPlaces) -> Option<(Priority, J)> {
+        if !places.take() {
+            return Some((Priority::Interactive, self.interactive.recv().ok()?));
+        }
+        select_biased! {
+            recv(self.interactive) -> job => match job {
+                Ok(job) => {
+                    places.give_back();
+                    Some((Priority::Interactive, job))
+                }
+                // The senders are dropped together.
+                Err(_) => Some((Priority::Batch, self.batch.recv().ok()?)),
+            },
+            recv(self.batch) -> job => match job {
+                Ok(job) => Some((Priority::Batch, job)),
+                Err(_) => {
+                    places.give_back();
+                    Some((Priority::Interactive, self.interactive.recv().ok()?))
+                }
+            },
+        }
+    }
+}
+
+pub(crate) struct Workers<M, Request, Response> {
+    queues: Queues<Sender<Job<M, Request, Response>>>,
+    shared: Arc<Shared>,
     /// One permit for each request that may wait before it enters the queue; as many as the queue is long.
     waiting: Semaphore,
 }
 
 impl<M: Send + 'static, Request: Send + 'static, Response: Send + 'static> Workers<M, Request, Response> {
-    /// Starts one thread for each set of models. The threads end when this value is dropped.
+    /// Starts one thread for each set of models, and a queue of `queue_requests_max` for each priority. The threads end
+    /// when this value is dropped.
     pub(crate) fn start(
         models: Vec<M>,
         queue_requests_max: usize,
         answer_batch: Arc<AnswerBatch<M, Request, Response>>,
     ) -> std::io::Result<Self> {
-        let (queue, jobs) = bounded::<Job<M, Request, Response>>(queue_requests_max);
-        let worker_count = models.len();
-        let service_time = Arc::<ServiceTime>::default();
+        let (interactive, interactive_jobs) = bounded::<Job<M, Request, Response>>(queue_requests_max);
+        let (batch, batch_jobs) = bounded::<Job<M, Request, Response>>(queue_requests_max);
+        let shared = Arc::new(Shared {
+            worker_count: models.len(),
+            interactive: Load::default(),
+            batch: Load::default(),
+            batch_places: BatchPlaces::of(models.len()),
+            last_empty: LastEmpty::now(),
+        });
         for (index, mut models) in models.into_iter().enumerate() {
-            let (jobs, answer_batch, service_time) = (jobs.clone(), answer_batch.clone(), service_time.clone());
+            let jobs = Queues { interactive: interactive_jobs.clone(), batch: batch_jobs.clone() };
+            let (answer_batch, shared) = (answer_batch.clone(), shared.clone());
             let body = move || {
-                while let Ok(job) = jobs.recv() {
-                    let (batch, works) = take_share(job, &jobs, worker_count, &service_time);
-                    let (count, begun) = (batch.0.len() + works.len(), Instant::now());
-                    answer(&mut models, batch, &*answer_batch);
-                    for work in works {
-                        // A panic in one job must not end the thread.
-                        catch_panic("work", || work(&mut models));
-                    }
-                    service_time.record(begun.elapsed(), count);
+                let mut run = 0;
+                while let Some((priority, job)) = jobs.next(&mut run, &shared.batch_places) {
+                    compute(&mut models, (priority, job), &jobs, &shared, &*answer_batch);
                 }
             };
             thread::Builder::new().name(format!("answer-{index}")).spawn(body)?;
         }
-        Ok(Self { queue, worker_count, service_time, waiting: Semaphore::new(queue_requests_max) })
+        let queues = Queues { interactive, batch };
+        Ok(Self { queues, shared, waiting: Semaphore::new(queue_requests_max) })
     }
 
     /// Waits for the condition of a request that cannot enter the queue yet. If as many requests wait as the queue may
@@ -142,45 +333,99 @@ impl<M: Send + 'static, Request: Send + 'static, Response: Send + 'static> Worke
     }
 
     /// Answers a request. Waits for the answer until the deadline.
-    pub(crate) async fn answer(&self, deadline: Instant, request: Request) -> Result<Response, EngineError> {
-        self.admit(deadline)?;
+    pub(crate) async fn answer(
+        &self,
+        priority: Priority,
+        deadline: Instant,
+        request: Request,
+    ) -> Result<Response, EngineError> {
+        self.admit(priority, deadline)?;
         let (reply, answered) = oneshot::channel();
-        self.send(Job::Request { request, deadline, reply })?;
+        self.send(priority, Job::Request { request, deadline, reply })?;
         wait(deadline, answered).await
     }
 
     /// Runs `work` on a worker. Waits for its result until the deadline.
     pub(crate) async fn run<T: Send + 'static>(
         &self,
+        priority: Priority,
         deadline: Instant,
         work: impl FnOnce(&mut M) -> Result<T, EngineError> + Send + 'static,
     ) -> Result<T, EngineError> {
-        self.admit(deadline)?;
+        let mut backlog = self.backlog(priority);
+        // Work of writes is not refused because there are many requests.
+        backlog.is_standing &= priority == Priority::Interactive;
+        self.check_time(&backlog, deadline)?;
+        self.finish(priority, deadline, work).await
+    }
+
+    /// The same for a request that is not refused any more, because it was admitted and a worker has computed a part of
+    /// it, which would be lost.
+    pub(crate) async fn finish<T: Send + 'static>(
+        &self,
+        priority: Priority,
+        deadline: Instant,
+        work: impl FnOnce(&mut M) -> Result<T, EngineError> + Send + 'static,
+    ) -> Result<T, EngineError> {
         let (reply, answered) = oneshot::channel();
-        self.send(Job::Work(Box::new(move |models| {
+        let work = Box::new(move |models: &mut M| {
             if let Some(reply) = still_wanted(reply, deadline) {
                 let _ = reply.send(work(models));
             }
-        })))?;
+        });
+        self.send(priority, Job::Work(work))?;
         wait(deadline, answered).await
     }
 
-    /// Refuses a job that cannot be done before its deadline, so that the caller learns of it now and the workers compute
-    /// only what arrives in time.
-    fn admit(&self, deadline: Instant) -> Result<(), EngineError> {
-        let left = deadline.saturating_duration_since(Instant::now());
-        match refuse_on_arrival(self.queue.len(), self.worker_count, self.service_time.get(), left) {
-            None => Ok(()),
-            Some(wait) => Err(EngineError::Overloaded { retry_after: wait.clamp(RETRY_AFTER, RETRY_AFTER_MAX) }),
+    /// Refuses a request that cannot be answered before its deadline, so that the caller learns of it now and the workers
+    /// compute only what arrives in time. Refuses batch requests while the queue of interactive ones stands. Takes no
+    /// place in a queue: a server calls it before it reads the request.
+    pub(crate) fn admit(&self, priority: Priority, deadline: Instant) -> Result<(), EngineError> {
+        let backlog = self.backlog(priority);
+        if priority == Priority::Batch && backlog.is_standing {
+            return Err(overloaded(backlog.wait));
         }
+        self.check_time(&backlog, deadline)
     }
 
-    fn send(&self, job: Job<M, Request, Response>) -> Result<(), EngineError> {
-        self.queue.try_send(job).map_err(|error| match error {
+    fn check_time(&self, backlog: &Backlog, deadline: Instant) -> Result<(), EngineError> {
+        let left = deadline.saturating_duration_since(Instant::now());
+        backlog.refuses(left).map_or(Ok(()), |wait| Err(overloaded(wait)))
+    }
+
+    fn backlog(&self, priority: Priority) -> Backlog {
+        let Shared { worker_count, interactive, batch, batch_places, last_empty } = &*self.shared;
+        let (interactive_queued, batch_queued) = (self.queues.interactive.len(), self.queues.batch.len());
+        if interactive_queued == 0 {
+            last_empty.set();
+        }
+        // Long batch jobs leave the other workers to interactive ones.
+        let on_batch = batch.workers.load(Ordering::Relaxed);
+        let until_free = if on_batch < *worker_count { Duration::ZERO } else { batch.service_time.get() };
+        let interactive_wait = divided(interactive.work(interactive_queued), worker_count.saturating_sub(on_batch))
+            .saturating_add(until_free);
+        let (queued, wait) = match priority {
+            Priority::Interactive => (interactive_queued, interactive_wait),
+            Priority::Batch => {
+                let batch_wait = divided(batch.work(batch_queued), batch_places.count);
+                (interactive_queued.saturating_add(batch_queued), interactive_wait.saturating_add(batch_wait))
+            }
+        };
+        let share = share_of(self.queues.of(priority).len(), *worker_count);
+        let batch = time_of(share, self.shared.load(priority).service_time.get());
+        Backlog { queued, wait, batch, is_standing: interactive_queued > 0 && last_empty.is_standing() }
+    }
+
+    fn send(&self, priority: Priority, job: Job<M, Request, Response>) -> Result<(), EngineError> {
+        self.queues.of(priority).try_send(job).map_err(|error| match error {
             TrySendError::Full(_) => EngineError::Overloaded { retry_after: RETRY_AFTER },
             TrySendError::Disconnected(_) => EngineError::Internal("the workers ended".into()),
         })
     }
+}
+
+fn overloaded(wait: Duration) -> EngineError {
+    EngineError::Overloaded { retry_after: wait.clamp(RETRY_AFTER, RETRY_AFTER_MAX) }
 }
 
 async fn wait<T>(deadline: Instant, answered: oneshot::Receiver<Result<T, EngineError>>) -> Result<T, EngineError> {
@@ -214,6 +459,35 @@ fn catch_panic<T>(name: &str, body: impl FnOnce() -> T) -> Option<T> {
 
 /// Requests and the channels of their responses; parallel.
 type Batch<Request, Response> = (Vec<Request>, Vec<Reply<Response>>);
+
+/// Computes a job, together with the worker's share of its queue.
+fn compute<M, Request, Response>(
+    models: &mut M,
+    (priority, first): (Priority, Job<M, Request, Response>),
+    jobs: &Queues<Receiver<Job<M, Request, Response>>>,
+    shared: &Shared,
+    answer_batch: &AnswerBatch<M, Request, Response>,
+) {
+    let load = shared.load(priority);
+    let (batch, works) = take_share(first, jobs.of(priority), shared.worker_count, &load.service_time);
+    if jobs.interactive.is_empty() {
+        shared.last_empty.set();
+    }
+    let (count, begun) = (batch.0.len() + works.len(), Instant::now());
+    load.running.fetch_add(count, Ordering::Relaxed);
+    load.workers.fetch_add(1, Ordering::Relaxed);
+    answer(models, batch, answer_batch);
+    for work in works {
+        // A panic in one job must not end the thread.
+        catch_panic("work", || work(models));
+    }
+    load.running.fetch_sub(count, Ordering::Relaxed);
+    load.workers.fetch_sub(1, Ordering::Relaxed);
+    load.service_time.record(begun.elapsed(), count);
+    if priority == Priority::Batch {
+        shared.batch_places.give_back();
+    }
+}
 
 /// Returns the first job and this worker's share of the queue.
 fn take_share<M, Request, Response>(
@@ -281,14 +555,16 @@ mod tests {
     async fn send_while_busy(workers: &Workers<(), u32, u32>, numbers: &[u32]) -> Vec<Result<u32, EngineError>> {
         let deadline = Instant::now() + Duration::from_secs(20);
         let ((started, has_started), (release, released)) = (oneshot::channel(), std::sync::mpsc::channel::<()>());
-        let busy = workers.run(deadline, move |()| {
+        let busy = workers.run(Priority::Interactive, deadline, move |()| {
             let _ = started.send(());
             let _ = released.recv();
             Ok(())
         });
         let sent = async {
             let _ = has_started.await;
-            let answers = futures_util::future::join_all(numbers.iter().map(|n| workers.answer(deadline, *n)));
+            let answers = futures_util::future::join_all(
+                numbers.iter().map(|n| workers.answer(Priority::Interactive, deadline, *n)),
+            );
             let release = async move {
                 tokio::time::sleep(Duration::from_millis(50)).await;
                 let _ = release.send(());
@@ -302,17 +578,120 @@ mod tests {
     #[test]
     fn a_request_is_refused_if_the_queue_takes_longer_than_its_time() {
         let ms = Duration::from_millis;
-        // 20 jobs before it for each of 2 workers and a batch of 8: 28 jobs of 10 ms and a quarter more are 350 ms.
-        assert_eq!(refuse_on_arrival(40, 2, ms(10), ms(350)), None);
-        assert_eq!(refuse_on_arrival(40, 2, ms(10), ms(349)), Some(ms(200)));
-        assert_eq!(refuse_on_arrival(1, 2, ms(10), ms(24)), Some(ms(10)));
-        assert_eq!(refuse_on_arrival(1, 2, ms(10), ms(25)), None);
-        assert_eq!(refuse_on_arrival(0, 2, ms(10), ms(1)), None, "an idle worker always corrects the service time");
-        assert_eq!(refuse_on_arrival(1000, 2, Duration::ZERO, ms(1)), None, "nothing is known yet");
-        assert!(refuse_on_arrival(usize::MAX, 1, Duration::MAX, ms(1)).is_some(), "no overflow");
+        let idle = Backlog { queued: 40, wait: ms(200), batch: ms(80), is_standing: false };
+        assert_eq!(idle.refuses(ms(350)), None, "280 ms and a margin of a fifth");
+        assert_eq!(idle.refuses(ms(349)), Some(ms(200)));
+        let standing = Backlog { is_standing: true, ..idle };
+        assert_eq!(standing.refuses(ms(560)), None, "while the queue stands, the margin is a half");
+        assert_eq!(standing.refuses(ms(559)), Some(ms(200)));
+        let hour = Duration::from_secs(3600);
+        let long = Backlog { wait: STANDING_WAIT_MAX + ms(1), ..standing };
+        assert_eq!(long.refuses(hour), Some(long.wait), "a standing queue does not grow with the deadlines");
+        assert_eq!(Backlog { is_standing: false, ..long }.refuses(hour), None);
+        let first = Backlog { queued: 0, ..idle };
+        assert_eq!(first.refuses(ms(1)), None, "an idle worker always corrects the service time");
+        let endless = Backlog { wait: Duration::MAX, batch: Duration::MAX, ..idle };
+        assert!(endless.refuses(ms(1)).is_some() && endless.refuses(Duration::MAX).is_some(), "no overflow");
 
         assert!(is_too_late(8, ms(10), ms(79)) && !is_too_late(8, ms(10), ms(80)));
         assert!(is_too_late(1, ms(10), Duration::ZERO) && !is_too_late(1, ms(10), ms(1)));
+    }
+
+    #[test]
+    fn running_jobs_count_as_work_ahead() {
+        let load = Load::default();
+        load.service_time.nanos.store(nanos(Duration::from_millis(10)), Ordering::Relaxed);
+        load.running.store(8, Ordering::Relaxed);
+        assert_eq!(load.work(12), Duration::from_millis(200));
+        assert_eq!(Load::default().work(usize::MAX), Duration::ZERO, "nothing is known yet");
+    }
+
+    #[test]
+    fn interactive_jobs_come_first_and_batch_jobs_are_not_starved() {
+        let ((interactive, interactive_jobs), (batch, batch_jobs)) = (bounded(100), bounded(100));
+        for number in 0..20 {
+            interactive.send(number).unwrap();
+            batch.send(100 + number).unwrap();
+        }
+        let jobs = Queues { interactive: interactive_jobs, batch: batch_jobs };
+        let (places, mut run) = (BatchPlaces::of(1), 0);
+        let mut next = || {
+            let (priority, job) = jobs.next(&mut run, &places).unwrap();
+            if priority == Priority::Batch {
+                places.give_back();
+            }
+            job
+        };
+        let taken: Vec<u32> = (0..20).map(|_| next()).collect();
+        let expected: Vec<u32> = (0..8).chain([100]).chain(8..16).chain([101]).chain(16..18).collect();
+        assert_eq!(taken, expected);
+        let left: Vec<u32> = (0..20).map(|_| next()).collect();
+        assert_eq!(
+            left,
+            [18, 19].into_iter().chain(102..120).collect::<Vec<_>>(),
+            "nothing waits behind an empty queue"
+        );
+        drop((interactive, batch));
+        assert!(jobs.next(&mut run, &places).is_none(), "the workers end with their queues");
+    }
+
+    #[test]
+    fn batch_jobs_leave_a_worker_to_interactive_ones() {
+        let ((interactive, interactive_jobs), (batch, batch_jobs)) = (bounded(100), bounded(100));
+        let jobs = Queues { interactive: interactive_jobs, batch: batch_jobs };
+        let places = BatchPlaces::of(2);
+        for number in [100, 101] {
+            batch.send(number).unwrap();
+        }
+        assert_eq!(jobs.next(&mut 0, &places), Some((Priority::Batch, 100)));
+        // The other worker waits for interactive jobs only, also when it has had many of them.
+        for mut run in [0, INTERACTIVE_RUN_MAX] {
+            interactive.send(1).unwrap();
+            assert_eq!(jobs.next(&mut run, &places), Some((Priority::Interactive, 1)));
+        }
+        places.give_back();
+        assert_eq!(jobs.next(&mut 0, &places), Some((Priority::Batch, 101)));
+        places.give_back();
+        // A worker that waits for both gives its place back when an interactive job comes.
+        interactive.send(2).unwrap();
+        assert_eq!(jobs.wait(&places), Some((Priority::Interactive, 2)));
+        assert_eq!(places.taken.load(Ordering::Relaxed), 0);
+        assert_eq!([0, 1, 2, 8].map(|workers| BatchPlaces::of(workers).count), [1, 1, 1, 7]);
+    }
+
+    /// The only worker is busy, and an interactive request has waited for longer than a queue may before it stands.
+    #[tokio::test]
+    async fn batch_requests_are_refused_while_interactive_ones_queue_up() {
+        let workers = Workers::start(vec![()], 100, doubling(&Arc::default())).unwrap();
+        let ((started, has_started), (release, released)) = (oneshot::channel(), std::sync::mpsc::channel::<()>());
+        let deadline = Instant::now() + Duration::from_secs(60);
+        let busy = workers.run(Priority::Interactive, deadline, move |()| {
+            let _ = started.send(());
+            let _ = released.recv();
+            Ok(())
+        });
+        let sent = async {
+            has_started.await.unwrap();
+            let mut early = Box::pin(workers.answer(Priority::Batch, deadline, 1));
+            assert!(futures_util::poll!(&mut early).is_pending(), "nothing waits yet");
+            let mut waiting = Box::pin(workers.answer(Priority::Interactive, deadline, 2));
+            assert!(futures_util::poll!(&mut waiting).is_pending());
+            while !workers.shared.last_empty.is_standing() {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+            let refused = workers.answer(Priority::Batch, deadline, 3).await;
+            assert!(matches!(refused, Err(EngineError::Overloaded { .. })), "{refused:?}");
+            assert!(workers.admit(Priority::Interactive, deadline).is_ok());
+            // Work of writes is not refused for it.
+            let mut work = Box::pin(workers.run(Priority::Batch, deadline, |()| Ok(4)));
+            assert!(futures_util::poll!(&mut work).is_pending());
+            release.send(()).unwrap();
+            (waiting.await.unwrap(), early.await.unwrap(), work.await.unwrap())
+        };
+        let (busy, answers) = tokio::join!(busy, sent);
+        assert!(busy.is_ok());
+        assert_eq!(answers, (4, 2, 4));
+        assert!(workers.admit(Priority::Batch, deadline).is_ok(), "the queue is empty again");
     }
 
     #[test]
@@ -330,26 +709,26 @@ mod tests {
         time.record(Duration::ZERO, 0);
     }
 
-    /// The only worker is busy and one request waits, so that a job of a second is expected before the next request.
+    /// The only worker is busy and one request waits, so that two jobs of 100 ms are expected before the next request.
     #[tokio::test]
     async fn a_request_without_enough_time_is_refused_on_arrival_and_others_wait() {
         let workers = Workers::start(vec![()], 100, doubling(&Arc::default())).unwrap();
         let ((started, has_started), (release, released)) = (oneshot::channel(), std::sync::mpsc::channel::<()>());
         let deadline = Instant::now() + Duration::from_secs(60);
-        let busy = workers.run(deadline, move |()| {
+        let busy = workers.run(Priority::Interactive, deadline, move |()| {
             let _ = started.send(());
             let _ = released.recv();
             Ok(())
         });
         let sent = async {
             has_started.await.unwrap();
-            let mut waiting = Box::pin(workers.answer(deadline, 1));
+            let mut waiting = Box::pin(workers.answer(Priority::Interactive, deadline, 1));
             assert!(futures_util::poll!(&mut waiting).is_pending());
-            workers.service_time.nanos.store(nanos(Duration::from_secs(1)), Ordering::Relaxed);
-            let refused = workers.answer(Instant::now() + Duration::from_secs(2), 2).await;
+            workers.shared.interactive.service_time.nanos.store(nanos(Duration::from_millis(100)), Ordering::Relaxed);
+            let refused = workers.answer(Priority::Interactive, Instant::now() + Duration::from_millis(400), 2).await;
             let Err(EngineError::Overloaded { retry_after }) = refused else { panic!("{refused:?}") };
-            assert_eq!(retry_after, Duration::from_secs(1));
-            let mut later = Box::pin(workers.answer(deadline, 3));
+            assert_eq!(retry_after, Duration::from_millis(200));
+            let mut later = Box::pin(workers.answer(Priority::Interactive, deadline, 3));
             assert!(futures_util::poll!(&mut later).is_pending());
             release.send(()).unwrap();
             (waiting.await.unwrap(), later.await.unwrap())
@@ -365,22 +744,22 @@ mod tests {
         let workers = Workers::start(vec![()], 100, doubling(&sizes)).unwrap();
         let ((started, has_started), (release, released)) = (oneshot::channel(), std::sync::mpsc::channel::<()>());
         let (soon, late) = (Instant::now() + Duration::from_secs(60), Instant::now() + Duration::from_secs(7200));
-        let busy = workers.run(late, move |()| {
+        let busy = workers.run(Priority::Interactive, late, move |()| {
             let _ = started.send(());
             let _ = released.recv();
             Ok(())
         });
         let sent = async {
             has_started.await.unwrap();
-            let mut first = Box::pin(workers.answer(soon, 1));
-            let mut second = Box::pin(workers.answer(late, 2));
-            let mut third = Box::pin(workers.answer(late, 3));
+            let mut first = Box::pin(workers.answer(Priority::Interactive, soon, 1));
+            let mut second = Box::pin(workers.answer(Priority::Interactive, late, 2));
+            let mut third = Box::pin(workers.answer(Priority::Interactive, late, 3));
             for waiting in [&mut first, &mut second, &mut third] {
                 assert!(futures_util::poll!(waiting).is_pending());
             }
             // A job is slower than expected when the requests arrived: 3 jobs of 100 s are more than a minute. The
             // mean falls by a sixteenth when the busy job is recorded.
-            workers.service_time.nanos.store(nanos(Duration::from_secs(100)), Ordering::Relaxed);
+            workers.shared.interactive.service_time.nanos.store(nanos(Duration::from_secs(100)), Ordering::Relaxed);
             release.send(()).unwrap();
             (first.await, second.await, third.await)
         };

@@ -88,6 +88,18 @@ pub struct Options {
     pub serving_config: String,
     /// The groups of the viewer, which conditions of rules name.
     pub audiences: Vec<String>,
+    /// Does not affect the answer.
+    pub priority: Priority,
+}
+
+/// Which requests are answered first when there are more than the server can answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Priority {
+    /// A user waits for the answer.
+    #[default]
+    Interactive,
+    /// Evaluations, warm-ups, exports: answered with what interactive requests leave, and refused first.
+    Batch,
 }
 
 /// What becomes of items that are sold out.
