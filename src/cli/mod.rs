@@ -10,6 +10,7 @@ mod campaign;
 mod catalogs;
 mod client;
 mod config;
+mod connections;
 mod encoder;
 mod evaluate;
 mod events;

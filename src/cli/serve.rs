@@ -2,6 +2,7 @@
 use super::{
     LibraryArgs,
     catalogs::{self, CatalogSource, currency_code},
+    connections::ConnectionArgs,
     exit::Exit,
     listen::ListenAddresses,
     log,
@@ -70,7 +71,8 @@ pub(crate) struct ServeArgs {
     /// Worker threads, each with its own models. Default: one per core.
     #[arg(long, value_name = "N", env = "LODESTONE_WORKERS", value_parser = within(1..))]
     workers: Option<usize>,
-    /// Length of the request queue. Further requests are refused with RESOURCE_EXHAUSTED.
+    /// Length of the request queue of each priority. Further requests are refused with RESOURCE_EXHAUSTED; most are refused
+    /// earlier, see docs/overload.md.
     #[arg(long, value_name = "N", env = "LODESTONE_QUEUE_REQUESTS_MAX", value_parser = within(1..),
           default_value_t = 1024)]
     queue_requests_max: usize,
@@ -159,6 +161,8 @@ pub(crate) struct ServeArgs {
     pub(super) security: SecurityArgs,
     #[command(flatten)]
     pub(super) observability: ObservabilityArgs,
+    #[command(flatten)]
+    connections: ConnectionArgs,
     #[command(flatten)]
     rollout: RolloutArgs,
 }
@@ -367,6 +371,7 @@ async fn run_server(
         traces: traces.clone(),
         ..ServerConfig::default()
     };
+    let config = args.connections.apply(config);
     if let Some(addresses) = &addresses.metrics {
         let listener = addresses.bind().await?;
         tokio::spawn(http_endpoint::serve(listener, catalogs.clone(), health));

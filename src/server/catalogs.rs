@@ -1,6 +1,6 @@
 //! Several catalogues in one server. Each is an engine of its own, with its own log, state and bundles, behind services
 //! of its own. Which of them a request reaches is decided before any service reads it, so that no service can mix them.
-use super::{guard::code_name, status, transport::rpc_of};
+use super::{admission::Admission, guard::code_name, status, transport::rpc_of};
 use http::Request;
 use lodestone_engine::Engine;
 use lodestone_telemetry::Metrics;
@@ -12,7 +12,7 @@ use std::{
     sync::Arc,
     task::{Context, Poll},
 };
-use tonic::{body::Body, service::Routes};
+use tonic::{Status, body::Body, service::Routes};
 use tower::Service;
 
 /// The metadata of a request that names its catalogue. Absent or empty: [`DEFAULT_CATALOG`].
@@ -70,25 +70,32 @@ impl Catalogs {
 pub(super) struct CatalogRouter {
     /// Health and reflection, which are of the whole server.
     of_server: Routes,
-    by_catalog: Arc<BTreeMap<String, Routes>>,
-    /// Counts the requests to unknown catalogues.
-    metrics: Metrics,
+    by_catalog: Arc<BTreeMap<String, (Admission, Routes)>>,
+    /// Counts the requests to unknown catalogues. Shared, because the router is cloned for every call.
+    metrics: Arc<Metrics>,
 }
 
 impl CatalogRouter {
-    pub(super) fn new(of_server: Routes, by_catalog: BTreeMap<String, Routes>, metrics: Metrics) -> Self {
-        Self { of_server, by_catalog: Arc::new(by_catalog), metrics }
+    pub(super) fn new(of_server: Routes, by_catalog: BTreeMap<String, (Admission, Routes)>, metrics: Metrics) -> Self {
+        Self { of_server, by_catalog: Arc::new(by_catalog), metrics: Arc::new(metrics) }
     }
 
-    /// Returns the services of a request, or the name of an unknown catalogue.
-    fn routes(&self, request: &Request<Body>) -> Result<Routes, String> {
-        if request.uri().path().starts_with("/grpc.") {
+    /// Returns the services of a request, or the status of its refusal, which is counted.
+    fn routes(&self, request: &Request<Body>) -> Result<Routes, Status> {
+        let path = request.uri().path();
+        if path.starts_with("/grpc.") {
             return Ok(self.of_server.clone());
         }
         let named = request.headers().get(CATALOG_METADATA).map(|value| value.as_bytes());
         let name = named.filter(|name| !name.is_empty()).unwrap_or(DEFAULT_CATALOG.as_bytes());
         let name = String::from_utf8_lossy(name);
-        self.by_catalog.get(&*name).cloned().ok_or_else(|| name.into_owned())
+        let Some((admission, routes)) = self.by_catalog.get(&*name) else {
+            let status = status::catalog_not_found(&name);
+            self.metrics.refused(rpc_of(path), code_name(status.code()));
+            return Err(status);
+        };
+        admission.check(path, request.headers())?;
+        Ok(routes.clone())
     }
 }
 
@@ -107,11 +114,7 @@ impl Service<Request<Body>> for CatalogRouter {
     fn call(&mut self, request: Request<Body>) -> Self::Future {
         match self.routes(&request) {
             Ok(mut routes) => Box::pin(routes.call(request)),
-            Err(name) => {
-                let status = status::catalog_not_found(&name);
-                self.metrics.refused(rpc_of(request.uri().path()), code_name(status.code()));
-                Box::pin(std::future::ready(Ok(status.into_http())))
-            }
+            Err(status) => Box::pin(std::future::ready(Ok(status.into_http()))),
         }
     }
 }

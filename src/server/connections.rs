@@ -15,7 +15,7 @@ use tokio::{
     time::{Sleep, sleep, timeout},
 };
 use tokio_rustls::server::TlsStream;
-use tonic::transport::server::{Connected, TcpIncoming};
+use tonic::transport::server::TcpIncoming;
 
 /// The bytes with which an HTTP/2 client begins (RFC 9113, section 3.4).
 const PREFACE_BYTES: usize = 24;
@@ -52,12 +52,12 @@ pub(super) fn accept(
     listener: TcpListener,
     config: &ServerConfig,
     closer: &Closer,
-) -> impl Stream<Item = io::Result<Connection>> + use<> {
+) -> impl Stream<Item = Connection> + use<> {
     let (sender, receiver) = mpsc::channel(READY_MAX);
     tokio::spawn(run(listener, config.clone(), closer.0.subscribe(), sender));
     stream::unfold(receiver, |mut receiver| async move {
         let connection = receiver.recv().await?;
-        Some((Ok(connection), receiver))
+        Some((connection, receiver))
     })
 }
 
@@ -184,12 +184,6 @@ impl Connection {
         }
         Poll::Ready(())
     }
-}
-
-impl Connected for Connection {
-    type ConnectInfo = ();
-
-    fn connect_info(&self) {}
 }
 
 impl AsyncRead for Connection {

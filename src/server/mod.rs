@@ -1,11 +1,13 @@
 //! The gRPC server: validates requests, calls the engine, maps its errors to statuses. No other module uses tonic or
 //! the generated types, except for clients in the command line.
 mod access;
+mod admission;
 mod api_keys;
 mod audited;
 mod catalog_service;
 mod catalogs;
 mod client;
+mod codec;
 #[cfg(test)]
 mod codes;
 mod connections;
@@ -18,6 +20,7 @@ pub mod fuzzing;
 mod group_counts;
 mod guard;
 mod health;
+mod http2;
 pub mod http_endpoint;
 mod incentive_service;
 mod item_import;
@@ -51,6 +54,8 @@ pub mod proto {
 use crate::audit::AuditLog;
 pub use access::Role;
 use access::{Access, Authorization};
+use admission::Admission;
+pub use admission::PRIORITY_METADATA;
 pub use api_keys::{ApiKeys, KeyFileError, NewKey, check_key_file, check_key_name, read_key_file};
 use catalogs::CatalogRouter;
 pub use catalogs::{CATALOG_METADATA, Catalogs, DEFAULT_CATALOG};
@@ -58,6 +63,7 @@ pub use client::ClientLimits;
 use connections::Closer;
 pub(crate) use convert::{item_to_proto, timestamp};
 pub use health::Health;
+use http2::ConnectionLimits;
 pub use jwt::{Jwt, JwtSettings, KeySetError, KeySetLocation};
 use lodestone_engine::Engine;
 use lodestone_events::LogError;
@@ -71,14 +77,14 @@ use proto::{
     serving_config_service_server::ServingConfigServiceServer, synonym_service_server::SynonymServiceServer,
 };
 use services::Services;
-use std::{collections::BTreeSet, future::Future, pin::Pin, sync::Arc, time::Duration};
+use std::{collections::BTreeSet, future::Future, io, pin::Pin, sync::Arc, time::Duration};
 pub use tls::{Tls, TlsError, TlsFiles, read_authorities};
 use tokio::{
     net::TcpListener,
     sync::{oneshot, watch},
     task::{AbortHandle, JoinSet},
 };
-use tonic::{codec::CompressionEncoding, server::NamedService, service::Routes, transport::Server};
+use tonic::{codec::CompressionEncoding, server::NamedService, service::Routes};
 use tonic_health::{ServingStatus, server::HealthReporter};
 pub use traces::{Collector, Traces};
 use transport::{Calls, Transport};
@@ -103,8 +109,6 @@ const KEEPALIVE: (Duration, Duration) = (Duration::from_secs(30), Duration::from
 const RESPONSE_BYTES_MAX: usize = 4 << 20;
 /// Bytes that a connection may send before the server reads them.
 const CONNECTION_WINDOW_BYTES: u32 = 16 << 20;
-/// Time between NOT_SERVING and the end of accepting requests, so that load balancers notice.
-const SHUTDOWN_NOTICE: Duration = Duration::from_millis(200);
 /// Time between the end of the last call and the end of connections that their clients have not closed: they may still
 /// read the last response.
 const IDLE_GRACE: Duration = Duration::from_millis(500);
@@ -152,19 +156,29 @@ fn request_bytes_max(path: &str) -> usize {
     }
 }
 
-/// Limits of requests.
+/// Limits of requests and connections.
 #[derive(Debug, Clone)]
 pub struct ServerConfig {
     /// Deadline of a request that sets none.
     pub deadline_default: Duration,
     /// Longest deadline of a request.
     pub deadline_max: Duration,
-    /// Time in which running requests may finish at shutdown.
+    /// Time between NOT_SERVING and the end of accepting connections at shutdown, so that load balancers notice.
+    pub drain_wait: Duration,
+    /// Time in which running requests may finish at shutdown, after [`Self::drain_wait`].
     pub drain: Duration,
     /// Greatest time by which an event may be ahead of the server's clock.
     pub event_ahead_max: Duration,
     /// Greatest number of connections.
     pub connections_max: usize,
+    /// Greatest time for which a connection has no call. None: no limit.
+    pub connection_idle: Option<Duration>,
+    /// Greatest age of a connection, with a jitter of a tenth. None: no limit.
+    pub connection_age: Option<Duration>,
+    /// Time for the calls that run at the greatest age. None: as long as they take.
+    pub connection_age_grace: Option<Duration>,
+    /// Time for a client to read the response of a call with one response.
+    pub response_read_max: Duration,
     /// Time for a TLS handshake, and then for a client to begin HTTP/2.
     pub handshake_max: Duration,
     /// Time for the message of a request to arrive. Between the messages of a stream there is no limit.
@@ -192,9 +206,14 @@ impl Default for ServerConfig {
         Self {
             deadline_default: Duration::from_secs(1),
             deadline_max: Duration::from_secs(10),
+            drain_wait: Duration::from_millis(200),
             drain: Duration::from_secs(10),
             event_ahead_max: Duration::from_secs(300),
             connections_max: 16_384,
+            connection_idle: Some(Duration::from_secs(600)),
+            connection_age: None,
+            connection_age_grace: None,
+            response_read_max: Duration::from_secs(30),
             handshake_max: Duration::from_secs(10),
             request_read_max: Duration::from_secs(30),
             tls: None,
@@ -210,13 +229,13 @@ impl Default for ServerConfig {
 }
 
 /// Serves until `shutdown` resolves, then reports NOT_SERVING, waits for load balancers to notice, stops accepting
-/// connections and lets running requests finish. Connections without a request do not delay the end.
+/// connections, sends GOAWAY and lets running requests finish. Connections without a request do not delay the end.
 pub async fn serve(
     catalogs: impl Into<Catalogs>,
     config: ServerConfig,
     listener: TcpListener,
     shutdown: impl Future<Output = ()> + Send,
-) -> Result<(), tonic::transport::Error> {
+) -> io::Result<()> {
     let catalogs = catalogs.into();
     let (health, health_service) = (config.health.reporter().clone(), config.health.service());
     for service in ["", "liveness"] {
@@ -238,7 +257,8 @@ pub async fn serve(
         .add_service(with_gzip!(v1).max_decoding_message_size(REFLECTION_REQUEST_BYTES_MAX))
         .add_service(with_gzip!(v1alpha).max_decoding_message_size(REFLECTION_REQUEST_BYTES_MAX));
     let of_catalog = |(name, engine): (&str, &Arc<Engine>)| {
-        (name.to_owned(), routes(Services::new(engine.clone(), config.clone(), name)).prepare())
+        let routes = routes(Services::new(engine.clone(), config.clone(), name)).prepare();
+        (name.to_owned(), (Admission::new(engine.clone(), config.clone()), routes))
     };
     // Requests that reach no service count for the catalogue of those that name none.
     let metrics = catalogs.default_engine().metrics().clone();
@@ -257,23 +277,19 @@ pub async fn serve(
     if let Some(jwt) = &config.jwt {
         reloads.spawn(reload_jwt(jwt.clone(), config.reload));
     }
-    let (read_max, counted, budget) = (config.request_read_max, calls.clone(), transport::arriving_budget());
+    let (read_max, budget) = (config.request_read_max, transport::arriving_budget());
     let named = |(name, engine): (&str, &Arc<Engine>)| (name.to_owned(), engine.metrics().clone());
     let observer = Observer::new(config.slow_request, config.traces.clone(), catalogs.iter().map(named).collect());
-    let server = Server::builder()
-        // Also the limit of small messages of streams that are not read yet: half of it, by h2's count of overhead.
-        .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
-        .http2_keepalive_interval(Some(KEEPALIVE.0))
-        .http2_keepalive_timeout(Some(KEEPALIVE.1))
-        .http2_max_header_list_size(HEADER_BYTES_MAX)
-        .max_concurrent_streams(CONNECTION_CALLS_MAX)
-        .layer(tower::layer::layer_fn(move |inner| Observation::new(inner, observer.clone())))
-        .layer(tower::layer::layer_fn(move |router| {
-            Transport::new(router, metrics.clone(), read_max, counted.clone(), budget.clone())
-        }))
-        .serve_with_incoming_shutdown(router, incoming, async {
-            let _ = stopped.await;
-        });
+    let transport = Transport::new(router, metrics, read_max, calls.clone(), budget);
+    let limits = ConnectionLimits {
+        idle: config.connection_idle,
+        age: config.connection_age,
+        age_grace: config.connection_age_grace,
+        response_read: config.response_read_max,
+    };
+    let server = http2::serve(incoming, Observation::new(transport, observer), limits, async {
+        let _ = stopped.await;
+    });
     let mut server = std::pin::pin!(server);
     let report_stopped_writes = async {
         catalogs.writes_stopped().await;
@@ -293,20 +309,21 @@ pub async fn serve(
     health.set_service_status("", ServingStatus::NotServing).await;
     set_status(&health, READING, ServingStatus::NotServing).await;
     set_status(&health, WRITING, ServingStatus::NotServing).await;
-    shut_down(server, stop, config.drain, &calls, &closer).await
+    shut_down(server, stop, &config, &calls, &closer).await
 }
 
-/// Lets a server run for [`SHUTDOWN_NOTICE`], then stops it and waits until it has ended or has no call, for at most
-/// `drain`. Then closes the connections that are left.
+/// Lets a server run for `drain_wait`, then stops it and waits until it has ended or has no call, for at most `drain`.
+/// Then closes the connections that are left.
 async fn shut_down<E>(
     mut server: Pin<&mut impl Future<Output = Result<(), E>>>,
     stop: oneshot::Sender<()>,
-    drain: Duration,
+    config: &ServerConfig,
     calls: &Calls,
     closer: &Closer,
 ) -> Result<(), E> {
+    let ServerConfig { drain_wait, drain, .. } = *config;
     // A future that has ended must not be polled again.
-    if let Ok(ended) = tokio::time::timeout(SHUTDOWN_NOTICE, server.as_mut()).await {
+    if let Ok(ended) = tokio::time::timeout(drain_wait, server.as_mut()).await {
         return ended;
     }
     let _ = stop.send(());
@@ -445,7 +462,7 @@ mod tests {
             let (stop, _stopped) = oneshot::channel();
             // An async block panics if it is polled after its end.
             let server = std::pin::pin!(async { outcome });
-            let ended = shut_down(server, stop, Duration::from_secs(10), &Calls::default(), &Closer::new()).await;
+            let ended = shut_down(server, stop, &ServerConfig::default(), &Calls::default(), &Closer::new()).await;
             assert_eq!(ended, outcome);
         }
     }
@@ -459,8 +476,9 @@ mod tests {
             tokio::task::yield_now().await;
             Err("drained")
         });
-        let ended = shut_down(server, stop, Duration::from_secs(100), &Calls::default(), &Closer::new()).await;
+        let config = ServerConfig { drain: Duration::from_secs(100), ..ServerConfig::default() };
+        let ended = shut_down(server, stop, &config, &Calls::default(), &Closer::new()).await;
         assert_eq!(ended, Err("drained"));
-        assert!(started.elapsed() >= SHUTDOWN_NOTICE);
+        assert!(started.elapsed() >= config.drain_wait);
     }
 }

@@ -1,6 +1,7 @@
 //! The state of all services, and RankingService.
 use super::{
     ServerConfig,
+    admission::{engine_deadline, priority_of},
     convert::{self, Envelope, FilterForms, LogPosition},
     guard::guarded,
     proto::{self, ranking_service_server::RankingService},
@@ -21,10 +22,6 @@ use std::{
     time::{Duration, Instant},
 };
 use tonic::{Request, Response, Status};
-
-/// The engine's deadline is this much before the caller's, so that the caller receives the server's status instead of
-/// the one of its own library.
-const DEADLINE_MARGIN: Duration = Duration::from_millis(5);
 
 /// All services over one engine.
 #[derive(Clone)]
@@ -52,7 +49,6 @@ impl Services {
     }
 
     pub(crate) fn call_context<T>(&self, request: &Request<T>, options: Option<&proto::RankingOptions>) -> CallContext {
-        let time = timeout_of(request).unwrap_or(self.config.deadline_default).min(self.config.deadline_max);
         let request_id = match options.map(|options| options.request_id.as_str()) {
             None | Some("") => match Call::current() {
                 Some(call) => call.request_id(),
@@ -65,7 +61,7 @@ impl Services {
             }
         };
         CallContext {
-            deadline: Instant::now() + time.saturating_sub(DEADLINE_MARGIN),
+            deadline: engine_deadline(timeout_of(request), &self.config),
             request_id,
             validate_only: options.is_some_and(|options| options.validate_only),
             log: self.engine.log_id(),
@@ -260,9 +256,14 @@ impl RankingService for Services {
             self.check_debug_level(&request, "options.debug_level", options.map_or(0, |of| of.debug_level))?;
             let context = self.call_context(&request, options);
             let mut violations = Violations::default();
+            let priority = priority_of(&mut violations, &request);
             let sent = request.into_inner();
             let forms = FilterForms::of(sent.filter_expression.as_ref(), sent.options.as_ref());
-            let parsed = convert::search(&mut violations, sent, UnixMillis::now());
+            let mut parsed = convert::search(&mut violations, sent, UnixMillis::now());
+            parsed.options.priority = priority;
+            if let Some(fallback) = &mut parsed.fallback {
+                fallback.options.priority = priority;
+            }
             let options = &parsed.options;
             self.check_log(&mut violations, "options.consistency_token", options.log_position, options.log);
             let request = RankingRequest::Search(parsed);
@@ -281,9 +282,11 @@ impl RankingService for Services {
             self.check_debug_level(&request, "options.debug_level", options.map_or(0, |of| of.debug_level))?;
             let context = self.call_context(&request, options);
             let mut violations = Violations::default();
+            let priority = priority_of(&mut violations, &request);
             let sent = request.into_inner();
             let forms = FilterForms::of(sent.filter_expression.as_ref(), sent.options.as_ref());
-            let parsed = convert::recommend(&mut violations, sent, UnixMillis::now());
+            let mut parsed = convert::recommend(&mut violations, sent, UnixMillis::now());
+            parsed.options.priority = priority;
             let options = &parsed.options;
             self.check_log(&mut violations, "options.consistency_token", options.log_position, options.log);
             let request = RankingRequest::Recommend(parsed);
@@ -299,9 +302,11 @@ impl RankingService for Services {
             self.check_debug_level(&request, "options.debug_level", options.map_or(0, |of| of.debug_level))?;
             let context = self.call_context(&request, options);
             let mut violations = Violations::default();
+            let priority = priority_of(&mut violations, &request);
             let sent = request.into_inner();
             let forms = FilterForms::of(None, sent.options.as_ref());
-            let parsed = convert::rank(&mut violations, &sent, UnixMillis::now());
+            let mut parsed = convert::rank(&mut violations, &sent, UnixMillis::now());
+            parsed.options.priority = priority;
             if sent.candidates.iter().any(|candidate| !candidate.features.is_empty()) {
                 let declared = self.engine.request_features(&parsed.viewer.user);
                 convert::check_features(&mut violations, &sent.candidates, &declared);
@@ -324,9 +329,11 @@ impl RankingService for Services {
             self.check_debug_level(&request, "debug_level", request.get_ref().debug_level)?;
             let context = self.call_context(&request, None);
             let mut violations = Violations::default();
+            let priority = priority_of(&mut violations, &request);
             let sent = request.into_inner();
             let forms = FilterForms::of(sent.filter_expression.as_ref(), None);
-            let parsed = convert::suggest(&mut violations, sent);
+            let mut parsed = convert::suggest(&mut violations, sent);
+            parsed.options.priority = priority;
             let options = &parsed.options;
             self.check_log(&mut violations, "consistency_token", options.log_position, options.log);
             if !violations.is_empty() {

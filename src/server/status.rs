@@ -554,6 +554,16 @@ pub(crate) fn messages_overloaded(bytes: usize) -> Status {
     status(Reason::Overloaded, message, ErrorDetails::new())
 }
 
+/// Returns the status of a request message of `bytes` that would take more than `limit` bytes of memory.
+pub(crate) fn message_memory(bytes: usize, limit: usize) -> Status {
+    let message = format!(
+        "the message of {bytes} bytes has so many parts that it would take more than {} MiB of memory; send fewer events, \
+         items or lines in one message",
+        limit >> 20
+    );
+    status_about(Reason::MessageTooLarge, message, ErrorDetails::new(), [(LIMIT, Some(limit.to_string()))])
+}
+
 /// Returns the status of a call whose caller's time limit has passed.
 pub(crate) fn deadline_exceeded() -> Status {
     of(EngineError::DeadlineExceeded)

@@ -1,7 +1,7 @@
 //! The outermost layer of the server. It gives every status a reason, also those of the gRPC library for requests that
 //! reach no service, ends calls at their deadlines, limits the memory and the time of messages that arrive, and decides
 //! which responses are compressed.
-use super::{proto::DESCRIPTORS, request_bytes_max, services::timeout, status};
+use super::{http2::OpenCall, proto::DESCRIPTORS, request_bytes_max, services::timeout, status};
 use futures_util::future::BoxFuture;
 use http::{HeaderMap, Request, Response, header::HeaderName};
 use http_body::Frame;
@@ -42,6 +42,8 @@ struct Rpc {
     name: String,
     /// Whether the caller may send messages as long as the call lasts.
     is_client_streaming: bool,
+    /// Whether the server may send messages as long as the call lasts.
+    is_server_streaming: bool,
 }
 
 /// All RPCs by path, such as `/lodestone.v1.RankingService/Search`.
@@ -52,8 +54,12 @@ static RPCS: LazyLock<HashMap<String, Rpc>> = LazyLock::new(|| {
         for service in &file.service {
             let path = |method: &str| format!("/{}.{}/{method}", file.package(), service.name());
             let named = service.method.iter().map(|method| {
-                let (name, is_client_streaming) = (method.name().to_owned(), method.client_streaming());
-                (path(method.name()), Rpc { name, is_client_streaming })
+                let rpc = Rpc {
+                    name: method.name().to_owned(),
+                    is_client_streaming: method.client_streaming(),
+                    is_server_streaming: method.server_streaming(),
+                };
+                (path(method.name()), rpc)
             });
             rpcs.extend(named);
         }
@@ -224,11 +230,19 @@ impl Drop for Call {
     }
 }
 
+/// What a call holds until its response was sent.
+struct HeldCall {
+    _counted: Option<Call>,
+    of_connection: Option<Arc<OpenCall>>,
+    has_one_response: bool,
+}
+
 /// The layer around all services.
 #[derive(Clone)]
 pub(crate) struct Transport<S> {
     inner: S,
-    metrics: Metrics,
+    // Shared, because the layer is cloned for every call.
+    metrics: Arc<Metrics>,
     /// Time for the message of a request to arrive.
     read_max: Duration,
     calls: Calls,
@@ -238,7 +252,7 @@ pub(crate) struct Transport<S> {
 
 impl<S> Transport<S> {
     pub(crate) fn new(inner: S, metrics: Metrics, read_max: Duration, calls: Calls, budget: Arc<Semaphore>) -> Self {
-        Self { inner, metrics, read_max, calls, budget }
+        Self { inner, metrics: Arc::new(metrics), read_max, calls, budget }
     }
 }
 
@@ -264,7 +278,13 @@ where
         // Reflection is a stream by its form only: clients end it after their last request.
         let (limit, may_pause) = (self.read_max, is_client_streaming(&path) && !is_reflection(&path));
         request = request.map(|inner| Body::new(RequestBody { inner, lengths, limit, may_pause, timer: None }));
-        let call = RPCS.contains_key(&path).then(|| self.calls.begin());
+        let rpc = RPCS.get(&path);
+        let call = HeldCall {
+            _counted: rpc.map(|_| self.calls.begin()),
+            of_connection: request.extensions_mut().remove::<Arc<OpenCall>>(),
+            // Streams have responses for as long as they last, and watches of health wait for them.
+            has_one_response: rpc.is_some_and(|rpc| !rpc.is_server_streaming),
+        };
         let response = self.inner.call(request);
         Box::pin(async move {
             let response = match deadline.map(|time| time.saturating_sub(DEADLINE_MARGIN)) {
@@ -289,7 +309,10 @@ fn mirror_compression(headers: &mut HeaderMap) {
 
 /// Adds the reason to a status that has none, in the headers of a response without a body or in the trailers. Such a
 /// request reached no service, and is counted here. The body of the response holds the call.
-fn with_reason(response: Response<Body>, path: String, metrics: &Metrics, call: Option<Call>) -> Response<Body> {
+fn with_reason(response: Response<Body>, path: String, metrics: &Metrics, call: HeldCall) -> Response<Body> {
+    if let Some(of_connection) = call.of_connection.as_ref().filter(|_| call.has_one_response) {
+        of_connection.respond();
+    }
     let Some(refused) = without_reason(response.headers()) else {
         let frame_with_reason = move |frame| {
             let _until_the_end = &call;
@@ -359,7 +382,7 @@ mod tests {
     async fn a_call_counts_until_its_response_is_dropped() {
         let (calls, metrics) = (Calls::default(), Metrics::default());
         calls.none().await;
-        let call = Some(calls.begin());
+        let call = HeldCall { _counted: Some(calls.begin()), of_connection: None, has_one_response: true };
         let response = Response::new(Body::new(http_body_util::Full::from("an answer")));
         let response = with_reason(response, "/lodestone.v1.RankingService/Search".to_owned(), &metrics, call);
         assert_eq!(calls.count(), 1);
@@ -437,7 +460,8 @@ mod tests {
         let metrics = Metrics::default();
         let refused = Status::internal("invalid string value");
         let path = "/lodestone.v1.RankingService/Search";
-        let headers = with_reason(refused.clone().into_http(), path.to_owned(), &metrics, None).into_parts().0.headers;
+        let call = HeldCall { _counted: None, of_connection: None, has_one_response: true };
+        let headers = with_reason(refused.clone().into_http(), path.to_owned(), &metrics, call).into_parts().0.headers;
         let trailers = refused.into_http::<()>().into_parts().0.headers;
         let frame = with_reason_in_trailers::<hyper::body::Bytes>(http_body::Frame::trailers(trailers), path);
         for headers in [headers, frame.into_trailers().unwrap()] {

@@ -24,7 +24,7 @@ use lodestone_rollout::HealthBounds;
 use prost::Message;
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
 use std::{
-    fs,
+    fs, io,
     net::SocketAddr,
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
@@ -41,7 +41,7 @@ use tonic::{
     Code, Request, Status,
     client::Grpc,
     codegen::http::uri::PathAndQuery,
-    transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Error, Identity},
+    transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity},
 };
 use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
 use tonic_prost::ProstCodec;
@@ -54,7 +54,7 @@ pub(crate) const TIME_MAX: Duration = Duration::from_secs(60);
 pub(crate) struct Server {
     address: SocketAddr,
     stop: oneshot::Sender<()>,
-    serving: JoinHandle<Result<(), Error>>,
+    serving: JoinHandle<io::Result<()>>,
 }
 
 impl Server {

@@ -14,14 +14,14 @@ use prost::{
     Message,
     bytes::{Buf, BufMut},
 };
-use std::{collections::BTreeSet, sync::Arc};
+use std::{collections::BTreeSet, io, sync::Arc};
 use tokio::{net::TcpListener, sync::oneshot, task::JoinHandle};
 use tonic::{
     Code, Request, Response, Status,
     client::Grpc,
     codec::{Codec, CompressionEncoding::Gzip, DecodeBuf, Decoder, EncodeBuf, Encoder},
     codegen::http::uri::PathAndQuery,
-    transport::{Channel, Endpoint, Error},
+    transport::{Channel, Endpoint},
 };
 use tonic_types::StatusExt;
 
@@ -36,7 +36,7 @@ struct Server {
     engine: Arc<Engine>,
     channel: Channel,
     stop: oneshot::Sender<()>,
-    serving: JoinHandle<Result<(), Error>>,
+    serving: JoinHandle<io::Result<()>>,
     _shop: Shop,
 }
 
@@ -272,6 +272,9 @@ async fn large_writes(server: &Server) {
     let status = server.refusal(path, Request::new(vec![0; (32 << 20) + 1]), false).await;
     assert_refused(&status, Code::ResourceExhausted, "MESSAGE_TOO_LARGE", &["33554432", "33554433", "fewer"]);
     assert!(status.get_error_details().retry_info().is_none(), "the same message is always too large");
+    // 16 million empty items, of which each takes hundreds of bytes in memory.
+    let status = server.refusal(path, Request::new([0x0A, 0].repeat(16 << 20)), false).await;
+    assert_refused(&status, Code::ResourceExhausted, "MESSAGE_TOO_LARGE", &["33554432 bytes", "512 MiB", "fewer"]);
     let status = server.refusal(path, Request::new(vec![0; 64 << 20]), true).await;
     assert_refused(&status, Code::ResourceExhausted, "MESSAGE_TOO_LARGE", &["33554432", "after decompression"]);
 }

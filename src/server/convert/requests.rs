@@ -129,6 +129,8 @@ fn options(violations: &mut Violations, options: Option<&proto::RankingOptions>,
         one_per_group: !options.all_variants,
         variant_list_size: violations.size("options.variant_list_size", options.variant_list_size, 0, VARIANTS_MAX),
         audiences: audiences(violations, "options.audiences", &options.audiences),
+        // That of the metadata of the call.
+        priority: Priority::default(),
     }
 }
 

@@ -1,0 +1,50 @@
+//! A gRPC server in this process.
+use super::wait::wait_until;
+use lodestone::server::{self, ServerConfig};
+use lodestone_engine::Engine;
+use std::{io, net::SocketAddr, sync::Arc, time::Duration};
+use tokio::{net::TcpListener, sync::oneshot, task::JoinHandle};
+use tonic::transport::{Channel, Endpoint};
+use tonic_health::pb::{HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient};
+
+/// The limit of waits for the server. A test on a busy machine may wait long.
+pub(crate) const TIME_MAX: Duration = Duration::from_secs(60);
+
+pub(crate) struct Server {
+    pub(crate) address: SocketAddr,
+    stop: oneshot::Sender<()>,
+    serving: JoinHandle<io::Result<()>>,
+}
+
+impl Server {
+    pub(crate) async fn start(engine: &Arc<Engine>, config: ServerConfig) -> Self {
+        let config = ServerConfig { deadline_default: TIME_MAX, deadline_max: TIME_MAX, ..config };
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let (stop, stopped) = oneshot::channel::<()>();
+        let shutdown = async move { stopped.await.unwrap_or_default() };
+        let serving = tokio::spawn(server::serve(engine.clone(), config, listener, shutdown));
+        Self { address, stop, serving }
+    }
+
+    pub(crate) fn connect(&self) -> Channel {
+        Endpoint::from_shared(format!("http://{}", self.address)).unwrap().connect_lazy()
+    }
+
+    pub(crate) async fn end(self) {
+        self.stop.send(()).unwrap();
+        self.serving.await.unwrap().unwrap();
+    }
+
+    /// Stops the server, and returns its address and its task when it reports that it is not ready.
+    pub(crate) async fn begin_end(self) -> (SocketAddr, JoinHandle<io::Result<()>>) {
+        let health = HealthClient::new(self.connect());
+        self.stop.send(()).unwrap();
+        wait_until("the server is not ready", TIME_MAX, async || {
+            let checked = health.clone().check(HealthCheckRequest::default()).await.unwrap();
+            checked.into_inner().status() == ServingStatus::NotServing
+        })
+        .await;
+        (self.address, self.serving)
+    }
+}
