@@ -32,6 +32,9 @@ export BENCH_RATE ?= 200
 export BENCH_REPEATS ?= 1
 export BENCH_ITEMS ?= 3000
 export BENCH_QUERIES ?= 3
+export BENCH_DEADLINES ?= 100
+export BENCH_FACTORS ?= 3
+export BENCH_IDLE ?= 200
 else
 SIZES ?= 100000x64 1000000x64 200000x384
 KILLS ?= 200
@@ -49,8 +52,10 @@ endif
 export ORT_DYLIB_PATH ?= $(CURDIR)/$(TOOLS)/onnxruntime/libonnxruntime.so
 # Microsoft's builds of the library collect telemetry and keep a database of it in the home directory.
 export ORT_DISABLE_TELEMETRY ?= 1
+# No load balancer has to notice that a server of the example, a test or a benchmark stops.
+export LODESTONE_DRAIN_WAIT ?= 0
 
-.PHONY: help setup build run demo test fuzz simulate bench bench-models bench-retrieval bench-events bench-catalog bench-train bench-loyalty bench-incentives clean clean-demo
+.PHONY: help setup build run demo test fuzz simulate bench bench-models bench-retrieval bench-events bench-catalog bench-train bench-loyalty bench-incentives bench-overload clean clean-demo
 .PHONY: tools-run tools-bench check-format check-lints check-proto check-docs
 .PHONY: deny structure
 .PHONY: test-rust test-cli test-report test-helm test-server test-crash test-swaps test-store test-short-forms
@@ -143,8 +148,9 @@ test-server: build tools-run $(DATA) $(BUNDLE)
 	LODESTONE_ANSWERS_SHARE=1 LODESTONE_SECOND_CATALOG=outlet scripts/with_server.sh \
 		bash -c 'scripts/demo.sh && python3 tests/clients/run.py'
 	python3 tests/server/run.py $(LODESTONE) $(BUNDLE) $(TOOLS)/bin/grpcurl $(DATA) $(TOOLS)/minilm
+	$(TOOLS)/venv/bin/python tests/server/rolling.py $(LODESTONE) $(BUNDLE) $(DATA)
 
-SHORT_FORMS := bench bench-models bench-retrieval bench-events bench-catalog bench-train bench-loyalty bench-incentives fuzz simulate test-crash test-swaps test-store
+SHORT_FORMS := bench bench-models bench-retrieval bench-events bench-catalog bench-train bench-loyalty bench-incentives bench-overload fuzz simulate test-crash test-swaps test-store
 test-short-forms: build tools-run $(DATA) $(BUNDLE) ## Run every benchmark and every long test for a few seconds
 	$(MAKE) SHORT=1 $(SHORT_FORMS)
 
@@ -195,6 +201,9 @@ bench-events: build tools-run $(DATA) $(BUNDLE) ## Measure event ingestion, repl
 
 bench-catalog: build tools-run tools-bench $(BUNDLE) ## Measure category pages, sorting, facets and price updates beside tantivy; BENCH_ITEMS=200000
 	@$(TOOLS)/bench/bin/python benches/catalog.py
+
+bench-overload: build tools-run $(DATA) $(BUNDLE) ## Measure the server beyond its capacity, and the cost of TLS, API keys and idle connections; BENCH_SECONDS=10
+	@python3 benches/overload.py
 
 deny: ## Check licences, versions and sources of all dependencies by the rules of deny.toml
 	@scripts/tools.sh deny

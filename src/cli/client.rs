@@ -175,7 +175,7 @@ fn is_loopback(address: &str) -> bool {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
     use clap::Parser;
 
@@ -185,7 +185,7 @@ mod tests {
         server: ServerArgs,
     }
 
-    fn server(arguments: &[&str]) -> ServerArgs {
+    pub(crate) fn server(arguments: &[&str]) -> ServerArgs {
         Command::try_parse_from(["program"].iter().chain(arguments)).unwrap().server
     }
 

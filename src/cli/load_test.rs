@@ -2,6 +2,7 @@
 use super::{
     client::{ServerArgs, ServerChannel},
     exit::Exit,
+    load_steps::{self, Step, step},
     numbers::within,
     output::OutputArgs,
     paths::{existing_directory, new_file},
@@ -14,6 +15,7 @@ use anyhow::{Context, ensure};
 use hdrhistogram::Histogram;
 use indicatif::{ProgressBar, ProgressStyle};
 use lodestone_dataset::{self as dataset, DatasetEvent};
+use prost::Message;
 use rand::{Rng, SeedableRng, rngs::StdRng};
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -50,7 +52,8 @@ Examples:
   lodestone load-test --data data --rpc search --connections 1,8,32
   lodestone load-test --data data --rpc browse --order-by 'price desc' --page-number 500 --connections 1
   lodestone load-test --data data --rpc get-loyalty --connections 8 --rate 1000 --only-rate
-  lodestone load-test --data data --rate 500 --only-rate --latencies latencies.csv")]
+  lodestone load-test --data data --rate 500 --only-rate --latencies latencies.csv
+  lodestone load-test --data data --connections 16 --steps 500:2,3000:5,500:3 --deadline-ms 100")]
 pub(crate) struct LoadTestArgs {
     #[command(flatten)]
     server: ServerArgs,
@@ -91,6 +94,15 @@ pub(crate) struct LoadTestArgs {
     /// Seed of the choice of users and queries.
     #[arg(long, value_name = "N", default_value_t = 1)]
     seed: u64,
+    /// Measures overload instead of capacity: an open loop whose rate changes, such as `1000:2,6000:5` for 2 s with 1000
+    /// requests per second and 5 s with 6000. `closed:S` has one request in flight per connection for S seconds. Of
+    /// --connections, the greatest number counts.
+    #[arg(long, value_name = "RATE:S,…", value_delimiter = ',', value_parser = step, requires = "deadline_ms",
+          conflicts_with_all = ["rate", "only_rate", "latencies"])]
+    steps: Vec<Step>,
+    /// Deadline of each call of --steps, 1 to 600000.
+    #[arg(long, value_name = "MS", value_parser = within(1..=600_000), requires = "steps")]
+    deadline_ms: Option<usize>,
     /// Also writes every request of the open loop as a CSV row: due time (µs since 1970), latency, whether it was
     /// answered.
     #[arg(long, value_name = "FILE", value_parser = new_file)]
@@ -206,6 +218,13 @@ pub(crate) fn load_test(args: &LoadTestArgs) -> anyhow::Result<Exit> {
     ensure!(args.seconds > 0.0 && args.seconds <= 3600.0, "--seconds is {}; above 0, at most 3600", args.seconds);
     ensure!(args.rate.is_none_or(|rate| rate > 0.0 && rate <= 1e6), "--rate must be above 0 and at most 1,000,000");
     let calls = Arc::new(Calls::of(args)?);
+    if let Some(deadline_ms) = args.deadline_ms {
+        let deadline = Duration::from_millis(deadline_ms as u64);
+        let connections = args.connections.iter().copied().max().unwrap_or(1);
+        let report = load_steps::run(&calls, &args.server, connections, &args.steps, deadline)?;
+        args.output.write(&report)?;
+        return Ok(Exit::answer(report.answered() > 0));
+    }
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
     let connections_max = args.connections.iter().copied().max().unwrap_or(1);
     let channels = runtime.block_on(connect(&args.server, connections_max))?;
@@ -266,7 +285,7 @@ fn latencies_file(path: &Path) -> anyhow::Result<BufWriter<File>> {
     Ok(file)
 }
 
-async fn connect(server: &ServerArgs, count: usize) -> anyhow::Result<Vec<ServerChannel>> {
+pub(super) async fn connect(server: &ServerArgs, count: usize) -> anyhow::Result<Vec<ServerChannel>> {
     let mut channels = Vec::with_capacity(count);
     for _ in 0..count {
         channels.push(server.connect().await?);
@@ -275,7 +294,7 @@ async fn connect(server: &ServerArgs, count: usize) -> anyhow::Result<Vec<Server
 }
 
 /// Generates calls. The same seed produces the same sequence, independently of the server.
-struct Calls {
+pub(super) struct Calls {
     rpc: RpcArg,
     viewers: Vec<proto::Viewer>,
     queries: Vec<String>,
@@ -316,39 +335,79 @@ impl Calls {
         Some(self.viewers[random.random_range(0..self.viewers.len())].clone())
     }
 
+    fn recommend(
+        &self,
+        viewer: Option<proto::Viewer>,
+        options: Option<proto::RankingOptions>,
+    ) -> proto::RecommendRequest {
+        let r#type = RecommendType::ForYou.into();
+        proto::RecommendRequest { viewer, r#type, page_size: self.page_size, options, ..Default::default() }
+    }
+
+    fn search(
+        &self,
+        viewer: Option<proto::Viewer>,
+        query: &str,
+        options: Option<proto::RankingOptions>,
+    ) -> proto::SearchRequest {
+        proto::SearchRequest {
+            viewer,
+            query: if self.rpc == RpcArg::Search { query.to_owned() } else { String::new() },
+            page_size: self.page_size,
+            filter: self.filter.clone(),
+            options: options.map(|options| proto::RankingOptions { order_by: self.order_by.clone(), ..options }),
+            page_number: self.page_number,
+            ..Default::default()
+        }
+    }
+
+    /// Returns the path of the method and the encoded message of call number `number`. None: not a method of
+    /// RankingService.
+    pub(super) fn encoded(&self, number: u64) -> Option<(&'static str, Vec<u8>)> {
+        let mut random = self.random(number);
+        let viewer = self.viewer(&mut random);
+        let query = &self.queries[random.random_range(0..self.queries.len())];
+        let options = Some(proto::RankingOptions::default());
+        Some(match self.rpc {
+            RpcArg::Recommend => {
+                ("/lodestone.v1.RankingService/Recommend", self.recommend(viewer, options).encode_to_vec())
+            }
+            RpcArg::Search | RpcArg::Browse => {
+                ("/lodestone.v1.RankingService/Search", self.search(viewer, query, options).encode_to_vec())
+            }
+            RpcArg::Suggest => {
+                ("/lodestone.v1.RankingService/Suggest", suggest(viewer, query, &mut random).encode_to_vec())
+            }
+            RpcArg::GetLoyalty | RpcArg::WriteEvents | RpcArg::StreamEvents => return None,
+        })
+    }
+
+    /// Returns the name of the RPC.
+    pub(super) fn rpc(&self) -> &'static str {
+        self.rpc.name()
+    }
+
+    fn random(&self, number: u64) -> StdRng {
+        StdRng::seed_from_u64(self.seed.wrapping_mul(0x9E37_79B9).wrapping_add(number))
+    }
+
     /// Sends call number `number`. Returns the stages in the response, if `debug` asks for them.
     async fn send(&self, number: u64, channel: ServerChannel, debug: DebugLevel) -> Result<Stages, tonic::Status> {
-        let mut random = StdRng::seed_from_u64(self.seed.wrapping_mul(0x9E37_79B9).wrapping_add(number));
+        let mut random = self.random(number);
         let viewer = self.viewer(&mut random);
         let query = &self.queries[random.random_range(0..self.queries.len())];
         let options = Some(proto::RankingOptions { debug_level: debug.into(), ..Default::default() });
         let info = match self.rpc {
             RpcArg::Recommend => {
-                let request = proto::RecommendRequest {
-                    viewer,
-                    r#type: RecommendType::ForYou.into(),
-                    page_size: self.page_size,
-                    options,
-                    ..Default::default()
-                };
+                let request = self.recommend(viewer, options);
                 RankingServiceClient::new(channel).recommend(request).await?.into_inner().info
             }
             RpcArg::Search | RpcArg::Browse => {
-                let request = proto::SearchRequest {
-                    viewer,
-                    query: if self.rpc == RpcArg::Search { query.clone() } else { String::new() },
-                    page_size: self.page_size,
-                    filter: self.filter.clone(),
-                    options: options
-                        .map(|options| proto::RankingOptions { order_by: self.order_by.clone(), ..options }),
-                    page_number: self.page_number,
-                    ..Default::default()
-                };
+                let request = self.search(viewer, query, options);
                 RankingServiceClient::new(channel).search(request).await?.into_inner().info
             }
             RpcArg::Suggest => {
-                let prefix = query.chars().take(random.random_range(2..=8)).collect();
-                let request = proto::SuggestRequest { viewer, prefix, ..Default::default() };
+                let request = suggest(viewer, query, &mut random);
                 RankingServiceClient::new(channel).suggest(request).await?.into_inner().info
             }
             RpcArg::GetLoyalty => {
@@ -396,6 +455,12 @@ impl Calls {
             ..Default::default()
         }
     }
+}
+
+/// Requests completions of the beginning of a query.
+fn suggest(viewer: Option<proto::Viewer>, query: &str, random: &mut StdRng) -> proto::SuggestRequest {
+    let prefix = query.chars().take(random.random_range(2..=8)).collect();
+    proto::SuggestRequest { viewer, prefix, ..Default::default() }
 }
 
 /// Returns the signed-in users of events; if there are none, their visitors; if there are no events, synthetic visitors.

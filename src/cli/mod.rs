@@ -25,6 +25,7 @@ mod inventory;
 mod items;
 mod key;
 mod listen;
+mod load_steps;
 mod load_test;
 mod lock;
 mod log;

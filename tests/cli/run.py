@@ -201,6 +201,13 @@ def mistakes(work):
     refused(["--samples", "0 is not in 1"], "answers", "export", "--data", DATA, "--out", work / "x", "--samples", 0)
     for flag in ["connections", "page-size", "batch"]:
         refused([f"--{flag}", "0 is not in 1"], "load-test", "--data", DATA, f"--{flag}", 0)
+    for steps, words in [("fast:2", ["the rate is `fast`"]), ("100", ["RATE:SECONDS"]), ("100:2,closed:0", ["the duration is `0`"])]:
+        refused(["--steps", *words], "load-test", "--data", DATA, "--steps", steps, "--deadline-ms", 100)
+    refused(["--deadline-ms"], "load-test", "--data", DATA, "--steps", "100:1")
+    refused(["--steps takes recommend, search, browse or suggest, not GetLoyalty"], "load-test", "--data", DATA, "--rpc", "get-loyalty",
+            "--steps", "100:1", "--deadline-ms", 100)
+    for flag in ["drain-wait", "drain-timeout", "connection-idle", "max-connection-age"]:
+        refused([f"--{flag}", "it must be within 0 and"], "serve", "--bundle", BUNDLE, "--data", work / "x", f"--{flag}=-1")
     for flag in ["events", "users", "items"]:
         refused([f"--{flag}", "0 is not in 1"], "benchmark", "events", "--out", work / "new", f"--{flag}", 0)
     for flag in ["count", "m", "ef-construction"]:
