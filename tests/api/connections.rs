@@ -80,7 +80,7 @@ impl OpenStream {
         // Fails if the call has ended.
         let _ = self.messages.send(proto::StreamEventsRequest { events: vec![event] }).await;
         let response = self.responses.message().await?;
-        Ok(response.and_then(|response| response.counts).map_or(0, |counts| counts.accepted_count as i64))
+        Ok(response.and_then(|response| response.counts).map_or(0, |counts| counts.accepted_count))
     }
 }
 
