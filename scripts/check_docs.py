@@ -32,7 +32,7 @@ LINK = re.compile(r"\[[^\]\n]*\]\(([^)\s]+)\)")
 PATH = re.compile(r"`((?:docs|scripts|helm|tests|proto|src|data|crates|benches)/[\w./-]*\w/?)`")
 MAKE = re.compile(r"(?:^|`|\s&&\s)make ([a-z][a-z-]*)", re.MULTILINE)
 GRPCURL_DATA = re.compile(r"grpcurl[^\n]* -d '([^']*)' ")
-VALUE = re.compile(r"`((?:bundle|persistence|probes|service|security|metrics|image|retrain)\.[\w.]+)`|--set(?:-string)? ([\w.]+)=")
+VALUE = re.compile(r"`((?:bundle|persistence|probes|service|security|metrics|image|retrain|networkPolicy|tracing|drain)\.[\w.]+)`|--set(?:-string)? ([\w.]+)=")
 DOCUMENT = re.compile(r"docs/(?:guides/)?[\w-]+\.md")
 
 # Strings are matched too, so that a `//` inside one begins no comment.
