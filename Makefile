@@ -137,6 +137,7 @@ test-cli: build tools-run $(DATA) $(BUNDLE)
 	$(TOOLS)/venv/bin/python tests/cli/bring.py $(LODESTONE) $(BUNDLE) $(DATA)
 	python3 tests/cli/retrain.py $(LODESTONE) $(TOOLS)/bin/grpcurl
 	python3 tests/cli/answers.py $(LODESTONE) $(TOOLS)/bin/grpcurl
+	python3 tests/cli/backup.py $(LODESTONE) $(TOOLS)/bin/grpcurl $(BUNDLE)
 	python3 tests/cli/simulate.py $(LODESTONE) target/simulation
 
 test-report: build tools-run $(DATA) $(BUNDLE) ## Open the reports of evaluation and loyalty in headless Chromium; screenshots go to target/report

@@ -2,5 +2,6 @@
 //! `crates/`.
 #![forbid(unsafe_code)]
 pub mod audit;
+pub mod backup;
 pub mod cli;
 pub mod server;

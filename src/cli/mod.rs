@@ -4,6 +4,7 @@
 //! standard output, progress and logs to standard error.
 mod answers;
 mod audit;
+mod backup;
 mod benchmark;
 mod bundle;
 mod campaign;
@@ -108,6 +109,9 @@ enum Command {
     /// Exports, verifies, repairs and compacts the event log.
     #[command(subcommand)]
     Events(events::EventsCommand),
+    /// Copies a data directory while the server runs, verifies copies and restores them.
+    #[command(subcommand)]
+    Backup(backup::BackupCommand),
     /// Benchmarks parts of the engine on your own data or on public datasets; the help of each command describes its
     /// files.
     #[command(subcommand)]
@@ -185,6 +189,7 @@ pub fn run() -> Exit {
         Command::Audit(command) => audit::run(&command),
         Command::Answers(command) => answers::run(&command),
         Command::Events(command) => events::run(&command),
+        Command::Backup(command) => backup::run(&command),
         Command::Benchmark(command) => benchmark::run(command),
         Command::Experiment(command) => experiment::run(command),
         Command::Loyalty(command) => loyalty::run(&command),

@@ -9,6 +9,7 @@ use super::{
     progress::StageBars,
     train::{Earlier, TrainArgs, Trained, answer_source},
 };
+use crate::backup::RETRAIN;
 use anyhow::{Context, bail, ensure};
 use lodestone_engine::{ANSWERS, LogMissing, event_log};
 use lodestone_events as events;
@@ -24,7 +25,7 @@ use std::{
 };
 
 /// Default working directory, within the data directory.
-const WORK: &str = "retrain";
+const WORK: &str = RETRAIN;
 /// Entries of the working directory.
 const LOCK: &str = "lock";
 const DATA: &str = "data";

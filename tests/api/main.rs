@@ -3,6 +3,7 @@
 //! allocations.
 mod attributes;
 mod availability;
+mod backup;
 mod browse;
 mod catalogs;
 mod checkpoints;

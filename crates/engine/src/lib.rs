@@ -22,7 +22,7 @@ pub use error::{EngineError, PageTokenError, RuleError, WriteOutcome, WriteRepor
 pub use incentives::{CampaignStatus, DecideRequest, IncentiveAnswer, IncentiveReason};
 pub use lodestone_rules::EntryKind;
 pub use loyalty::{AT_RISK_MAX, AtRiskPage, AtRiskRequest, UserLoyalty};
-pub use open::{ANSWERS, LogMissing, OpenError, OpenOptions, event_log, open};
+pub use open::{ANSWERS, ITEM_VECTORS, LOG, LogMissing, OpenError, OpenOptions, event_log, open};
 pub use previews::{PagePair, RequestOfRecord, RewardPreview, RulePreview, ServingConfigPreview};
 pub use replays::{Replay, ReplayedSlot};
 pub use rules::PutMode;

@@ -43,11 +43,12 @@ use std::{
     time::Instant,
 };
 
-const LOG: &str = "log";
+/// The event log in the data directory; see `docs/event-log.md`.
+pub const LOG: &str = "log";
 /// The answer log in the data directory; see `docs/answers.md`.
 pub const ANSWERS: &str = "answers";
 /// The saved vectors of written items in the data directory; see `docs/event-log.md`.
-const ITEM_VECTORS: &str = "item_vectors.cache";
+pub const ITEM_VECTORS: &str = "item_vectors.cache";
 /// The imported history in the data directory; see `docs/events.md`.
 const EVENTS: &str = "events.parquet";
 

@@ -3,9 +3,10 @@
 //!
 //! A change is durable when its append returns. A crash during an append leaves a torn tail, which the next open
 //! truncates. Any other damage is an error with file, byte and position, and so is a missing file. `check` finds and
-//! repairs damage; `compact` removes events beyond their retention and replaced item states.
+//! repairs damage; `copy` makes a consistent copy; `compact` removes events beyond their retention and replaced item states.
 mod check;
 mod compact;
+mod copy;
 mod segment;
 
 use super::{Change, LogError, Quarantined, checkpoint, quarantine};
@@ -16,6 +17,7 @@ use crate::{
 use ahash::AHashSet;
 pub use check::{Check, DamagedPart, Repair, check, repair};
 pub use compact::{CompactMode, Compacted, Retention, RetentionError, compact};
+pub use copy::copy;
 use lodestone_core::units::UnixMillis;
 use rayon::prelude::*;
 use segment::{HEADER_BYTES, Header, HeaderError, PAYLOAD_BYTES_MAX, Segment};

@@ -202,6 +202,11 @@ impl Segment {
         }
     }
 
+    /// Returns the first `length` bytes of the file.
+    pub(super) fn first_bytes(&self, length: usize) -> &[u8] {
+        &self.bytes[..length]
+    }
+
     /// Returns the number of bytes from `offset` to the end of the file.
     pub(super) fn bytes_from(&self, offset: usize) -> usize {
         self.bytes.len() - offset
