@@ -74,14 +74,14 @@ fn ask(
     mut client: IncentiveServiceClient<Channel>,
     connection: &'static str,
     users: Vec<String>,
-    answers: mpsc::UnboundedSender<Acknowledged>,
+    answers: mpsc::Sender<Acknowledged>,
 ) {
     tokio::spawn(async move {
         for user in users {
             let decision_id = format!("{connection} {user}");
             let Ok(answer) = client.decide_incentive(request("c", &decision_id, &user)).await else { return };
             let answer = proto::DecideIncentiveResponse { consistency_token: String::new(), ..answer.into_inner() };
-            if answers.send(Acknowledged { decision_id, user, answer }).is_err() {
+            if answers.send(Acknowledged { decision_id, user, answer }).await.is_err() {
                 return;
             }
         }
@@ -128,7 +128,7 @@ async fn two_connections_share_one_allowance_and_one_budget_across_kills() {
         check_acknowledged(&process, &acknowledged).await;
         let asked: Vec<String> = (0..USERS).map(|user| format!("u{round}-{user}")).collect();
         introduce(&process, &asked).await;
-        let (answers, mut received) = mpsc::unbounded_channel();
+        let (answers, mut received) = mpsc::channel(2 * USERS);
         ask(process.client(), "first", asked.clone(), answers.clone());
         ask(process.client(), "second", asked.clone(), answers);
         for _ in 0..10 + round * 17 % USERS {

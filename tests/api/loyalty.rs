@@ -318,7 +318,7 @@ async fn unusual_users_have_scores_within_their_ranges() {
         }
     }
     let refunds = get(&server, "refunds").await.unwrap();
-    let summary = refunds.summary.unwrap();
+    let summary = refunds.summary.as_ref().unwrap();
     assert_eq!((refunds.segment(), refunds.currency_code.as_str()), (proto::LoyaltySegment::New, "EUR"));
     assert_eq!((summary.purchase_days, summary.visit_days, summary.values[0].bought_micros), (0, 0, 0));
     assert_eq!(summary.values[0].refunded_micros, (billion + 30) * 1_000_000);

@@ -341,8 +341,8 @@ mod tests {
     /// costs were returned.
     #[test]
     fn the_price_is_the_same_after_a_replay_in_any_order() {
-        let decisions: Vec<_> = (0..400).map(|id| by_gain(id, id as i64 * DAY / 20, id % 3 == 0)).collect();
-        let redeemed = |id: usize| id % 9 == 0 && id < 300;
+        let decisions: Vec<_> = (0..400).map(|id| by_gain(id, id as i64 * DAY / 20, id.is_multiple_of(3))).collect();
+        let redeemed = |id: usize| id.is_multiple_of(9) && id < 300;
         let period = BudgetPeriod { budget_micros: 1500, end: UnixMillis(40 * DAY), valid_ms: 14 * DAY };
         let now = UnixMillis(20 * DAY);
         let mut live = IncentiveLedger::default();
