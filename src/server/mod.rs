@@ -67,6 +67,7 @@ use http2::ConnectionLimits;
 pub use jwt::{Jwt, JwtSettings, KeySetError, KeySetLocation};
 use lodestone_engine::Engine;
 use lodestone_events::LogError;
+use lodestone_telemetry::Metrics;
 use observation::{Observation, Observer};
 use parking_lot::Mutex;
 use proto::{
@@ -272,7 +273,8 @@ pub async fn serve(
     // The tasks end when they are dropped.
     let mut reloads = JoinSet::new();
     if config.tls.is_some() || config.api_keys.is_some() {
-        reloads.spawn(reload(config.clone()));
+        show_certificate_expiry(&config, &metrics);
+        reloads.spawn(reload(config.clone(), metrics.clone()));
     }
     if let Some(jwt) = &config.jwt {
         reloads.spawn(reload_jwt(jwt.clone(), config.reload));
@@ -351,7 +353,7 @@ async fn shut_down<E>(
 }
 
 /// Reads files of security again when they have changed, until the task is aborted.
-async fn reload(config: ServerConfig) {
+async fn reload(config: ServerConfig, metrics: Metrics) {
     loop {
         tokio::time::sleep(config.reload).await;
         let (tls, api_keys) = (config.tls.clone(), config.api_keys.clone());
@@ -361,7 +363,14 @@ async fn reload(config: ServerConfig) {
         };
         // Fails only if the runtime ends.
         let _ = tokio::task::spawn_blocking(reload).await;
+        show_certificate_expiry(&config, &metrics);
     }
+}
+
+/// Sets the metric of the certificates in use.
+fn show_certificate_expiry(config: &ServerConfig, metrics: &Metrics) {
+    let expiry = config.tls.as_ref().and_then(|tls| tls.expiry());
+    metrics.certificate_expiry(expiry.map_or(0, |expiry| expiry.0.div_euclid(1000)));
 }
 
 /// Reads the keys of tokens again, until the task is aborted. A task of its own, because a download takes seconds.

@@ -53,6 +53,8 @@ type Contents = [Vec<u8>; 3];
 pub struct Tls {
     files: TlsFiles,
     acceptor: RwLock<TlsAcceptor>,
+    /// Of the first certificate in `acceptor` that expires.
+    expiry: Mutex<Option<UnixMillis>>,
     attempt: Mutex<Attempt>,
 }
 
@@ -74,7 +76,8 @@ impl Tls {
     pub fn open(files: TlsFiles) -> Result<Self, TlsError> {
         let contents = read(&files)?;
         let acceptor = RwLock::new(acceptor(&files, &contents, UnixMillis::now())?);
-        Ok(Self { files, acceptor, attempt: Mutex::new(Attempt { contents, failed: false }) })
+        let expiry = Mutex::new(first_expiry(&contents));
+        Ok(Self { files, acceptor, expiry, attempt: Mutex::new(Attempt { contents, failed: false }) })
     }
 
     /// Returns true if clients need a certificate.
@@ -82,12 +85,9 @@ impl Tls {
         self.files.client_ca.is_some()
     }
 
-    /// Returns the time at which the first of the certificates expires, those of clients' authorities included.
+    /// Returns the time at which the first of the certificates in use expires, those of clients' authorities included.
     pub fn expiry(&self) -> Option<UnixMillis> {
-        let [certificate, _, client_ca] = &self.attempt.lock().contents;
-        let ders = [certificate, client_ca].into_iter().flat_map(|pem| CertificateDer::pem_slice_iter(pem).flatten());
-        let parsed = ders.filter_map(|der| x509_cert::Certificate::from_der(&der).ok());
-        parsed.map(|certificate| expiry(&certificate)).min()
+        *self.expiry.lock()
     }
 
     pub(super) fn acceptor(&self) -> TlsAcceptor {
@@ -115,10 +115,12 @@ impl Tls {
             return true;
         }
         let loaded = acceptor(&self.files, &contents, now);
+        let expiry = first_expiry(&contents);
         *attempt = Attempt { contents, failed: loaded.is_err() };
         match loaded {
             Ok(acceptor) => {
                 *self.acceptor.write() = acceptor;
+                *self.expiry.lock() = expiry;
                 tracing::info!(certificate = %self.files.certificate.display(), "loaded changed certificates");
             }
             // Usual while the certificate is replaced already and its key not yet.
@@ -194,6 +196,13 @@ fn client_verifier(
     verifier.map_err(|error| problem(CLIENT_CA, path, error.to_string()))
 }
 
+/// Returns the time at which the first of the certificates expires.
+fn first_expiry([certificate, _, client_ca]: &Contents) -> Option<UnixMillis> {
+    let ders = [certificate, client_ca].into_iter().flat_map(|pem| CertificateDer::pem_slice_iter(pem).flatten());
+    let parsed = ders.filter_map(|der| x509_cert::Certificate::from_der(&der).ok());
+    parsed.map(|certificate| expiry(&certificate)).min()
+}
+
 fn expiry(certificate: &x509_cert::Certificate) -> UnixMillis {
     UnixMillis(certificate.tbs_certificate.validity.not_after.to_unix_duration().as_millis() as i64)
 }
@@ -266,11 +275,18 @@ mod tests {
         let tls = Tls::open(TlsFiles { certificate: certificate.clone(), key: key.clone(), client_ca: None }).unwrap();
         let now = UnixMillis::now();
         assert!(tls.reload_at(now));
-        write(&pair_between(2090, 2100));
+        let first_of = |year: i16| {
+            let day = jiff::civil::date(year, 1, 1).to_zoned(jiff::tz::TimeZone::UTC).unwrap();
+            Some(UnixMillis(day.timestamp().as_millisecond()))
+        };
+        assert_eq!(tls.expiry(), first_of(2100));
+        write(&pair_between(2090, 2098));
         let in_2095: jiff::Timestamp = "2095-01-01T00:00:00Z".parse().unwrap();
         let in_2095 = UnixMillis(in_2095.as_millisecond());
         assert!(!tls.reload_at(now) && !tls.reload_at(now), "the former certificate stays");
+        assert_eq!(tls.expiry(), first_of(2100), "that of the certificate in use");
         assert!(tls.reload_at(in_2095), "the same files are valid now");
+        assert_eq!(tls.expiry(), first_of(2098));
         // The key of another certificate, until both are replaced.
         let other = pair(2100);
         fs::write(&key, &other.key).unwrap();

@@ -385,6 +385,10 @@ async fn connections_are_encrypted_and_clients_verified() {
     let server = Server::start(&engine, config(files(None))).await;
     let channel = server.try_connect(authority.trusted()).await.unwrap();
     assert_eq!(search_over(channel.clone()).await.unwrap(), 3);
+    let metrics = engine.metrics_text();
+    let mut lines = metrics.lines();
+    let expiry = lines.find_map(|line| line.strip_prefix("lodestone_certificate_expiry_timestamp_seconds "));
+    assert!(expiry.unwrap().parse::<i64>().unwrap() > 1_700_000_000, "{expiry:?}");
     assert!(server.try_connect(other.trusted()).await.is_err(), "the client does not trust the server");
     assert!(search_over(server.connect()).await.is_err(), "without TLS nothing is served");
 

@@ -207,6 +207,7 @@ async fn a_change_that_panics_during_the_replay_is_quarantined_too() {
 async fn a_server_that_cannot_undo_a_change_reports_it_and_takes_no_more_writes() {
     let shop = Shop::new();
     let served = Served::start(&shop).await;
+    assert_eq!(served.metric("log_writable"), 1);
     let poisons =
         [faults::arm("lexical", "not-undone", Fault::Error), faults::arm("restore", "not-undone", Fault::Error)];
     let status = served.upsert(vec![item("not-undone", "Walnut tray")]).await.unwrap_err();
@@ -218,6 +219,7 @@ async fn a_server_that_cannot_undo_a_change_reports_it_and_takes_no_more_writes(
             && served.health("lodestone.v1.CatalogService").await == ServingStatus::NotServing
     })
     .await;
+    assert_eq!(served.metric("log_writable"), 0);
     // Answers continue.
     assert_eq!(served.health("lodestone.v1.RankingService").await, ServingStatus::Serving);
     assert!(!served.found("red mug").await.is_empty());

@@ -64,6 +64,11 @@ CASES = {
     "LodestoneWritesFailing": ("15m", [requests("OK", 50, rpc="WriteEvents"), requests("RESOURCE_EXHAUSTED", 50, rpc="UpsertItems")],
                                [requests("OK", 100, rpc="WriteEvents"), requests("INVALID_ARGUMENT", 50, rpc="WriteEvents"),
                                 requests("INTERNAL", 50, **SHOPPERS)]),
+    "LodestoneLogNotWritable": ("5m", [series("lodestone_log_writable", "0x120")], [series("lodestone_log_writable", "1x120")]),
+    # The cases begin at 1970-01-01. 0 is no certificate.
+    "LodestoneCertificateExpiring": ("20m", [series("lodestone_certificate_expiry_timestamp_seconds", "80000x120")],
+                                     [series("lodestone_certificate_expiry_timestamp_seconds", "0x120"),
+                                      series("lodestone_certificate_expiry_timestamp_seconds", "200000x120", catalog="other")]),
     "LodestoneSlow": ("25m", [series("lodestone_request_seconds_bucket", f"0+{count}x120", rpc="Search", le=le)
                               for le, count in (("0.05", 90), ("0.1", 100), ("+Inf", 100))],
                       [series("lodestone_request_seconds_bucket", f"0+{count}x120", rpc=rpc, le=le)
@@ -95,7 +100,7 @@ CASES = {
                             [series("container_memory_working_set_bytes", "60x120", **MEMORY),
                              series("kube_pod_container_resource_limits", "100x120", resource="memory", **MEMORY),
                              series("kube_pod_container_resource_limits", "1x120", resource="cpu", **MEMORY)]),
-    # The cases begin at 1970-01-01, the jobs' times are seconds since then. One that never succeeded counts from its creation.
+    # The jobs' times are seconds since 1970 too. One that never succeeded counts from its creation.
     "LodestoneRetrainOverdue": ("90m", cron_job("retrain", 0), cron_job("retrain", 0, 3600)),
     "LodestoneBackupOverdue": ("90m", cron_job("backup", 0, 600), cron_job("backup", 0, 3600)),
 }

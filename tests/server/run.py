@@ -646,6 +646,7 @@ def lost_log(work):
     check(refused({"events": [view("before")]}), "a duplicate is not acknowledged either")
     check(refused({"items": [{"item_id": "moved", "title": "moved"}]}, "lodestone.v1.CatalogService/UpsertItems"), "an item is refused")
     check(is_reported("NOT_SERVING") and health("") == "SERVING", "health: events and catalogue are NOT_SERVING, the server is SERVING")
+    check(server.metrics()["lodestone_log_writable"] == "0", "the metric says that the log takes no writes")
     answer, error = server.call(RECOMMEND, {"viewer": {"user_id": "kill"}, "type": "RECOMMEND_TYPE_FOR_YOU"})
     check(answer and answer["results"], f"requests are still answered {error}")
     check_refused(BUNDLE, data, "a second server on the directory without its log", [str(data / "log"), "has no event log", "moved or removed", "events verify --data", "--repair"])
@@ -653,6 +654,7 @@ def lost_log(work):
     check(ran.returncode == 2 and "has no event log, but a server has used the data directory" in ran.stderr, f"verify says the same {ran.stderr}")
     moved.rename(data / "log")
     check(is_reported("SERVING"), "health: SERVING when the log is back")
+    check(server.metrics()["lodestone_log_writable"] == "1", "the metric says that the log takes writes again")
     answer, error = server.call(WRITE, {"events": [view("after"), view("before")]})
     check(answer and [result["status"] for result in answer["results"]] == ["EVENT_STATUS_ACCEPTED", "EVENT_STATUS_DUPLICATE"],
           f"writes continue when the log is back {error}")

@@ -188,6 +188,7 @@ impl Engine {
             log_position: self.writer.position(),
             dedupe_ids: self.writer.dedupe_id_count(),
             checkpoint_position: self.checkpoints.as_ref().map_or(0, |checkpoints| checkpoints.position()),
+            log_writable: self.writer.displaced().borrow().is_none() && !*self.writer.is_stopped().borrow(),
             quarantined: self.writer.quarantined_count(),
             evicted_users: self.generations.state.users.evicted_count(),
             evicted_items: self.generations.state.event_items.lock().evicted_count(),

@@ -184,6 +184,8 @@ pub struct Metrics {
     log_position: Gauge,
     dedupe_ids: Gauge,
     checkpoint_position: Gauge,
+    log_writable: Gauge,
+    certificate_expiry: Gauge,
     quarantined: Gauge,
     repeated_order_lines: Counter,
     unknown_event_items: Counter,
@@ -212,6 +214,7 @@ pub struct Sizes {
     pub log_position: u64,
     pub dedupe_ids: usize,
     pub checkpoint_position: u64,
+    pub log_writable: bool,
     pub quarantined: usize,
     pub evicted_users: u64,
     pub evicted_items: u64,
@@ -252,6 +255,8 @@ impl Default for Metrics {
             log_position: Gauge::default(),
             dedupe_ids: Gauge::default(),
             checkpoint_position: Gauge::default(),
+            log_writable: Gauge::default(),
+            certificate_expiry: Gauge::default(),
             quarantined: Gauge::default(),
             repeated_order_lines: Counter::default(),
             unknown_event_items: Counter::default(),
@@ -322,6 +327,10 @@ impl Metrics {
             "Position of the last checkpoint; startup reads the log from there",
             self.checkpoint_position.clone(),
         );
+        let help = "1 while the event log takes writes, otherwise 0";
+        registry.register("log_writable", help, self.log_writable.clone());
+        let help = "Time at which the first certificate in use expires, in seconds since 1970; 0: none";
+        registry.register("certificate_expiry_timestamp_seconds", help, self.certificate_expiry.clone());
         registry.register(
             "quarantined",
             "Changes of the log that could not be applied and are skipped",
@@ -374,6 +383,7 @@ impl Metrics {
         self.log_position.set(sizes.log_position as i64);
         self.dedupe_ids.set(sizes.dedupe_ids as i64);
         self.checkpoint_position.set(sizes.checkpoint_position as i64);
+        self.log_writable.set(sizes.log_writable.into());
         self.quarantined.set(sizes.quarantined as i64);
         self.evicted_users.set(sizes.evicted_users as i64);
         self.evicted_items.set(sizes.evicted_items as i64);
@@ -405,6 +415,11 @@ impl Metrics {
     /// Counts a bundle as activated, refused or rolled back.
     pub fn changed_bundle(&self, outcome: &'static str) {
         self.bundle_changes.get_or_create(&Outcome { outcome }).inc();
+    }
+
+    /// Sets the time at which the first certificate in use expires, in seconds since 1970.
+    pub fn certificate_expiry(&self, seconds: i64) {
+        self.certificate_expiry.set(seconds);
     }
 
     /// Records the load time of a bundle.
