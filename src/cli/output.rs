@@ -26,6 +26,9 @@ pub(crate) struct FormatArgs {
     /// How the result is written.
     #[arg(long, value_enum, default_value_t)]
     format: Format,
+    /// The same as --format json.
+    #[arg(long, conflicts_with = "format")]
+    json: bool,
 }
 
 /// Flags of commands whose result is a report.
@@ -39,10 +42,14 @@ pub(crate) struct OutputArgs {
 }
 
 impl FormatArgs {
+    fn format(&self) -> Format {
+        if self.json { Format::Json } else { self.format }
+    }
+
     fn render(&self, result: &(impl Serialize + Display)) -> anyhow::Result<String> {
-        let mut text = match self.format {
-            Format::Table => result.to_string(),
+        let mut text = match self.format() {
             Format::Json => serde_json::to_string_pretty(result)?,
+            Format::Table => result.to_string(),
         };
         if !text.ends_with('\n') {
             text.push('\n');
@@ -76,7 +83,7 @@ impl OutputArgs {
         result: &(impl Serialize + Display),
     ) -> anyhow::Result<()> {
         let Some(path) = &self.out else { return self.format.print(result) };
-        let text = match self.format.format {
+        let text = match self.format.format() {
             Format::Table => {
                 write_to(&mut io::stderr().lock(), described).context("standard error")?;
                 format!("{secret}\n")

@@ -103,6 +103,8 @@ def conventions(work):
     check(out.read_text() == table.stdout, "--out writes a table, too")
     refused(["--out", "nowhere does not exist"], *show, "--out", work / "nowhere" / "show.json")
     refused(["--format", "yaml", "table", "json"], *show, "--format", "yaml")
+    check(run(*show, "--json").stdout == run(*show, "--format", "json").stdout != "", "--json is --format json")
+    refused(["--json", "--format"], *show, "--json", "--format", "table")
     # A pipe whose reader has gone, as in `lodestone ... | head -1`.
     reader, writer = os.pipe()
     os.close(reader)
