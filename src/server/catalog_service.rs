@@ -17,6 +17,7 @@ use lodestone_catalog::{Item, ItemField, ItemList, ItemWrite, OfferKey, WriteTim
 use lodestone_core::{ids::ItemId, units::UnixMillis};
 use lodestone_engine::{DeclarationsGuard, Engine, EngineError, EntryKind, ItemsToken, WriteOutcome, WriteReport};
 use lodestone_pipeline::{AttributeUse, RESULTS_BYTES_MAX, run::RequestField};
+use lodestone_telemetry::call;
 use prost::Message;
 use std::{
     cell::RefCell,
@@ -201,7 +202,7 @@ impl Services {
             let engine = self.engine.clone();
             // In a task of its own, because a caller that stops waiting must not release the guard before the items are in
             // effect.
-            let written = tokio::spawn(async move {
+            let written = call::spawn(async move {
                 let written = engine.write_items(writes).await;
                 drop(held);
                 written

@@ -507,6 +507,12 @@ pub(super) mod tests {
     const NOW: UnixMillis = UnixMillis(1_800_000_000_000);
     const NOW_S: i64 = NOW.0 / 1000;
 
+    /// Returns PKCS #8 v1 of an Ed25519 key: the library reads public keys of it alone, and the generator writes v2, which
+    /// appends the public key.
+    fn ed25519_der(pair: &KeyPair) -> Vec<u8> {
+        [&[0x30, 0x2e, 0x02, 0x01, 0x00], &pair.serialized_der()[5..48]].concat()
+    }
+
     /// A key of an identity provider.
     struct Signer {
         algorithm: Algorithm,
@@ -520,7 +526,9 @@ pub(super) mod tests {
             let key = match algorithm {
                 Algorithm::ES256 => EncodingKey::from_ec_der(&der(&PKCS_ECDSA_P256_SHA256)),
                 Algorithm::ES384 => EncodingKey::from_ec_der(&der(&PKCS_ECDSA_P384_SHA384)),
-                Algorithm::EdDSA => EncodingKey::from_ed_der(&der(&PKCS_ED25519)),
+                Algorithm::EdDSA => {
+                    EncodingKey::from_ed_der(&ed25519_der(&KeyPair::generate_for(&PKCS_ED25519).unwrap()))
+                }
                 // PKCS #8 of a key of 2,048 bits has 26 bytes before the PKCS #1 that the library reads.
                 _ => EncodingKey::from_rsa_der(&der(&PKCS_RSA_SHA256)[26..]),
             };

@@ -166,7 +166,7 @@ fn an_empty_log_and_one_with_a_segment_of_which_only_a_part_exists_are_copied() 
 fn a_damaged_log_and_a_missing_file_are_refused() {
     let directory = tempfile::tempdir().unwrap();
     let source = directory.path().join("log");
-    write(&small_segments(&source), 0..200);
+    write(&small_segments(&source), 0..300);
     let segments = files(&source, "log");
     assert!(segments.len() > 3, "{segments:?}");
     let copied = |name: &str| log::copy(&source, &directory.path().join(name));

@@ -47,6 +47,12 @@ use tonic_types::StatusExt;
 
 const ISSUER: &str = "https://id.shop.test/";
 
+/// Returns PKCS #8 v1 of an Ed25519 key: the library reads public keys of it alone, and the generator writes v2, which
+/// appends the public key.
+fn ed25519_der(pair: &KeyPair) -> Vec<u8> {
+    [&[0x30, 0x2e, 0x02, 0x01, 0x00], &pair.serialized_der()[5..48]].concat()
+}
+
 /// A key of an identity provider.
 struct Signer {
     key: EncodingKey,
@@ -56,7 +62,7 @@ struct Signer {
 impl Signer {
     fn new(id: &'static str) -> Self {
         let key = KeyPair::generate_for(&PKCS_ED25519).unwrap();
-        Self { key: EncodingKey::from_ed_der(&key.serialize_der()), id }
+        Self { key: EncodingKey::from_ed_der(&ed25519_der(&key)), id }
     }
 
     fn sign(&self, claims: &Value) -> String {

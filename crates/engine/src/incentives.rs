@@ -11,6 +11,7 @@ use lodestone_events::{Change, Event, EventKind, IncentiveDecision, is_holdout};
 use lodestone_loyalty::{IncentiveEffect, LoyaltyModel, TrainedLoyalty, UserSummary, day_of, required_observations};
 use lodestone_rules::{CompiledCampaign, EntryKind, IncentiveCampaign, NO_INCENTIVE, RuleChange, RuleSnapshot};
 use lodestone_state::{CampaignUse, DECISIONS_MAX};
+use lodestone_telemetry::call;
 use prost_types::Timestamp;
 use std::{collections::BTreeMap, sync::Arc};
 use uuid::Uuid;
@@ -179,8 +180,8 @@ impl Engine {
         let queued = self.writer.queue(vec![(change, None)]).await.map_err(EngineError::Log)?;
         // In a task of its own, because a caller that stops waiting must not release the guard before the decision counts.
         let (metrics, stored) = (self.metrics.clone(), decision.clone());
-        let written = tokio::spawn(async move {
-            let written = queued.written().await;
+        let written = call::spawn(async move {
+            let written = call::timed("write", queued.written()).await;
             drop(guard);
             if written.is_ok() {
                 let incentive = if stored.is_given() { &*stored.incentive_id } else { NO_INCENTIVE };

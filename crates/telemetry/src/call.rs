@@ -8,6 +8,7 @@ use std::{
     sync::Arc,
     time::{Duration, Instant},
 };
+use tokio::task::JoinHandle;
 
 tokio::task_local! {
     static CURRENT: Arc<Call>;
@@ -113,6 +114,14 @@ pub async fn timed<T>(name: &'static str, future: impl Future<Output = T>) -> T 
     output
 }
 
+/// Runs a future of the current call in a task of its own, which continues if the call is cancelled.
+pub fn spawn<T: Send + 'static>(future: impl Future<Output = T> + Send + 'static) -> JoinHandle<T> {
+    match Call::current() {
+        Some(call) => tokio::spawn(call.scope(future)),
+        None => tokio::spawn(future),
+    }
+}
+
 /// Records an answer of the workers: the wait until the first of its stages, and these. None: no answer came in time, or
 /// the request was refused.
 pub fn record_answer(sent: Instant, stages: Option<&[StageTime]>) {
@@ -173,5 +182,14 @@ mod tests {
         assert!(call.take_stages().is_empty());
         call.clone().sync_scope(|| record_answer(now, None));
         assert_eq!(call.take_stages()[0].name, "unanswered");
+    }
+
+    #[tokio::test]
+    async fn a_task_of_a_call_records_stages_of_the_call() {
+        let call = call(None);
+        let task = call.clone().sync_scope(|| spawn(timed("write", std::future::ready(7))));
+        assert_eq!(task.await.unwrap(), 7);
+        assert_eq!(call.take_stages()[0].name, "write");
+        assert_eq!(spawn(timed("write", std::future::ready(7))).await.unwrap(), 7);
     }
 }
