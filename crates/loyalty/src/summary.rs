@@ -97,8 +97,11 @@ pub struct UserSummary {
     purchased_items: u32,
     /// Sessions before the present one that ended with items in the cart.
     abandoned_carts: u32,
-    /// Additions to the cart of the present session that were neither removed nor purchased.
-    cart_items: u8,
+    /// Additions to the cart in the present session, less removals. Sums and a flag, because the order in which the events
+    /// of a session arrive must not matter.
+    cart_items: i32,
+    /// Whether the present session has a purchase.
+    has_purchased: bool,
 }
 
 const _: () = assert!(size_of::<UserSummary>() <= 400);
@@ -132,6 +135,7 @@ impl Default for UserSummary {
             purchased_items: 0,
             abandoned_carts: 0,
             cart_items: 0,
+            has_purchased: false,
         }
     }
 }
@@ -178,7 +182,7 @@ impl UserSummary {
         match event.kind {
             EventKind::Purchase => {
                 self.add_purchase(event, at_s);
-                self.cart_items = 0;
+                self.has_purchased = true;
                 self.purchased_items = self.purchased_items.saturating_add(event.lines.len() as u32);
                 self.coupons = self.coupons.saturating_add(u32::from(!event.coupon.is_empty()));
                 self.attributed_purchases = self.attributed_purchases.saturating_add(u32::from(is_attributed));
@@ -211,8 +215,11 @@ impl UserSummary {
             begins
         };
         self.sessions = self.sessions.saturating_add(u32::from(begins));
-        if begins && std::mem::take(&mut self.cart_items) > 0 {
-            self.abandoned_carts = self.abandoned_carts.saturating_add(1);
+        if begins {
+            let (items, has_purchased) =
+                (std::mem::take(&mut self.cart_items), std::mem::take(&mut self.has_purchased));
+            let is_abandoned = items > 0 && !has_purchased;
+            self.abandoned_carts = self.abandoned_carts.saturating_add(u32::from(is_abandoned));
         }
         self.last_visit_s = self.last_visit_s.max(at_s);
     }
@@ -508,7 +515,7 @@ impl UserSummary {
         self.purchased_items
     }
 
-    /// Number of sessions that ended with items in the cart: added, and neither removed nor purchased. The present session
+    /// Number of sessions without a purchase in which more items were added to the cart than removed. The present session
     /// has not ended.
     pub fn abandoned_carts(&self) -> u32 {
         self.abandoned_carts
@@ -559,7 +566,8 @@ impl UserSummary {
             bytes.extend(spend.refunded_micros.to_le_bytes());
             spend.decayed.iter().for_each(|sum| bytes.extend(sum.to_le_bytes()));
         }
-        bytes.push(self.cart_items);
+        bytes.extend(self.cart_items.to_le_bytes());
+        bytes.push(self.has_purchased.into());
         bytes
     }
 
@@ -570,7 +578,7 @@ impl UserSummary {
         + 8
         + 24
         + CURRENCIES * (4 + 4 + 16 + 24)
-        + 1;
+        + 5;
 
     /// Decodes the output of [`UserSummary::to_bytes`]. Returns `None` for other bytes.
     pub fn from_bytes(bytes: &[u8]) -> Option<Self> {
@@ -625,7 +633,9 @@ impl UserSummary {
                 *sum = reader.f64()?;
             }
         }
-        [summary.cart_items] = reader.take()?;
+        summary.cart_items = i32::from_le_bytes(reader.take()?);
+        let [has_purchased] = reader.take()?;
+        summary.has_purchased = has_purchased != 0;
         Some(summary)
     }
 }
@@ -727,6 +737,9 @@ mod tests {
         assert_eq!(of(&[(AddToCart, 1000), (Refund, later)]), 0, "a refund is no visit");
         assert_eq!(of(&[(AddToCart, 1000), (Purchase, 1100), (View, later), (View, 2 * later)]), 0);
         assert_eq!(of(&[(AddToCart, 1000), (RemoveFromCart, 1100), (RemoveFromCart, 1200), (View, later)]), 0);
+        assert_eq!(of(&[(RemoveFromCart, 1000), (AddToCart, 1000), (View, later)]), 0, "in any order of arrival");
+        assert_eq!(of(&[(Purchase, 1000), (AddToCart, 1100), (View, later)]), 0, "a session with a purchase");
+        assert_eq!(of(&[(Purchase, 1000), (AddToCart, later), (View, 2 * later)]), 1);
         let two = [(AddToCart, 1000), (AddToCart, 1050), (RemoveFromCart, 1100), (AddToCart, later), (View, 2 * later)];
         assert_eq!(of(&two), 2);
     }
