@@ -70,13 +70,15 @@ mod tests {
     #[test]
     fn targets_are_sorted_and_accept_their_seeds() {
         assert!(TARGETS.is_sorted_by(|a, b| a.name < b.name));
+        let mut refused = Vec::new();
         for target in TARGETS {
             let seeds = (target.seeds)();
             assert!(!seeds.is_empty(), "{} has no seed", target.name);
-            for (number, seed) in seeds.iter().enumerate() {
-                assert!((target.accepts)(seed), "{} refuses its seed {number}", target.name);
-            }
+            let refuses =
+                |(number, seed): (usize, &Vec<u8>)| (!(target.accepts)(seed)).then_some((target.name, number));
+            refused.extend(seeds.iter().enumerate().filter_map(refuses));
         }
+        assert_eq!(refused, [], "seeds that their target refuses");
     }
 
     #[test]

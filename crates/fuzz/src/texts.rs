@@ -119,7 +119,7 @@ pub(crate) fn filter_seeds() -> Vec<Vec<u8>> {
         "in_stock AND price <= 5.5",
         "NOT (brand = \"Acme\" OR category IN (\"Home > Mugs\", \"a\\\"b\"))",
         "title HAS \"蓝色 mug\" AND tags != \"new\" AND rating_count > 3",
-        "attributes.organic AND attributes.size >= -1e3 AND attributes.ean IN (\"4001\")",
+        "attributes.organic AND attributes.size >= -1000.5 AND attributes.ean IN (\"4001\")",
         "distance(attributes.place, 52.5, -13.4) < 2.5 km OR availability = \"preorder\"",
         "create_time >= \"2026-01-31\" AND attributes.since < timestamp(\"2026-01-31T10:00:00Z\")",
         "item_id != \"SKU-1\" AND group_id = \"g\" AND discount > 0.1 AND margin < 2 AND currency = \"EUR\"",
