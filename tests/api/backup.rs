@@ -188,7 +188,7 @@ fn a_damaged_log_and_a_missing_file_are_refused() {
     let error = copied("without last").unwrap_err().to_string();
     assert!(error.contains("does not exist"), "{error}");
     fs::write(last, whole).unwrap();
-    assert_eq!(copied("whole").unwrap(), 200);
+    assert_eq!(copied("whole").unwrap(), 300);
     for path in files(&source, "log") {
         fs::remove_file(path).unwrap();
     }

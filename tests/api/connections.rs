@@ -56,15 +56,15 @@ struct OpenStream {
 }
 
 impl OpenStream {
-    /// Begins the call, with a first event.
-    async fn begin(channel: Channel) -> Self {
+    /// Begins the call, with a first event that the server does not know.
+    async fn begin(channel: Channel, event_id: &str) -> Self {
         let (messages, receiver) = mpsc::channel(1);
         let sent = futures_util::stream::unfold(receiver, |mut receiver: mpsc::Receiver<_>| async move {
             Some((receiver.recv().await?, receiver))
         });
         let responses = EventServiceClient::new(channel).stream_events(sent).await.unwrap().into_inner();
         let mut stream = Self { messages, responses };
-        assert_eq!(stream.accepted("first").await.unwrap(), 1);
+        assert_eq!(stream.accepted(event_id).await.unwrap(), 1);
         stream
     }
 
@@ -100,7 +100,7 @@ async fn an_idle_connection_ends_and_one_with_a_call_stays() {
 
     let channel = server.connect();
     wait_until("the stream has the place", TIME_MAX, async || search_over(channel.clone()).await.is_ok()).await;
-    let mut stream = OpenStream::begin(channel).await;
+    let mut stream = OpenStream::begin(channel, "first").await;
     // Longer than a connection may be idle.
     assert!(timeout(4 * SHORT, stream.responses.message()).await.is_err(), "the call goes on");
     assert_eq!(stream.accepted("later").await.unwrap(), 2);
@@ -122,7 +122,7 @@ async fn an_old_connection_ends_after_its_calls_or_their_grace() {
     };
     let server = Server::start(&engine, aged(None)).await;
     let channel = server.connect();
-    let mut stream = OpenStream::begin(channel.clone()).await;
+    let mut stream = OpenStream::begin(channel.clone(), "first").await;
     assert!(timeout(4 * SHORT, stream.responses.message()).await.is_err(), "the call goes on");
     // The first call after GOAWAY may still be sent over the old connection, which refuses it.
     let answered = async || search_over(channel.clone()).await.is_ok_and(|found| found == 3);
@@ -135,7 +135,7 @@ async fn an_old_connection_ends_after_its_calls_or_their_grace() {
     server.end().await;
 
     let server = Server::start(&engine, aged(Some(SHORT))).await;
-    let mut stream = OpenStream::begin(server.connect()).await;
+    let mut stream = OpenStream::begin(server.connect(), "first-with-grace").await;
     let cut = timeout(TIME_MAX, stream.responses.message()).await.expect("the grace ends the call");
     assert!(cut.is_err(), "{cut:?}");
     server.end().await;

@@ -56,8 +56,9 @@ const FEEDS: [Feed; 8] = [
         "shopify",
         "items.csv",
         Content::Items,
-        "Handle,Title,Option1 Name,Option1 Value,Variant SKU,Variant Price,Tags,Status\n\
-         mug,Red mug,Size,L,m-l,9.99,\"new, sale\",active\nmug,,,S,m-s,8.99,,\n",
+        // The format has no currency, so a price needs a mapping that extends the shipped one.
+        "Handle,Title,Option1 Name,Option1 Value,Variant SKU,Variant Inventory Qty,Tags,Status\n\
+         mug,Red mug,Size,L,m-l,9,\"new, sale\",active\nmug,,,S,m-s,8,,\n",
     ),
     (
         "icecat",
