@@ -2,7 +2,7 @@
 //! reach no service, ends calls at their deadlines, limits the memory and the time of messages that arrive, and decides
 //! which responses are compressed.
 use super::{http2::OpenCall, proto::DESCRIPTORS, request_bytes_max, services::timeout, status};
-use futures_util::future::BoxFuture;
+use futures_util::future::{BoxFuture, FutureExt};
 use http::{HeaderMap, Request, Response, header::HeaderName};
 use http_body::Frame;
 use http_body_util::BodyExt;
@@ -19,8 +19,9 @@ use std::{
     time::Duration,
 };
 use tokio::{
+    runtime::Handle,
     sync::{OwnedSemaphorePermit, Semaphore, watch},
-    time::{Sleep, sleep},
+    time::{Sleep, sleep, timeout as timeout_of},
 };
 use tonic::{Code, Status, body::Body};
 use tower::Service;
@@ -34,6 +35,9 @@ const DEADLINE_MARGIN: Duration = Duration::from_millis(2);
 const ARRIVING_KIB_MAX: usize = 512 << 10;
 /// Messages below this size do not count for [`ARRIVING_KIB_MAX`].
 const COUNTED_BYTES_MIN: usize = 64 << 10;
+/// Greatest size of the rest of a request that is read after its response, and the greatest time for it.
+const REST_BYTES_MAX: usize = 64 << 10;
+const REST_TIME_MAX: Duration = Duration::from_secs(1);
 /// The bytes before each message of gRPC: whether it is compressed, and its length.
 const PREFIX_BYTES: usize = 5;
 
@@ -196,6 +200,34 @@ impl http_body::Body for RequestBody {
 
     fn size_hint(&self) -> http_body::SizeHint {
         http_body::Body::size_hint(&self.inner)
+    }
+}
+
+impl Drop for RequestBody {
+    /// Reads the rest of a request that was answered before it arrived, as refusals are. If the body was dropped, HTTP/2
+    /// would reset the call, the rest would arrive for a call that no longer exists, and after 1,024 of those h2 ends the
+    /// connection with all its calls.
+    fn drop(&mut self) {
+        if self.may_pause || http_body::Body::is_end_stream(self) {
+            return;
+        }
+        let mut rest = Box::pin(read_rest(std::mem::take(&mut self.inner)));
+        // Mostly it has arrived meanwhile.
+        if rest.as_mut().now_or_never().is_none()
+            && let Ok(runtime) = Handle::try_current()
+        {
+            runtime.spawn(timeout_of(REST_TIME_MAX, rest));
+        }
+    }
+}
+
+async fn read_rest(mut body: Body) {
+    let mut bytes = 0;
+    while let Some(Ok(frame)) = body.frame().await {
+        bytes += frame.data_ref().map_or(0, Bytes::len);
+        if bytes > REST_BYTES_MAX {
+            return;
+        }
     }
 }
 

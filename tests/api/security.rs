@@ -424,6 +424,33 @@ async fn connections_are_encrypted_and_clients_verified() {
     server.end().await;
 }
 
+/// A refused call is answered before its message arrives. h2 ends a connection on which 1,024 messages arrived for calls
+/// that no longer exist.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_connection_outlives_thousands_of_refused_calls() {
+    let shop = Shop::new();
+    let engine = Arc::new(shop.open(HealthBounds::default()));
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("keys.toml");
+    let key = NewKey::of([1; 32]);
+    fs::write(&path, format!("[[keys]]\nname = \"shop\"\nhash = \"{}\"\nroles = [\"rank\"]\n", key.hash)).unwrap();
+    let keys = ApiKeys::open(&path, ClientLimits::default()).unwrap();
+    let config = ServerConfig { api_keys: Some(Arc::new(keys)), ..ServerConfig::default() };
+    let server = Server::start(&engine, config).await;
+    let channel = server.connect();
+    for _ in 0..20 {
+        let calls = (0..200).map(|_| {
+            let mut client = RankingServiceClient::new(channel.clone());
+            async move { client.search(query(&"mug ".repeat(100))).await.unwrap_err() }
+        });
+        for status in futures_util::future::join_all(calls).await {
+            assert_eq!(reason(&status), "API_KEY_MISSING", "{status:?}");
+        }
+    }
+    drop(channel);
+    server.end().await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn calls_need_a_key_with_their_role() {
     let shop = Shop::new();
