@@ -155,7 +155,7 @@ test-server: build tools-run $(DATA) $(BUNDLE)
 	python3 tests/server/run.py $(LODESTONE) $(BUNDLE) $(TOOLS)/bin/grpcurl $(DATA) $(TOOLS)/minilm
 	$(TOOLS)/venv/bin/python tests/server/rolling.py $(LODESTONE) $(BUNDLE) $(DATA)
 
-SHORT_FORMS := bench bench-models bench-retrieval bench-events bench-catalog bench-train bench-loyalty bench-incentives bench-overload fuzz simulate test-crash test-swaps test-store
+SHORT_FORMS := bench bench-models bench-retrieval bench-events bench-catalog bench-train bench-loyalty bench-incentives bench-overload simulate test-crash test-swaps test-store
 test-short-forms: build tools-run $(DATA) $(BUNDLE) ## Run every benchmark and every long test for a few seconds
 	$(MAKE) SHORT=1 $(SHORT_FORMS)
 
