@@ -49,6 +49,9 @@ pub struct Entry {
     pub request_id: String,
     /// In a line with the kind `end`: the sequence of the line with the kind `begin`. Otherwise 0.
     pub begin: u64,
+    /// The call asked to change nothing, such as PurgeItems without `force`. Absent in the line if false.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub dry_run: bool,
     /// The hash of the line before.
     pub previous: String,
 }
@@ -86,6 +89,13 @@ pub(super) fn file_name(sequence: u64) -> String {
     format!("{FILE_PREFIX}{sequence:020}{FILE_SUFFIX}")
 }
 
+/// Returns the sequence of the first line of a file by its name. None: it is no name of [`file_name`].
+pub(super) fn first_sequence(path: &Path) -> Option<u64> {
+    let name = path.file_name()?.to_str()?;
+    let sequence = name.strip_prefix(FILE_PREFIX)?.strip_suffix(FILE_SUFFIX)?.parse().ok()?;
+    (name == file_name(sequence)).then_some(sequence)
+}
+
 /// Returns the files of a log in their order.
 pub(super) fn files(directory: &Path) -> io::Result<Vec<PathBuf>> {
     let mut files = Vec::new();
@@ -117,8 +127,29 @@ mod tests {
             status: String::new(),
             request_id: String::new(),
             begin: 0,
+            dry_run: false,
             previous: FIRST_HASH.to_owned(),
         }
+    }
+
+    #[test]
+    fn the_name_of_a_file_has_the_sequence_of_its_first_line() {
+        let directory = Path::new("audit");
+        assert_eq!(first_sequence(&directory.join(file_name(9))), Some(9));
+        assert_eq!(first_sequence(&directory.join(file_name(u64::MAX))), Some(u64::MAX));
+        for name in ["audit-9.jsonl", "audit-.jsonl", "audit-0000000000000000000x.jsonl", "other.jsonl"] {
+            assert_eq!(first_sequence(&directory.join(name)), None, "{name}");
+        }
+    }
+
+    #[test]
+    fn a_line_has_the_field_of_a_dry_run_only_if_it_is_one() {
+        let (line, hash) = entry().line().unwrap();
+        assert!(!line.contains("dry_run"), "{line}");
+        let dry_run = Entry { dry_run: true, ..entry() };
+        let (line, other) = dry_run.line().unwrap();
+        assert!(line.contains(",\"dry_run\":true,") && hash != other, "{line}");
+        assert_eq!(Entry::parse(&line), Ok((dry_run, other)));
     }
 
     #[test]

@@ -1,5 +1,5 @@
 //! Reads and verifies the audit log.
-use super::entry::{Entry, FIRST_HASH, files};
+use super::entry::{Entry, FIRST_HASH, files, first_sequence};
 use lodestone_core::units::UnixMillis;
 use serde::Serialize;
 use std::{
@@ -88,7 +88,8 @@ fn files_of(directory: &Path) -> Result<Vec<PathBuf>, AuditError> {
     files(directory).map_err(failed)
 }
 
-/// Checks that each line fits its hash and the line before. `expected` is the hash of a line that was kept elsewhere.
+/// Checks that each line fits its hash and the line before, and that each file begins with the line of its name: the limit
+/// removes only whole files. `expected` is the hash of a line that was kept elsewhere.
 pub fn verify(directory: &Path, expected: Option<&str>) -> Result<Verification, AuditError> {
     let files = files_of(directory)?;
     let mut found = Verification {
@@ -104,12 +105,20 @@ pub fn verify(directory: &Path, expected: Option<&str>) -> Result<Verification, 
     };
     for (index, file) in files.iter().enumerate() {
         let is_last = index + 1 == files.len();
+        let wrong = |line: u64, problem: String| Some(Violation { file: file.clone(), line, problem });
+        let Some(named) = first_sequence(file) else {
+            found.violation = wrong(1, "is in a file whose name does not state a first line".to_owned());
+            break;
+        };
+        let (mut has_line, before) = (false, found.last);
         visit_lines(file, |number, line| {
             if !line.is_complete && is_last {
                 found.has_incomplete_line = true;
                 return false;
             }
-            match fitting(&line, &found) {
+            let begins = (!has_line).then_some(named);
+            has_line = true;
+            match fitting(&line, &found, begins) {
                 Ok((entry, hash)) => {
                     if found.line_count == 0 {
                         found.first = entry.sequence;
@@ -123,11 +132,15 @@ pub fn verify(directory: &Path, expected: Option<&str>) -> Result<Verification, 
                     true
                 }
                 Err(problem) => {
-                    found.violation = Some(Violation { file: file.clone(), line: number, problem });
+                    found.violation = wrong(number, problem);
                     false
                 }
             }
         })?;
+        // A crash may come before the first line of the last file, whose name then follows the last line.
+        if !has_line && !(is_last && before.checked_add(1) == Some(named)) {
+            found.violation = wrong(1, format!("is missing or incomplete; by the name of the file it is {named}"));
+        }
         if found.violation.is_some() {
             break;
         }
@@ -135,8 +148,9 @@ pub fn verify(directory: &Path, expected: Option<&str>) -> Result<Verification, 
     Ok(found)
 }
 
-/// Returns the entry of a line that fits those before, and its hash.
-fn fitting(line: &Line, before: &Verification) -> Result<(Entry, String), String> {
+/// Returns the entry of a line that fits those before, and its hash. `begins` is the sequence of the first line of a file by
+/// the file's name.
+fn fitting(line: &Line, before: &Verification, begins: Option<u64>) -> Result<(Entry, String), String> {
     if !line.is_complete {
         return Err("is incomplete, and another file follows".to_owned());
     }
@@ -147,9 +161,12 @@ fn fitting(line: &Line, before: &Verification) -> Result<(Entry, String), String
     }
     // The chain begins with the zeros once.
     let is_begin = entry.previous == FIRST_HASH;
-    let expected = if is_first { entry.sequence } else { before.last + 1 };
+    let expected = if is_first { entry.sequence } else { before.last.saturating_add(1) };
     if entry.sequence != expected || is_begin != (entry.sequence == 1) {
         return Err(format!("has the sequence {} after {}", entry.sequence, before.last));
+    }
+    if let Some(named) = begins.filter(|named| *named != entry.sequence) {
+        return Err(format!("has the sequence {}; by the name of the file it is {named}", entry.sequence));
     }
     Ok((entry, hash))
 }
@@ -252,6 +269,48 @@ mod tests {
         let cut = fs::read(&files(path).unwrap()[0]).unwrap();
         fs::write(&files(path).unwrap()[0], &cut[..cut.len() - 1]).unwrap();
         assert!(verify(path, None).unwrap().violation.unwrap().problem.contains("is incomplete"));
+    }
+
+    #[tokio::test]
+    async fn lines_that_were_cut_at_the_begin_of_a_file_are_found_by_its_name() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path();
+        let lines = log(path).await;
+        let files = files(path).unwrap();
+        let kept = verify(path, None).unwrap().last_hash;
+        let write = |file: &Path, lines: &[String]| {
+            fs::write(file, lines.iter().map(|line| format!("{line}\n")).collect::<String>()).unwrap();
+        };
+        let violation = |file: &Path| {
+            let found = verify(path, Some(&kept)).unwrap().violation.unwrap();
+            assert_eq!((found.file.as_path(), found.line), (file, 1), "{found:?}");
+            found.problem
+        };
+        // The first lines of the log.
+        write(&files[0], &lines[2..3]);
+        assert!(violation(&files[0]).contains("has the sequence 3; by the name of the file it is 1"));
+        // All lines of the first file, which stays.
+        write(&files[0], &[]);
+        assert!(violation(&files[0]).contains("is missing or incomplete; by the name of the file it is 1"));
+        // The first lines of the first file that is left.
+        fs::remove_file(&files[0]).unwrap();
+        write(&files[1], &lines[4..6]);
+        assert!(violation(&files[1]).contains("has the sequence 5; by the name of the file it is 4"));
+        // Under the name of a log without the former lines, it is like one whose oldest files were removed.
+        let renamed = path.join(crate::audit::entry::file_name(5));
+        fs::rename(&files[1], &renamed).unwrap();
+        let rest = verify(path, Some(&kept)).unwrap();
+        assert!(rest.violation.is_none() && !rest.begins_the_log && rest.first == 5, "{rest:?}");
+        assert_eq!(rest.expected_at, Some(9));
+        // The last file without a line may be new, but not if lines before it are missing.
+        write(&files[2], &[]);
+        let rest = verify(path, None).unwrap();
+        assert!(rest.violation.is_none() && rest.last == 6, "{rest:?}");
+        let other = path.join("audit-5.jsonl");
+        fs::rename(&renamed, &other).unwrap();
+        assert!(verify(path, None).unwrap().violation.unwrap().problem.contains("does not state a first line"));
+        fs::remove_file(&other).unwrap();
+        assert!(violation(&files[2]).contains("by the name of the file it is 7"));
     }
 
     #[tokio::test]

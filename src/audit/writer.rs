@@ -43,6 +43,8 @@ pub struct Call {
     pub catalog: String,
     pub resource: String,
     pub request_id: String,
+    /// The call asks to change nothing.
+    pub dry_run: bool,
 }
 
 /// A line that is to be written.
@@ -102,7 +104,12 @@ fn write_batch(chain: &mut Chain, batch: Vec<Job>) {
     let now = UnixMillis::now();
     let result = chain.append(&batch, now);
     if let Err(error) = &result {
-        tracing::error!(%error, directory = %chain.directory.display(), "the audit log cannot be written; calls are refused");
+        tracing::error!(
+            %error,
+            directory = %chain.directory.display(),
+            "the audit log cannot be written; calls are refused. Free disk space; restart the server if files of the log \
+             were removed or replaced"
+        );
     }
     for (index, job) in batch.into_iter().enumerate() {
         let of_job = match &result {
@@ -194,8 +201,15 @@ impl Chain {
         }
         let Some(open) = &mut self.open else { return Err(io::Error::other("there is no file")) };
         // The lines of a removed file would be lost.
-        if FileId::of_path(&open.path)? != FileId::of_file(&open.file)? {
-            return Err(io::Error::other(format!("{} was replaced; restart the server", open.path.display())));
+        let remedy = "put it back, or restart the server, which continues with the files that are left";
+        let in_place = FileId::of_path(&open.path).map_err(|error| match error.kind() {
+            io::ErrorKind::NotFound => {
+                io::Error::new(error.kind(), format!("{} was removed; {remedy}", open.path.display()))
+            }
+            _ => error,
+        })?;
+        if in_place != FileId::of_file(&open.file)? {
+            return Err(io::Error::other(format!("{} was replaced; {remedy}", open.path.display())));
         }
         if open.is_dirty {
             open.file.set_len(open.bytes)?;
@@ -231,7 +245,7 @@ impl Chain {
 }
 
 fn entry(job: &Job, sequence: u64, now: UnixMillis, previous: String) -> Entry {
-    let Call { client, client_kind, method, catalog, resource, request_id } = &job.call;
+    let Call { client, client_kind, method, catalog, resource, request_id, dry_run } = &job.call;
     let shortened = |text: &str| match text.char_indices().nth(TEXT_CHARS_MAX) {
         None => text.to_owned(),
         Some((end, _)) => format!("{}…", &text[..end]),
@@ -248,6 +262,7 @@ fn entry(job: &Job, sequence: u64, now: UnixMillis, previous: String) -> Entry {
         status: job.status.to_owned(),
         request_id: shortened(request_id),
         begin: job.begin,
+        dry_run: *dry_run,
         previous,
     }
 }
@@ -361,11 +376,30 @@ mod tests {
         let log = AuditLog::open(&path, AuditSettings::default()).unwrap();
         write(&log, "a").await.unwrap();
         fs::rename(&path, &aside).unwrap();
-        assert!(write(&log, "lost").await.is_err(), "the file is not in its place");
+        let error = write(&log, "lost").await.unwrap_err().to_string();
+        assert!(error.contains("was removed; put it back, or restart the server"), "{error}");
         assert!(log.write(call("lost"), EntryKind::Call, "OK", 0).await.is_err());
         fs::rename(&aside, &path).unwrap();
         assert_eq!(write(&log, "b").await.unwrap(), 2);
         assert!(verify(&path, None).unwrap().violation.is_none());
         assert!(read(&path, None, usize::MAX).unwrap().iter().all(|entry| entry.resource != "lost"));
+    }
+
+    #[tokio::test]
+    async fn a_restart_begins_a_log_whose_only_file_was_removed() {
+        let directory = tempfile::tempdir().unwrap();
+        let log = AuditLog::open(directory.path(), AuditSettings::default()).unwrap();
+        write(&log, "a").await.unwrap();
+        let file = files(directory.path()).unwrap().remove(0);
+        fs::remove_file(&file).unwrap();
+        assert!(write(&log, "lost").await.is_err());
+        fs::write(&file, "another file").unwrap();
+        let error = write(&log, "lost").await.unwrap_err().to_string();
+        assert!(error.contains("was replaced; put it back, or restart the server"), "{error}");
+        fs::remove_file(&file).unwrap();
+        drop(log);
+        let log = AuditLog::open(directory.path(), AuditSettings::default()).unwrap();
+        assert_eq!(write(&log, "b").await.unwrap(), 1);
+        assert!(verify(directory.path(), None).unwrap().violation.is_none());
     }
 }

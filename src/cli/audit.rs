@@ -32,8 +32,8 @@ pub(crate) struct ShowArgs {
 /// Checks that no line of the audit log was changed, inserted or removed. Exit code 1 if one was.
 ///
 /// Prints the first line that does not fit. A log from which the last lines were cut fits too: keep the printed hash of
-/// the last line on another machine, and give it to a later check by --expect. Lines of files that --audit-files-max
-/// removed cannot be checked. The server may be running.
+/// the last line on another machine, and give it to a later check by --expect. A log whose oldest files were removed fits
+/// too, as after --audit-files-max: the number of the first line that is left is printed. The server may be running.
 #[derive(clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -89,6 +89,9 @@ impl fmt::Display for Shown {
             };
             let Entry { sequence, time, method, catalog, resource, request_id, .. } = entry;
             write!(f, "{sequence}  {time}  {client}  {method}  {catalog}  {status}")?;
+            if entry.dry_run {
+                write!(f, "  dry_run")?;
+            }
             // Texts of callers: control characters would change the terminal.
             for text in [resource, request_id].into_iter().filter(|text| !text.is_empty()) {
                 write!(f, "  {text:?}")?;
@@ -129,8 +132,11 @@ impl fmt::Display for Verified {
         }
         match (&self.expected, self.verification.expected_at) {
             (None, _) => {}
-            (Some(_), Some(at)) => {
+            (Some(_), Some(at)) if self.verification.begins_the_log => {
                 writeln!(f, "the expected hash is that of line {at}; nothing before it has changed")?
+            }
+            (Some(_), Some(at)) => {
+                writeln!(f, "the expected hash is that of line {at}; no line from {first} to it has changed")?
             }
             (Some(_), None) => writeln!(
                 f,
@@ -191,34 +197,62 @@ mod tests {
             catalog: "default".to_owned(),
             resource: resource.to_owned(),
             request_id: "r-1".to_owned(),
+            dry_run: method == "CatalogService/PurgeItems",
         };
         let created = call("RuleService/CreateRule", "summer\u{1b}[2J");
         let begin = log.write(created.clone(), EntryKind::Begin, "", 0).await.unwrap();
         log.write(created, EntryKind::End, "ALREADY_EXISTS", begin).await.unwrap();
         log.write(call("RuleService/DeleteRule", "winter"), EntryKind::Begin, "", 0).await.unwrap();
         log.write(call("ModelService/ListBundles", ""), EntryKind::Call, "OK", 0).await.unwrap();
+        log.write(call("CatalogService/PurgeItems", "price > 5"), EntryKind::Begin, "", 0).await.unwrap();
         let (exit, text) = output(&["show", "--data", &data]).unwrap();
         let lines: Vec<&str> = text.lines().collect();
-        assert_eq!((exit, lines.len()), (Exit::Success, 3), "{text}");
+        assert_eq!((exit, lines.len()), (Exit::Success, 4), "{text}");
         assert!(lines[0].starts_with("1  ") && !text.contains('\u{1b}'), "{text}");
         let created =
             "  api_key:merchandiser  RuleService/CreateRule  default  ALREADY_EXISTS  \"summer\\u{1b}[2J\"  \"r-1\"";
         assert!(lines[0].ends_with(created), "{text}");
         assert!(lines[1].contains("RuleService/DeleteRule  default  NOT_ENDED  \"winter\""), "{text}");
         assert!(lines[2].contains("ModelService/ListBundles  default  OK  \"r-1\""), "{text}");
-        let (_, text) = output(&["show", "--data", &data, "--lines-max", "3"]).unwrap();
+        assert!(lines[3].ends_with("PurgeItems  default  NOT_ENDED  dry_run  \"price > 5\"  \"r-1\""), "{text}");
+        let (_, text) = output(&["show", "--data", &data, "--lines-max", "4"]).unwrap();
         assert!(text.starts_with("2  ") && text.contains("ALREADY_EXISTS"), "the begin is not shown: {text}");
         assert!(output(&["show", "--data", &data, "--since", "yesterday"]).is_err());
 
         let (exit, text) = output(&["verify", "--data", &data]).unwrap();
         assert_eq!(exit, Exit::Success);
-        assert!(text.starts_with("4 lines fit in 1 files: 1 to 4\n"), "{text}");
+        assert!(text.starts_with("5 lines fit in 1 files: 1 to 5\n"), "{text}");
         let hash = text.lines().find_map(|line| line.strip_prefix("last hash ")).unwrap().to_owned();
         let (exit, text) = output(&["verify", "--data", &data, "--expect", &hash]).unwrap();
-        assert!(exit == Exit::Success && text.contains("is that of line 4"), "{text}");
+        assert!(exit == Exit::Success && text.contains("is that of line 5; nothing before it has changed"), "{text}");
         let other = hash.replace(|digit| digit != '0', "0").replacen('0', "1", 1);
         let (exit, text) = output(&["verify", "--data", &data, "--expect", &other]).unwrap();
         assert!(exit == Exit::No && text.contains("cut or rewritten"), "{text}");
         assert!(output(&["verify", "--data", &data, "--expect", "5d4"]).is_err());
+    }
+
+    #[tokio::test]
+    async fn a_log_without_its_first_lines_fits_only_if_whole_files_are_gone() {
+        let directory = tempfile::tempdir().unwrap();
+        let (data, path) = (directory.path().display().to_string(), directory.path().join(DIRECTORY));
+        let log = AuditLog::open(&path, AuditSettings::default()).unwrap();
+        for _ in 0..3 {
+            log.write(Call::default(), EntryKind::Call, "OK", 0).await.unwrap();
+        }
+        drop(log);
+        let (_, text) = output(&["verify", "--data", &data]).unwrap();
+        let hash = text.lines().find_map(|line| line.strip_prefix("last hash ")).unwrap().to_owned();
+        let verify = || output(&["verify", "--data", &data, "--expect", &hash]).unwrap();
+        let first = path.join("audit-00000000000000000001.jsonl");
+        let all = std::fs::read_to_string(&first).unwrap();
+        let rest: String = all.lines().skip(2).map(|line| format!("{line}\n")).collect();
+        std::fs::write(&first, rest).unwrap();
+        let (exit, text) = verify();
+        assert!(exit == Exit::No && text.contains("has the sequence 3; by the name of the file it is 1"), "{text}");
+        std::fs::rename(&first, path.join("audit-00000000000000000003.jsonl")).unwrap();
+        let (exit, text) = verify();
+        assert!(text.contains("lines before 3 are gone, as after --audit-files-max"), "{text}");
+        assert!(exit == Exit::Success && !text.contains("nothing before it"), "{text}");
+        assert!(text.contains("line 3; no line from 3 to it has changed"), "{text}");
     }
 }

@@ -16,7 +16,7 @@ pub(crate) enum KeyCommand {
 /// Creates an API key, prints it once, and appends its hash to a key file.
 ///
 /// The key cannot be shown again, because the file has only its hash. To revoke a key, remove its entry from the file. A
-/// running server uses the changed file within seconds.
+/// running server uses the changed file within seconds. An existing file of --out is refused.
 #[derive(clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -104,6 +104,8 @@ pub(crate) fn run(command: &KeyCommand) -> anyhow::Result<Exit> {
 }
 
 fn create(args: &CreateArgs) -> anyhow::Result<Exit> {
+    // Before the key is in the key file.
+    args.output.refuse_existing()?;
     let mut random = [0; 32];
     OsRng.try_fill_bytes(&mut random).context("the random numbers of the operating system")?;
     let key = NewKey::of(random);
@@ -186,6 +188,8 @@ mod tests {
         let (keys, out) = (directory.path().join("keys.toml"), directory.path().join("key"));
         let (keys_text, out_text) = (keys.display().to_string(), out.display().to_string());
         let create_with = |arguments: &[&str]| {
+            // The file of the key before.
+            let _ = fs::remove_file(&out);
             let fixed = ["create", "--keys", keys_text.as_str(), "--out", out_text.as_str(), "--role", "rank"];
             Command::try_parse_from([&fixed[..], arguments].concat()).map(|command| create(&command.args).unwrap())
         };
@@ -197,6 +201,25 @@ mod tests {
         assert!(text.contains("requests_per_second = 20.0\nburst = 100\nchanges_per_day = 5000\n"), "{text}");
         assert!(text.contains("requests_per_second = 0.5\n"), "{text}");
         assert!(ApiKeys::open(&keys, ClientLimits::default()).is_ok());
+    }
+
+    #[test]
+    fn the_file_of_another_key_is_not_overwritten() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = |name: &str| directory.path().join(name).display().to_string();
+        let (keys, out) = (path("keys.toml"), path("key"));
+        let create_named = |name: &str, format: &str| {
+            let arguments =
+                ["create", "--keys", &keys, "--out", &out, "--role", "rank", "--name", name, "--format", format];
+            create(&Command::try_parse_from(arguments).unwrap().args)
+        };
+        create_named("a", "table").unwrap();
+        let before = [fs::read_to_string(&keys).unwrap(), fs::read_to_string(&out).unwrap()];
+        for format in ["table", "json"] {
+            let error = format!("{:#}", create_named("b", format).err().unwrap());
+            assert!(error.contains(&format!("--out {out}: the file exists")) && error.contains("remove it"), "{error}");
+            assert_eq!([fs::read_to_string(&keys).unwrap(), fs::read_to_string(&out).unwrap()], before);
+        }
     }
 
     #[test]

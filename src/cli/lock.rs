@@ -3,6 +3,7 @@ use anyhow::Context;
 use std::{
     fs::{File, OpenOptions, TryLockError},
     io::{Read, Seek, SeekFrom, Write},
+    os::unix::fs::OpenOptionsExt,
     path::Path,
 };
 
@@ -24,8 +25,10 @@ impl Lock {
     /// Takes the lock of a file, which is created if it does not exist, and writes the owner into it. Does not wait.
     pub(crate) fn attempt(path: &Path) -> anyhow::Result<Attempt> {
         let shown = || path.display().to_string();
-        let mut file =
-            OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path).with_context(shown)?;
+        // Private like the backups and the data that it guards.
+        let mut options = OpenOptions::new();
+        options.read(true).write(true).create(true).truncate(false).mode(0o600);
+        let mut file = options.open(path).with_context(shown)?;
         match file.try_lock() {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => {
@@ -66,12 +69,15 @@ fn host() -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::os::unix::fs::PermissionsExt;
 
     #[test]
     fn a_lock_is_exclusive_and_names_its_owner() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("x.lock");
         let Attempt::Taken(lock) = Lock::attempt(&path).unwrap() else { panic!("the lock is free") };
+        let mode = std::fs::metadata(&path).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o600);
         let Attempt::Held(owner) = Lock::attempt(&path).unwrap() else { panic!("the lock is held") };
         assert!(owner.contains(&format!("process {}", std::process::id())) && owner.ends_with(" s"), "{owner}");
         drop(lock);

@@ -74,6 +74,16 @@ impl OutputArgs {
 }
 
 impl OutputArgs {
+    /// Fails if the file of `--out` exists, because it may have the only copy of another secret. Devices and pipes are
+    /// written to.
+    pub(crate) fn refuse_existing(&self) -> anyhow::Result<()> {
+        let Some(path) = self.out.as_deref().filter(|path| path.is_file()) else { return Ok(()) };
+        anyhow::bail!(
+            "--out {}: the file exists, and may have a key that is stored nowhere else; name another file, or remove it first",
+            path.display()
+        )
+    }
+
     /// Writes a result with a secret. The file of `--out`, which only its owner reads, has the secret alone, unless the
     /// format is JSON; `described` without the secret is then printed to standard error.
     pub(crate) fn write_secret(

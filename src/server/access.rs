@@ -279,10 +279,9 @@ impl Access {
         // The catalogue is checked before it is looked for, so that the status does not depend on its existence. Reflection
         // has none.
         let catalog = headers.get(CATALOG_METADATA).map(|value| value.as_bytes()).filter(|name| !name.is_empty());
-        let catalog = catalog.unwrap_or(DEFAULT_CATALOG.as_bytes());
-        if !path.starts_with("/grpc.") && !client.may_use(catalog) {
+        if !path.starts_with("/grpc.") && !client.may_use(catalog.unwrap_or(DEFAULT_CATALOG.as_bytes())) {
             tracing::debug!(client = client.name, "a client may not use a catalogue");
-            return Err(status::catalog_denied().into());
+            return Err(status::catalog_denied(catalog.is_some()).into());
         }
         if !client.has(role) {
             tracing::debug!(client = client.name, path, "a client lacks a role");

@@ -135,9 +135,8 @@ impl ApiKeys {
     /// Reads a key file. A file without keys is refused, because the server would answer nobody. `limits` are those of
     /// keys without limits of their own.
     pub fn open(path: &Path, limits: ClientLimits) -> Result<Self, KeyFileError> {
-        let failed = |problem| KeyFileError { flag: "--api-keys", path: path.to_owned(), problem };
-        let text = read(path).map_err(failed)?;
-        let keys = parse_some(&text, limits, &Keys::default()).map_err(failed)?;
+        let text = read(path).map_err(|problem| error_of(path, problem))?;
+        let keys = parse_some(&text, limits, &Keys::default()).map_err(|problem| error_of(path, problem))?;
         let watched = Mutex::new(WatchedText::new(text));
         Ok(Self { path: path.to_owned(), limits, keys: RwLock::new(Arc::new(keys)), watched })
     }
@@ -148,8 +147,8 @@ impl ApiKeys {
         let text = match read(&self.path) {
             Ok(text) => text,
             Err(problem) => {
-                let path = self.path.display();
-                return tracing::error!(%path, problem, "cannot read the API keys again; the former ones stay");
+                let error = error_of(&self.path, problem);
+                return tracing::error!(%error, "cannot read the API keys again; the former ones stay");
             }
         };
         let mut watched = self.watched.lock();
@@ -160,7 +159,10 @@ impl ApiKeys {
                 tracing::info!(count = keys.len(), "loaded changed API keys");
                 *self.keys.write() = Arc::new(keys);
             }
-            Err(problem) => tracing::error!(problem, "the changed API keys are invalid; the former ones stay"),
+            Err(problem) => {
+                let error = error_of(&self.path, problem);
+                tracing::error!(%error, "the changed API keys are invalid; the former ones stay");
+            }
         }
     }
 
@@ -175,6 +177,11 @@ impl ApiKeys {
     pub(super) fn is_valid(&self, hash: &KeyHash, now: UnixMillis) -> bool {
         valid_key(&self.keys.read(), hash, now).is_some()
     }
+}
+
+/// Returns the error of the file of a server.
+fn error_of(path: &Path, problem: String) -> KeyFileError {
+    KeyFileError { flag: "--api-keys", path: path.to_owned(), problem }
 }
 
 fn read(path: &Path) -> Result<String, String> {

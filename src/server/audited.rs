@@ -41,6 +41,7 @@ impl Services {
             catalog: self.catalog.clone(),
             resource: resource.into(),
             request_id: request_id.unwrap_or_default(),
+            dry_run: false,
         };
         AuditedCall { log: self.config.audit.clone(), call, audit: audit_of(method) }
     }
@@ -50,6 +51,12 @@ impl AuditedCall {
     /// Returns the call with what it is about.
     pub(super) fn about(&self, resource: String) -> Self {
         Self { call: Call { resource, ..self.call.clone() }, ..self.clone() }
+    }
+
+    /// Returns the call with whether it asks to change nothing.
+    pub(super) fn with_dry_run(mut self, dry_run: bool) -> Self {
+        self.call.dry_run = dry_run;
+        self
     }
 
     /// Runs a call and records it. Refuses it if it cannot be recorded: a change before it is made, and the result of a

@@ -233,7 +233,9 @@ impl CatalogService for Services {
         &self,
         request: Request<proto::PurgeItemsRequest>,
     ) -> Result<Response<proto::PurgeItemsResponse>, Status> {
-        let audited = self.audited(&request, "CatalogService/PurgeItems", &request.get_ref().filter);
+        let audited = self
+            .audited(&request, "CatalogService/PurgeItems", &request.get_ref().filter)
+            .with_dry_run(!request.get_ref().force);
         let response = async { Ok(Response::new(self.purge(request).await?)) };
         guarded(&self.metrics, "PurgeItems", audited.run(response)).await
     }
@@ -431,6 +433,7 @@ impl CatalogService for Services {
             "CatalogService/DeclareAttribute",
             request.get_ref().declaration.as_ref().map_or("", |sent| &sent.name),
         );
+        let audited = audited.with_dry_run(request.get_ref().validate_only);
         let response = async {
             let deadline = self.call_context(&request, None).deadline;
             let proto::DeclareAttributeRequest { declaration, validate_only } = request.into_inner();

@@ -107,7 +107,10 @@ impl Observed {
     /// Adds the headers to a response. The call of a stream ends with the body, other calls end here.
     fn respond(mut self, mut response: Response<Body>) -> Response<Body> {
         let headers = response.headers_mut();
-        let trace_id = self.call.trace_id().map(str::to_owned);
+        // A response with a message has its status in the trailers; only that of a stream may be an error.
+        self.code = code_of(headers).unwrap_or(Code::Ok);
+        let has_trace = self.code != Code::Unauthenticated;
+        let trace_id = self.call.trace_id().filter(|_| has_trace).map(str::to_owned);
         let ids = [(REQUEST_ID, Some(self.call.request_id())), (TRACE_ID, trace_id)];
         for (name, id) in ids {
             // Ids are visible ASCII.
@@ -115,8 +118,6 @@ impl Observed {
                 headers.insert(name, value);
             }
         }
-        // A response with a message has its status in the trailers; only that of a stream may be an error.
-        self.code = code_of(headers).unwrap_or(Code::Ok);
         match self.is_stream {
             true => response.map(|inner| Body::new(ObservedBody { inner, observed: self })),
             false => response,
@@ -394,7 +395,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn calls_without_a_valid_key_have_no_span() {
+    async fn calls_without_a_valid_key_have_neither_a_span_nor_the_id_of_a_trace() {
         for (code, has_span) in [(Code::Unauthenticated, false), (Code::PermissionDenied, true)] {
             let metrics = Metrics::default();
             // Nothing listens there, so that spans are counted as dropped.
@@ -402,7 +403,8 @@ mod tests {
             let traces = Traces::start_with(collector, metrics.clone()).unwrap();
             let observer = Observer::new(None, Some(traces.clone()), vec![("default".to_owned(), metrics.clone())]);
             let mut service = Observation::new(Answers { time: Duration::ZERO, code }, observer);
-            service.call(request(&[])).await.unwrap();
+            let response = service.call(request(&[])).await.unwrap();
+            assert_eq!(header(&response, "x-trace-id").is_some(), has_span, "{code:?}");
             traces.flush().await;
             let text = metrics.text(Sizes::default());
             assert_eq!(text.contains("lodestone_spans_total{outcome=\"dropped\"} 2"), has_span, "{code:?} {text}");

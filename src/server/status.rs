@@ -1,5 +1,8 @@
 //! Builds every status of the server, with its reason as `google.rpc.ErrorInfo`.
-use super::{CATALOG_METADATA, RESPONSE_BYTES_MAX, convert::FilterForms, request_bytes_max, violations::Violation};
+use super::{
+    CATALOG_METADATA, DEFAULT_CATALOG, RESPONSE_BYTES_MAX, convert::FilterForms, request_bytes_max,
+    violations::Violation,
+};
 use lodestone_engine::{EngineError, EntryKind, PageTokenError, RuleError};
 use lodestone_events::LogError;
 use lodestone_pipeline::serving::UnknownConfig;
@@ -507,10 +510,16 @@ pub(crate) fn debug_denied(field: &str, role: &str) -> Status {
     status_about(Reason::RoleMissing, message, ErrorDetails::new(), metadata)
 }
 
-/// Returns the status of a call whose client may not use the catalogue, whether it exists or not.
-pub(crate) fn catalog_denied() -> Status {
-    let message =
-        format!("the API key or token may not use the catalogue that the metadata `{CATALOG_METADATA}` names");
+/// Returns the status of a call whose client may not use the catalogue, whether it exists or not. `is_named` says whether the
+/// call names one.
+pub(crate) fn catalog_denied(is_named: bool) -> Status {
+    let message = match is_named {
+        true => format!("the API key or token may not use the catalogue that the metadata `{CATALOG_METADATA}` names"),
+        false => format!(
+            "the API key or token may not use the catalogue `{DEFAULT_CATALOG}`, which a call without the metadata \
+             `{CATALOG_METADATA}` uses; name one that it may use"
+        ),
+    };
     status(Reason::CatalogDenied, message, ErrorDetails::new())
 }
 

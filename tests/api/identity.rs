@@ -454,6 +454,15 @@ async fn calls_of_administration_and_privacy_are_in_the_audit_log_or_refused() {
     fs::rename(&aside, &path).unwrap();
     create("second").await.unwrap();
 
+    // A purge that only counts says so in both lines.
+    for force in [false, true] {
+        let request = proto::PurgeItemsRequest { filter: "item_id = \"none\"".to_owned(), force, ..Default::default() };
+        CatalogServiceClient::new(channel.clone()).purge_items(with_bearer(request, &operator)).await.unwrap();
+        let entries = audit::read(&path, None, 2).unwrap();
+        assert!(entries.iter().all(|entry| entry.method == "CatalogService/PurgeItems"), "{entries:?}");
+        assert!(entries.iter().all(|entry| entry.dry_run != force), "{entries:?}");
+    }
+
     // A full feed that deletes items.
     let options = proto::ImportOptions {
         mode: proto::ImportMode::Full.into(),

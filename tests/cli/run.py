@@ -656,6 +656,10 @@ def security(work):
     check(ran.returncode == SUCCESS and ran.stdout == "" and secret.stat().st_mode & 0o777 == 0o600
           and json.loads(secret.read_text())["key"] != key, "a second key is another one, in a private file")
     check(json.loads(secret.read_text())["catalogs"] is json.loads(secret.read_text())["expires"] is None, "it has no limits")
+    before = keys.read_text(), secret.read_text()
+    refused([f"--out {secret}", "the file exists", "remove it first"], *create, "--name", "third", "--out", secret)
+    check((keys.read_text(), secret.read_text()) == before, "the file of another key is not overwritten")
+    secret.unlink()
     ran = run(*create, "--name", "third", "--out", secret)
     check(ran.returncode == SUCCESS and ran.stdout == "" and "key `third`" in ran.stderr
           and re.fullmatch(r"lodestone_[0-9a-f]{64}\n", secret.read_text()), f"the file has the key alone {ran.stderr}")
