@@ -8,7 +8,10 @@ use clap::{
     error::{ContextKind, ContextValue, ErrorKind},
     parser::ValueSource,
 };
-use lodestone_core::toml_error;
+use lodestone_core::{
+    mask::{MASK, mask_url, mask_urls},
+    toml_error,
+};
 use lodestone_pipeline::bundle::read_regular;
 use std::{any::TypeId, collections::BTreeMap, ffi::OsString, fmt, path::PathBuf};
 
@@ -16,7 +19,6 @@ use std::{any::TypeId, collections::BTreeMap, ffi::OsString, fmt, path::PathBuf}
 const CONFIG: &str = "config";
 /// Flags that are no settings of a server.
 const NO_SETTINGS: [&str; 3] = [CONFIG, "format", "out"];
-const MASK: &str = "***";
 
 /// Where the value of a setting comes from, the weakest first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
@@ -68,7 +70,7 @@ impl fmt::Display for Settings {
 /// The reason why arguments cannot be used.
 #[derive(Debug)]
 pub(crate) enum ArgumentError {
-    /// Of a flag or a variable. Also a request for help.
+    /// Of a flag or a variable, without secrets of URLs. Also a request for help.
     Usage(clap::Error),
     /// Of the file: one line with the file, the key, the value and the limit.
     File(String),
@@ -86,7 +88,7 @@ pub(crate) fn parse(command: Command, mut arguments: Vec<OsString>) -> Result<(A
     if let Some(file) = &file {
         arguments.extend(leaf.get_arguments().filter_map(|arg| file.argument(arg)));
     }
-    let matches = command.try_get_matches_from(arguments).map_err(|error| match &file {
+    let matches = command.try_get_matches_from(arguments).map_err(masked_error).map_err(|error| match &file {
         Some(file) => file.explain(error),
         None => ArgumentError::Usage(error),
     })?;
@@ -95,6 +97,29 @@ pub(crate) fn parse(command: Command, mut arguments: Vec<OsString>) -> Result<(A
         false => Settings::default(),
     };
     Ok((matches, settings))
+}
+
+/// Masks the URLs in the values that an error states.
+fn masked_error(mut error: clap::Error) -> clap::Error {
+    let masked: Vec<(ContextKind, ContextValue)> = error
+        .context()
+        .filter_map(|(kind, value)| match value {
+            ContextValue::String(text) => Some((kind, ContextValue::String(mask_url(text)))),
+            ContextValue::Strings(texts) => {
+                Some((kind, ContextValue::Strings(texts.iter().map(|text| mask_url(text)).collect())))
+            }
+            // A suggestion repeats the value.
+            ContextValue::StyledStrs(texts) if texts.iter().any(|text| text.to_string().contains("://")) => {
+                let masked = texts.iter().map(|text| mask_urls(&text.to_string()).into()).collect();
+                Some((kind, ContextValue::StyledStrs(masked)))
+            }
+            _ => None,
+        })
+        .collect();
+    for (kind, value) in masked {
+        error.insert(kind, value);
+    }
+    error
 }
 
 /// Returns the command that the arguments name, such as `config show`.
@@ -203,7 +228,7 @@ impl FileValues {
             }
             (ErrorKind::ArgumentConflict, Some(_)) => format!("{first}; remove one of them"),
             (ErrorKind::ValueValidation | ErrorKind::InvalidValue, Some(key)) => {
-                let value = self.values.get(&key).cloned().unwrap_or_default();
+                let value = self.values.get(&key).map_or(String::new(), |value| mask_url(value));
                 let allowed = match error.get(ContextKind::ValidValue) {
                     Some(ContextValue::Strings(values)) => format!("it must be one of {}", values.join(", ")),
                     _ => std::error::Error::source(&error).map_or(first, ToString::to_string),
@@ -231,9 +256,9 @@ fn parse_file(text: &str, leaf: &Command) -> Result<BTreeMap<String, String>, St
         .collect()
 }
 
-/// Returns a value on one line, cut to 60 characters.
+/// Returns a value on one line, without secrets of URLs, cut to 60 characters.
 fn shortened(value: &toml::Value) -> String {
-    value.to_string().split_whitespace().collect::<Vec<_>>().join(" ").chars().take(60).collect()
+    mask_urls(&value.to_string()).split_whitespace().collect::<Vec<_>>().join(" ").chars().take(60).collect()
 }
 
 fn unknown(name: &str, leaf: &Command) -> String {
@@ -278,7 +303,7 @@ fn effective(leaf: &Command, matches: &ArgMatches, file: Option<&FileValues>) ->
             let key = key(arg);
             let value = matches.get_raw(id).map(|values| {
                 let values: Vec<_> = values.map(|value| value.to_string_lossy().into_owned()).collect();
-                masked(&values.join(","))
+                mask_url(&values.join(","))
             });
             // A switch that is given has no raw value.
             let value = match arg.get_action() {
@@ -301,15 +326,6 @@ fn effective(leaf: &Command, matches: &ArgMatches, file: Option<&FileValues>) ->
         origin: Origin::Environment,
     }));
     Settings { file: file.map(|file| file.path.clone()), settings }
-}
-
-/// Replaces user, password and query of a URL.
-fn masked(value: &str) -> String {
-    let Some((scheme, rest)) = value.split_once("://") else { return value.to_owned() };
-    let (rest, query) = rest.split_once('?').map_or((rest, ""), |(rest, _)| (rest, "?***"));
-    let (authority, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
-    let host = authority.rsplit_once('@').map_or(authority.to_owned(), |(_, host)| format!("{MASK}@{host}"));
-    format!("{scheme}://{host}{path}{query}")
 }
 
 #[cfg(test)]
@@ -401,6 +417,27 @@ mod tests {
         assert_eq!(setting(&settings, "store").0.as_deref(), Some("s3://***@bucket/shop?***"));
         let shown = format!("{settings}{}", serde_json::to_string(&settings).unwrap());
         assert!(["password", "secret", "name:"].iter().all(|secret| !shown.contains(secret)), "{shown}");
-        assert_eq!(masked("s3://bucket/shop"), "s3://bucket/shop");
+    }
+
+    #[test]
+    fn refusals_have_no_secrets_of_urls() {
+        let url = "https://anna:hunter2@host.test/a?signature=s3cr3t";
+        let check = |error: String, part: &str| {
+            assert!(error.contains(part), "{part}: {error}");
+            assert!(["anna", "hunter2", "s3cr3t"].iter().all(|secret| !error.contains(secret)), "{error}");
+        };
+        for key in ["jwt_jwks", "otlp_endpoint"] {
+            let others = if key == "jwt_jwks" { "jwt_issuer = \"i\"\njwt_audience = \"a\"\n" } else { "" };
+            let refused = show(&format!("{VALID}{others}{key} = \"{url}\"\n"), &[]).unwrap_err();
+            check(refused, &format!("{key} is `https://***@host.test/a?***`"));
+            let flag = format!("--{}={url}", key.replace('_', "-"));
+            let arguments = [flag.as_str(), "--jwt-issuer=i", "--jwt-audience=a"];
+            let arguments = if key == "jwt_jwks" { &arguments[..] } else { &arguments[..1] };
+            check(show(VALID, arguments).unwrap_err(), "invalid value 'https://***@host.test/a?***'");
+        }
+        check(show(&format!("{VALID}workers = \"{url}\"\n"), &[]).unwrap_err(), "workers is a TOML string");
+        check(show(&format!("{VALID}otlp_endpoint = [\"{url}\"]\n"), &[]).unwrap_err(), "https://***@host.test/a?***");
+        check(show(VALID, &[url]).unwrap_err(), "unexpected argument");
+        check(show(VALID, &["--device", url]).unwrap_err(), "invalid value");
     }
 }

@@ -269,11 +269,35 @@ pub fn check_key_name(name: &str) -> Result<(), String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::server::observation::tests::Log;
     use lodestone_telemetry::Metrics;
     use std::fs;
 
     fn keys(text: &str) -> Result<Keys, String> {
         parse(text, ClientLimits::default(), &Keys::default())
+    }
+
+    #[test]
+    fn errors_of_a_changed_file_name_the_flag_and_the_file() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("keys.toml");
+        let hash = NewKey::of([1; 32]).hash;
+        fs::write(&path, format!("[[keys]]\nname = \"a\"\nhash = \"{hash}\"\nroles = [\"rank\"]\n")).unwrap();
+        let keys = ApiKeys::open(&path, ClientLimits::default()).unwrap();
+        let log = Log::default();
+        let subscriber = tracing_subscriber::fmt().with_writer(log.clone()).with_ansi(false).finish();
+        let _guard = tracing::subscriber::set_default(subscriber);
+        fs::write(&path, "keys = 7").unwrap();
+        keys.reload();
+        keys.reload();
+        fs::remove_file(&path).unwrap();
+        keys.reload();
+        let text = log.text();
+        let lines: Vec<&str> = text.lines().collect();
+        assert_eq!(lines.len(), 2, "{text}");
+        for (line, part) in lines.into_iter().zip(["are invalid", "cannot be read"]) {
+            assert!(line.contains(&format!("--api-keys {}: ", path.display())) && line.contains(part), "{line}");
+        }
     }
 
     #[test]

@@ -6,12 +6,13 @@ use super::{
     client::{Client, ClientKind, ClientLimits, Usage},
     watched_text::WatchedText,
 };
+use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use jsonwebtoken::{
     Algorithm, DecodingKey, Validation, decode, decode_header,
     errors::ErrorKind,
     jwk::{AlgorithmParameters, EllipticCurve, Jwk, PublicKeyUse},
 };
-use lodestone_core::units::UnixMillis;
+use lodestone_core::{mask::mask_url, units::UnixMillis};
 use lodestone_pipeline::bundle::read_regular_up_to;
 use moka::sync::Cache;
 use parking_lot::{Mutex, RwLock};
@@ -32,6 +33,8 @@ const LEEWAY_MS: i64 = 60_000;
 const KEY_SET_BYTES_MAX: usize = 1 << 20;
 /// Greatest number of keys in a set.
 const KEYS_MAX: usize = 100;
+/// Least length of the modulus of an RSA key (NIST SP 800-131A, RFC 7518 section 3.3), in bits.
+const RSA_BITS_MIN: usize = 2048;
 /// Greatest length of the subject of a token, in bytes.
 const SUBJECT_BYTES_MAX: usize = 256;
 /// Verified tokens that are remembered until they expire, so that a call costs a hash instead of a signature.
@@ -86,7 +89,7 @@ impl fmt::Display for KeySetLocation {
         match self {
             Self::File(path) => write!(f, "{}", path.display()),
             // A query may have a secret.
-            Self::Url(url) => write!(f, "{}", &url[..url::Position::AfterPath]),
+            Self::Url(url) => write!(f, "{}", mask_url(url.as_str())),
         }
     }
 }
@@ -136,6 +139,8 @@ pub(super) enum TokenProblem {
     Algorithm,
     #[error("names no key of the key set")]
     UnknownKey,
+    #[error("names an RSA key of less than {} bits; the identity provider must sign with a longer one", RSA_BITS_MIN)]
+    ShortKey,
     #[error("has an invalid signature")]
     Signature,
     #[error("has expired")]
@@ -155,6 +160,8 @@ struct VerificationKey {
     id: Option<String>,
     algorithms: Vec<Algorithm>,
     key: DecodingKey,
+    /// An RSA key of less than [`RSA_BITS_MIN`] bits.
+    is_short: bool,
 }
 
 /// The keys of a set that verify signatures.
@@ -162,6 +169,8 @@ struct VerificationKeys {
     /// Different for each set of a process.
     version: u64,
     keys: Vec<VerificationKey>,
+    /// The ids of RSA keys that are too short, which verify nothing.
+    short: Vec<Option<String>>,
 }
 
 impl VerificationKeys {
@@ -172,8 +181,21 @@ impl VerificationKeys {
             None => self.keys.len() == 1,
         };
         let mut named = self.keys.iter().filter(named).peekable();
-        named.peek().ok_or(TokenProblem::UnknownKey)?;
+        let is_short = || id.is_some() && self.short.iter().any(|short| short.as_deref() == id);
+        named.peek().ok_or_else(|| if is_short() { TokenProblem::ShortKey } else { TokenProblem::UnknownKey })?;
         named.find(|key| key.algorithms.contains(&algorithm)).ok_or(TokenProblem::Algorithm)
+    }
+
+    /// Logs the keys of a set that are not used.
+    fn report_short(&self, key_set: &KeySetLocation) {
+        if !self.short.is_empty() {
+            let ids: Vec<&str> = self.short.iter().map(|id| id.as_deref().unwrap_or("without an id")).collect();
+            tracing::warn!(
+                "--jwt-jwks {key_set}: RSA keys of less than {RSA_BITS_MIN} bits are not used, and tokens that they sign are \
+                 refused: {}",
+                ids.join(", ")
+            );
+        }
     }
 }
 
@@ -201,7 +223,7 @@ pub struct Jwt {
 
 impl fmt::Debug for Jwt {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Jwt").field("key_set", &self.settings.key_set).finish_non_exhaustive()
+        f.debug_struct("Jwt").field("key_set", &self.settings.key_set.to_string()).finish_non_exhaustive()
     }
 }
 
@@ -215,6 +237,7 @@ impl Jwt {
         };
         let text = text.map_err(failed)?;
         let keys = parse(&text, 0).map_err(failed)?;
+        keys.report_short(&settings.key_set);
         Ok(Self {
             keys: RwLock::new(Arc::new(keys)),
             verified: Cache::builder().max_capacity(VERIFIED_MAX).time_to_idle(VERIFIED_IDLE).build(),
@@ -265,8 +288,12 @@ impl Jwt {
     }
 
     fn report(&self, problem: &str) {
-        let key_set = &self.settings.key_set;
-        tracing::error!(%key_set, problem, "cannot read the keys of tokens again; the former ones stay");
+        let error = self.error(problem);
+        tracing::error!(%error, "cannot read the keys of tokens again; the former ones stay");
+    }
+
+    fn error(&self, problem: &str) -> KeySetError {
+        KeySetError { location: self.settings.key_set.to_string(), problem: problem.to_owned() }
     }
 
     fn load(&self, text: String) {
@@ -276,9 +303,13 @@ impl Jwt {
         match parse(text, version) {
             Ok(keys) => {
                 tracing::info!(count = keys.keys.len(), "loaded changed keys of tokens");
+                keys.report_short(&self.settings.key_set);
                 *self.keys.write() = Arc::new(keys);
             }
-            Err(problem) => tracing::error!(problem, "the changed keys of tokens are invalid; the former ones stay"),
+            Err(problem) => {
+                let error = self.error(&problem);
+                tracing::error!(%error, "the changed keys of tokens are invalid; the former ones stay");
+            }
         }
     }
 
@@ -454,14 +485,26 @@ fn parse(text: &str, version: u64) -> Result<VerificationKeys, String> {
     if entries.len() > KEYS_MAX {
         return Err(format!("has {} keys; the limit is {KEYS_MAX}", entries.len()));
     }
-    let keys: Vec<VerificationKey> = entries.iter().filter_map(verification_key).collect();
+    let (short, keys): (Vec<_>, Vec<_>) = entries.iter().filter_map(verification_key).partition(|key| key.is_short);
     if keys.is_empty() {
+        let of_short = match short.len() {
+            0 => String::new(),
+            count => format!(" ({count} RSA keys are shorter)"),
+        };
         return Err(format!(
-            "none of its {} keys verifies signatures; it needs an RSA, P-256, P-384 or Ed25519 key",
+            "none of its {} keys verifies signatures; it needs a P-256, P-384 or Ed25519 key, or an RSA key of at least \
+             {RSA_BITS_MIN} bits{of_short}",
             entries.len()
         ));
     }
-    Ok(VerificationKeys { version, keys })
+    Ok(VerificationKeys { version, keys, short: short.into_iter().map(|key| key.id).collect() })
+}
+
+/// Returns the length of a big-endian integer in bits.
+fn bit_length(bytes: &[u8]) -> usize {
+    let zeros = bytes.iter().take_while(|byte| **byte == 0).count();
+    let significant = &bytes[zeros..];
+    significant.first().map_or(0, |first| 8 * significant.len() - first.leading_zeros() as usize)
 }
 
 /// Returns a public key that verifies signatures. None: the entry is another one.
@@ -493,12 +536,20 @@ fn verification_key(entry: &Value) -> Option<VerificationKey> {
         return None;
     }
     let key = DecodingKey::from_jwk(&jwk).ok()?;
-    Some(VerificationKey { id: jwk.common.key_id, algorithms, key })
+    let is_short = match &jwk.algorithm {
+        // The library has decoded it.
+        AlgorithmParameters::RSA(of) => {
+            URL_SAFE_NO_PAD.decode(&of.n).map_or(0, |modulus| bit_length(&modulus)) < RSA_BITS_MIN
+        }
+        _ => false,
+    };
+    Some(VerificationKey { id: jwk.common.key_id, algorithms, key, is_short })
 }
 
 #[cfg(test)]
 pub(super) mod tests {
     use super::*;
+    use crate::server::observation::tests::Log;
     use jsonwebtoken::{EncodingKey, Header, encode};
     use rcgen::{KeyPair, PKCS_ECDSA_P256_SHA256, PKCS_ECDSA_P384_SHA384, PKCS_ED25519, PKCS_RSA_SHA256};
     use serde_json::json;
@@ -766,6 +817,51 @@ pub(super) mod tests {
         assert_eq!(jwt.check_again(&stream, NOW).err(), unknown);
     }
 
+    /// Returns an RSA key with a modulus of a number of bits, a multiple of 8.
+    fn rsa_jwk(id: &str, bits: usize) -> Value {
+        json!({"kty": "RSA", "kid": id, "e": "AQAB", "n": base64_url(&vec![0x81; bits / 8])})
+    }
+
+    #[tokio::test]
+    async fn short_rsa_keys_verify_nothing() {
+        for (bytes, bits) in
+            [(vec![], 0), (vec![0, 0], 0), (vec![1], 1), (vec![0, 0x80, 0], 16), (vec![0x7f, 0xff], 15)]
+        {
+            assert_eq!(bit_length(&bytes), bits, "{bytes:?}");
+        }
+        let set = |keys: &[Value]| json!({"keys": keys}).to_string();
+        for bits in [1024, 2040] {
+            let problem = parse(&set(&[rsa_jwk("short", bits)]), 0).err().unwrap();
+            assert!(problem.contains("at least 2048 bits (1 RSA keys are shorter)"), "{problem}");
+        }
+        assert!(parse(&set(&[rsa_jwk("long", 2048)]), 0).is_ok());
+        let log = Log::default();
+        let subscriber = tracing_subscriber::fmt().with_writer(log.clone()).with_ansi(false).finish();
+        let _guard = tracing::subscriber::set_default(subscriber);
+        let signer = Signer::new(Algorithm::ES256, "key-1");
+        let (directory, jwt) = open(&set(&[rsa_jwk("short", 1024), signer.jwk()])).await;
+        assert!(log.text().contains("less than 2048 bits are not used") && log.text().contains(": short"));
+        let text = |value: &Value| base64_url(value.to_string().as_bytes());
+        let token = format!("{}.{}.AA", text(&json!({"alg": "RS256", "kid": "short"})), text(&claims()));
+        assert_eq!(problem(&jwt, &token), Some(TokenProblem::ShortKey));
+        assert!(TokenProblem::ShortKey.to_string().contains("an RSA key of less than 2048 bits"));
+        assert_eq!(problem(&jwt, &signer.sign(&claims())), None);
+        // A set with such keys alone is not used, and its error names the flag and the file.
+        let path = directory.path().join("jwks.json");
+        fs::write(&path, set(&[rsa_jwk("key-1", 1024)])).unwrap();
+        jwt.reload().await;
+        jwt.reload().await;
+        assert_eq!(problem(&jwt, &signer.sign(&claims())), None);
+        fs::remove_file(&path).unwrap();
+        jwt.reload().await;
+        let text = log.text();
+        let lines: Vec<&str> = text.lines().filter(|line| line.contains("ERROR")).collect();
+        assert_eq!(lines.len(), 2, "{text}");
+        for (line, part) in lines.into_iter().zip(["are shorter", "cannot be read"]) {
+            assert!(line.contains(&format!("--jwt-jwks {}: ", path.display())) && line.contains(part), "{line}");
+        }
+    }
+
     #[test]
     fn a_key_set_has_the_public_keys_of_signatures_only() {
         let signer = Signer::new(Algorithm::RS256, "key-1");
@@ -810,6 +906,6 @@ pub(super) mod tests {
             let problem = parse(url).unwrap_err();
             assert!(problem.contains(part) && !problem.contains("secret@"), "{problem}");
         }
-        assert_eq!(parse("https://id.shop.test/a?key=b").unwrap().to_string(), "https://id.shop.test/a");
+        assert_eq!(parse("https://id.shop.test/a?key=b").unwrap().to_string(), "https://id.shop.test/a?***");
     }
 }

@@ -823,6 +823,13 @@ mod tests {
     }
 
     #[test]
+    fn a_denied_catalogue_is_that_of_the_metadata_or_the_default_one() {
+        let message = |is_named| catalog_denied(is_named).message().to_owned();
+        assert!(message(true).ends_with("that the metadata `lodestone-catalog` names"), "{}", message(true));
+        assert!(message(false).contains("the catalogue `default`, which a call without"), "{}", message(false));
+    }
+
+    #[test]
     fn the_document_says_to_retry_exactly_the_errors_with_a_delay() {
         let document = include_str!("../../docs/errors.md");
         for reason in Reason::ALL {

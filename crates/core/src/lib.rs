@@ -5,6 +5,7 @@ pub mod bits;
 pub mod faults;
 pub mod format;
 pub mod ids;
+pub mod mask;
 pub mod statistics;
 pub mod text;
 pub mod toml_error;

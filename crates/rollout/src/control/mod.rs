@@ -306,7 +306,7 @@ fn without_paths(text: &str, roots: &[&str]) -> String {
 }
 
 /// Formats an error and its causes on one line, skipping causes that the text already contains.
-fn format_error_chain(error: &dyn std::error::Error) -> String {
+pub(crate) fn format_error_chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(error) = cause {

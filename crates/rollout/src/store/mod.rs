@@ -6,8 +6,10 @@ mod directory;
 mod files;
 mod remote;
 
+use crate::control::format_error_chain;
 use directory::Directory;
 use files::{Condition, Failure, Files};
+use lodestone_core::mask::{mask_url, mask_urls};
 use lodestone_events::storage;
 use lodestone_pipeline::bundle::{Bundle, BundleError, MANIFEST, Manifest, read_regular};
 use remote::Remote;
@@ -55,6 +57,7 @@ pub struct Pointer {
 
 /// An open store. Its methods block, and must not be called from a thread of an asynchronous runtime.
 pub struct Store {
+    /// Without secrets, for messages.
     location: String,
     files: Box<dyn Files>,
     /// The directory of a local store, whose bundles are read in place.
@@ -66,9 +69,9 @@ impl Store {
     /// `options` configure the access, such as `aws_region`.
     pub fn open(location: &str, options: impl IntoIterator<Item = (String, String)>) -> Result<Self, StoreError> {
         let Some(directory) = local_directory(location) else {
-            let files = Remote::open(location, options);
-            let files = files.map_err(|source| StoreError::Access { location: location.to_owned(), source })?;
-            return Ok(Self { location: location.to_owned(), files: Box::new(files), directory: None });
+            let (files, location) = (Remote::open(location, options), mask_url(location));
+            let files = files.map_err(|source| access_error(&location, source))?;
+            return Ok(Self { location, files: Box::new(files), directory: None });
         };
         fs::create_dir_all(&directory).map_err(|source| StoreError::Io { path: directory.clone(), source })?;
         let files = Box::new(Directory(directory.clone()));
@@ -86,6 +89,7 @@ impl Store {
         }
     }
 
+    /// Returns the location without the user, the password and the query of a URL.
     pub fn location(&self) -> &str {
         &self.location
     }
@@ -250,12 +254,20 @@ impl Store {
     }
 
     fn failed(&self, source: Failure) -> StoreError {
-        StoreError::Access { location: self.location.clone(), source }
+        access_error(&self.location, source)
     }
 
     fn unknown(&self, name: &str) -> StoreError {
         StoreError::Unknown { location: self.location.clone(), name: name.to_owned() }
     }
+}
+
+/// Returns the error of an access, whose causes may state the URL.
+fn access_error(location: &str, source: Failure) -> StoreError {
+    let text = format_error_chain(&*source);
+    let masked = mask_urls(&text);
+    let source = if masked == text { source } else { masked.into() };
+    StoreError::Access { location: location.to_owned(), source }
 }
 
 /// Checks the name of a bundle or of one of its files.
@@ -371,6 +383,18 @@ mod tests {
         assert_eq!(store.names().unwrap(), ["a", "b", "other"]);
         assert_eq!(store.prune(0).unwrap(), ["b"]);
         assert!(store.manifest("a").is_ok());
+    }
+
+    #[test]
+    fn messages_have_no_secrets_of_the_location() {
+        for scheme in ["s3", "unknown", "not a scheme"] {
+            let shown = match Store::open(&format!("{scheme}://user:password@bucket/shop?sig=secret"), []) {
+                Ok(store) => store.location().to_owned(),
+                Err(error) => format_error_chain(&error),
+            };
+            assert!(shown.contains(&format!("{scheme}://***@bucket/shop?***")), "{shown}");
+            assert!(["user", "password", "secret"].iter().all(|secret| !shown.contains(secret)), "{shown}");
+        }
     }
 
     #[test]
