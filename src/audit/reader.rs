@@ -272,7 +272,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn lines_that_were_cut_at_the_begin_of_a_file_are_found_by_its_name() {
+    async fn lines_that_were_cut_at_the_beginning_of_a_file_are_found_by_its_name() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path();
         let lines = log(path).await;
@@ -306,7 +306,7 @@ mod tests {
         write(&files[2], &[]);
         let rest = verify(path, None).unwrap();
         assert!(rest.violation.is_none() && rest.last == 6, "{rest:?}");
-        let other = path.join("audit-5.jsonl");
+        let other = path.join("audit-0.jsonl");
         fs::rename(&renamed, &other).unwrap();
         assert!(verify(path, None).unwrap().violation.unwrap().problem.contains("does not state a first line"));
         fs::remove_file(&other).unwrap();

@@ -233,9 +233,13 @@ impl CatalogService for Services {
         &self,
         request: Request<proto::PurgeItemsRequest>,
     ) -> Result<Response<proto::PurgeItemsResponse>, Status> {
-        let audited = self
-            .audited(&request, "CatalogService/PurgeItems", &request.get_ref().filter)
-            .with_dry_run(!request.get_ref().force);
+        let sent = request.get_ref();
+        // Written in the filter language. An invalid one deletes nothing.
+        let written = sent.filter_expression.as_ref().and_then(|expression| {
+            convert::filter(&mut Violations::default(), "filter", &sent.filter, Some(expression))
+        });
+        let filter = written.map_or_else(|| sent.filter.clone(), |filter| filter.to_string());
+        let audited = self.audited(&request, "CatalogService/PurgeItems", filter).with_dry_run(!sent.force);
         let response = async { Ok(Response::new(self.purge(request).await?)) };
         guarded(&self.metrics, "PurgeItems", audited.run(response)).await
     }

@@ -462,6 +462,14 @@ async fn calls_of_administration_and_privacy_are_in_the_audit_log_or_refused() {
         assert!(entries.iter().all(|entry| entry.method == "CatalogService/PurgeItems"), "{entries:?}");
         assert!(entries.iter().all(|entry| entry.dry_run != force), "{entries:?}");
     }
+    let value = proto::FilterValue { kind: Some(proto::filter_value::Kind::Text("none".to_owned())) };
+    let listed = proto::FilterInList { field: "item_id".to_owned(), values: vec![value] };
+    let expression = proto::FilterExpression { kind: Some(proto::filter_expression::Kind::InList(listed)) };
+    let request = proto::PurgeItemsRequest { filter_expression: Some(expression), ..Default::default() };
+    CatalogServiceClient::new(channel.clone()).purge_items(with_bearer(request, &operator)).await.unwrap();
+    let entries = audit::read(&path, None, 2).unwrap();
+    let names_filter = |resource: &str| resource.contains("item_id") && resource.contains("\"none\"");
+    assert!(entries.iter().all(|entry| names_filter(&entry.resource)), "{entries:?}");
 
     // A full feed that deletes items.
     let options = proto::ImportOptions {
