@@ -5,6 +5,7 @@
 use super::store_options;
 use clap::{
     Arg, ArgAction, ArgMatches, Command,
+    builder::StyledStr,
     error::{ContextKind, ContextValue, ErrorKind},
     parser::ValueSource,
 };
@@ -110,7 +111,7 @@ fn masked_error(mut error: clap::Error) -> clap::Error {
             }
             // A suggestion repeats the value.
             ContextValue::StyledStrs(texts) if texts.iter().any(|text| text.to_string().contains("://")) => {
-                let masked = texts.iter().map(|text| mask_urls(&text.to_string()).into()).collect();
+                let masked = texts.iter().map(|text| StyledStr::from(mask_urls(&text.to_string()))).collect();
                 Some((kind, ContextValue::StyledStrs(masked)))
             }
             _ => None,
