@@ -790,7 +790,9 @@ fn of_log(error: &LogError) -> Status {
         LogError::Full => {
             status(Reason::StorageFull, format!("{}; nothing was stored", LogError::Full), ErrorDetails::new())
         }
-        LogError::Displaced { .. } => {
+        LogError::Displaced { path } => {
+            // Callers need not know where files are; the log of the server has the path.
+            let error = LogError::Displaced { path: path.file_name().unwrap_or_default().into() };
             status(Reason::LogDisplaced, format!("nothing was stored: {error}"), ErrorDetails::new())
         }
         error => {
@@ -874,6 +876,28 @@ mod tests {
             let omitted = info.metadata.get(OMITTED_VIOLATIONS).map_or(0, |count| count.parse::<usize>().unwrap());
             assert!(request.field_violations.len() <= VIOLATIONS_MAX);
             assert!([1, 3, 1000].contains(&(request.field_violations.len() + omitted)));
+        }
+    }
+
+    #[test]
+    fn a_status_names_files_without_their_directories() {
+        let path = std::path::PathBuf::from("/srv/secret/log/00000000000000000001.log");
+        let io = || std::sync::Arc::new(std::io::Error::from(std::io::ErrorKind::PermissionDenied));
+        let displaced = of(EngineError::Log(LogError::Displaced { path: path.clone() }));
+        assert!(
+            displaced.message().starts_with("nothing was stored: 00000000000000000001.log is no longer"),
+            "{displaced}"
+        );
+        for error in [
+            LogError::Displaced { path: path.clone() },
+            LogError::Open { path: path.clone(), source: io() },
+            LogError::InUse { path: path.clone() },
+            LogError::Damaged { path: path.clone(), offset: 1, position: 1, reason: "a checksum".into() },
+            LogError::EndMissing { log: path.clone(), checkpoint: path.clone(), until: 2, last: 1 },
+            LogError::Stopping { reason: path.display().to_string().into() },
+        ] {
+            let status = of(EngineError::Log(error));
+            assert!(!status.message().contains("secret"), "{status}");
         }
     }
 

@@ -632,7 +632,8 @@ def lost_log(work):
 
     def refused(request, method=WRITE):
         answer, error = server.call(method, request)
-        names_file = str(data / "log") in error and "move it back" in error and "events verify --repair" in error
+        # The file without its directory.
+        names_file = "is no longer the file of the event log" in error and str(data) not in error and "move it back" in error and "events verify --repair" in error
         return answer is None and "Unavailable" in error and "LOG_DISPLACED" in error and names_file
 
     data, moved = work / "lost", work / "lost-log"
