@@ -219,13 +219,18 @@ async fn nothing_is_given_without_budget_in_another_currency_or_to_those_who_are
         proto::IncentiveCampaign { budget_micros: 2_999_999, ..named("small") },
         proto::IncentiveCampaign { excluded_customer_groups: vec!["staff".to_owned()], ..named("groups") },
         proto::IncentiveCampaign { start_time: Some(future), ..named("later") },
-        proto::IncentiveCampaign { end_time: Some(past), ..named("over") },
+        named("over"),
         proto::IncentiveCampaign { allocation: IncentiveAllocation::Targeted.into(), ..named("targeted") },
         named("euro"),
     ];
     for campaign in campaigns {
         create(&server, campaign).await.unwrap();
     }
+    // A campaign cannot begin after its end; a running one can be ended.
+    let ended = |id: &str| proto::IncentiveCampaign { end_time: Some(past), ..named(id) };
+    let refused = create(&server, ended("ended")).await.unwrap_err();
+    assert!(refused.message().starts_with("campaign.end_time: is in the past"), "{refused}");
+    update(&server, ended("over")).await.unwrap();
     let staff =
         proto::DecideIncentiveRequest { customer_groups: vec!["staff".to_owned()], ..request("groups", "d", "a") };
     let dollars = proto::DecideIncentiveRequest { currency_code: "USD".to_owned(), ..request("euro", "d", "a") };

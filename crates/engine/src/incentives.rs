@@ -86,7 +86,7 @@ pub struct CampaignStatus {
     pub used: CampaignUse,
     /// The observations that its pilot lacks at most, by incentive.
     pub missing_observations: BTreeMap<String, u64>,
-    /// The price of the budget, at which or at the next one of the grid decisions are made.
+    /// The price of the budget, at which or at the next one of the grid decisions are made. 0: it refuses nobody.
     pub budget_price: f64,
 }
 
@@ -108,6 +108,13 @@ impl Engine {
                     campaign.currency_code, known.currency_code
                 );
                 return Err(invalid(kind, "currency_code", description));
+            }
+            if let (PutMode::Create, Some(end)) = (&mode, &campaign.end_time)
+                && (end.seconds, end.nanos) <= (now.seconds, now.nanos)
+            {
+                let description =
+                    "is in the past, so that nothing would be given; choose a later time, or leave it out";
+                return Err(invalid(kind, "end_time", description.to_owned()));
             }
             let create_time = known.map_or(Some(now), |known| known.create_time);
             let etag = String::new();
