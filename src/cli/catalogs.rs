@@ -1,6 +1,6 @@
 //! The file of `lodestone serve --catalogs FILE`; `docs/catalogs.md` describes it.
 use crate::server::DEFAULT_CATALOG;
-use anyhow::{Context, bail};
+use anyhow::{anyhow, bail};
 use lodestone_core::{ids::check_name, toml_error};
 use lodestone_index::Languages;
 use serde::Deserialize;
@@ -12,7 +12,8 @@ use std::{
 
 /// Greatest number of catalogues in the file.
 const CATALOGS_MAX: usize = 20;
-const WORKERS_MAX: usize = 1024;
+/// Greatest number of worker threads of a catalogue.
+pub(crate) const WORKERS_MAX: usize = 1024;
 
 /// The bundles, data and texts of a catalogue.
 #[derive(Debug, Clone)]
@@ -28,6 +29,16 @@ pub(crate) struct CatalogSource {
     pub currency: Option<String>,
     /// None: one per core.
     pub workers: Option<usize>,
+}
+
+impl CatalogSource {
+    /// Names a setting of the catalogue: its flag, or its key in the file of `--catalogs`.
+    pub(crate) fn setting(&self, key: &str) -> String {
+        match self.name == DEFAULT_CATALOG {
+            true => format!("--{key}"),
+            false => format!("catalogs.{}.{key}", self.name),
+        }
+    }
 }
 
 #[derive(Deserialize)]
@@ -52,10 +63,12 @@ struct CatalogTable {
 /// Reads the catalogues of a file, which take languages, currency and workers of `default` if they set none. Reports all
 /// mistakes at once.
 pub(crate) fn read(path: &Path, default: &CatalogSource) -> anyhow::Result<Vec<CatalogSource>> {
-    let text = fs::read_to_string(path).with_context(|| format!("catalogues {}", path.display()))?;
+    let shown = format!("--catalogs {}", path.display());
+    let text = fs::read_to_string(path)
+        .map_err(|error| anyhow!("{shown}: cannot be read: {error}; check the path and permissions"))?;
     match parse(&text, default) {
         Ok(catalogs) => Ok(catalogs),
-        Err(problems) => bail!("catalogues {}: {}", path.display(), problems.join("; ")),
+        Err(problems) => bail!("{shown}: {}", problems.join("; ")),
     }
 }
 
@@ -149,6 +162,20 @@ mod tests {
         let read: Vec<_> = sources.iter().map(|source| (source.name.as_str(), source.workers)).collect();
         assert_eq!(read, [("b", Some(1)), ("outlet", Some(3))]);
         assert_eq!((sources[1].store.as_deref(), &sources[1].bundle), (Some("s"), &None));
+    }
+
+    #[test]
+    fn a_missing_file_and_a_setting_are_named_as_the_operator_wrote_them() {
+        let error = read(Path::new("none.toml"), &default()).unwrap_err().to_string();
+        assert!(
+            error.starts_with("--catalogs none.toml: cannot be read: ") && error.contains("check the path"),
+            "{error}"
+        );
+        let named = CatalogSource { name: "outlet".to_owned(), ..default() };
+        assert_eq!(
+            (default().setting("data"), named.setting("data")),
+            ("--data".into(), "catalogs.outlet.data".into())
+        );
     }
 
     #[test]

@@ -3,9 +3,10 @@ use super::{
     catalogs::CatalogSource,
     exit::Exit,
     format_chain,
+    listen::ListenAddresses,
     output::OutputArgs,
     paths::output_directory,
-    serve::{Addresses, ServeArgs, catalog_sources, engine_config},
+    serve::{Addresses, ServeArgs, catalog_sources, check_data, default_source, engine_config},
     settings::Settings,
     store_options,
 };
@@ -154,7 +155,7 @@ pub(crate) fn doctor(args: &DoctorArgs) -> anyhow::Result<Exit> {
     let (serve, mut findings) = (&args.serve, Findings::default());
     check_settings(serve, &mut findings);
     findings.add("library", library(serve));
-    for source in catalog_sources(serve).unwrap_or_default() {
+    for source in sources_of(serve) {
         let of = |check: &str| format!("{check} of {}", source.name);
         findings.add(of("data"), writable(&source.data));
         findings.add(of("disk"), disk(&source.data));
@@ -164,9 +165,9 @@ pub(crate) fn doctor(args: &DoctorArgs) -> anyhow::Result<Exit> {
     findings.add("audit log", audit_log(&serve.data));
     // Unresolved addresses are findings already.
     if let Ok(addresses) = Addresses::resolve(serve) {
-        findings.add("port", port("--listen", &addresses.grpc));
+        findings.add("port", port(&addresses.grpc));
         if let Some(metrics) = &addresses.metrics {
-            findings.add("metrics port", port("--metrics-listen", metrics));
+            findings.add("metrics port", port(metrics));
         }
     }
     findings.add("descriptors", descriptors(serve.connections_max, getrlimit(Resource::Nofile).current));
@@ -187,11 +188,17 @@ fn check_settings(args: &ServeArgs, findings: &mut Findings) {
         });
         findings.add("security", opened);
     }
+    findings.add("connections", args.connections.check().map(|()| "limits fit each other".to_owned()));
     let collector = args.observability.collector();
     findings.add("traces", collector.map(|of| of.map_or("off".to_owned(), |of| format!("to {}", of.endpoint))));
-    findings.add("addresses", addresses.map(|addresses| format!("{} resolves", addresses.grpc.text())));
-    let sources = catalog_sources(args);
-    for source in sources.iter().flatten() {
+    let distinct = addresses.and_then(|addresses| {
+        addresses.check_distinct()?;
+        Ok(format!("{} resolves", addresses.grpc.text()))
+    });
+    findings.add("addresses", distinct);
+    let catalogs = catalog_sources(args);
+    let sources = sources_of(args);
+    for source in &sources {
         let of = |check: &str| format!("{check} of {}", source.name);
         let from = |path: &Option<PathBuf>| match path {
             Some(path) => format!("{} is valid", path.display()),
@@ -199,13 +206,18 @@ fn check_settings(args: &ServeArgs, findings: &mut Findings) {
         };
         findings.add(of("serving"), engine_config(args, source).map(|_| from(&source.serving)));
         if let Some(path) = &source.synonyms {
-            let opened = Synonyms::open(path).context("--synonyms");
+            let opened = Synonyms::open(path).context(source.setting("synonyms"));
             findings.add(of("synonyms"), opened.map(|_| from(&source.synonyms)));
         }
         findings.add(of("bundle"), bundle(source));
-        findings.add(of("data"), directory(&source.data));
+        findings.add(of("data"), check_data(source));
     }
-    findings.add("catalogs", sources.map(|sources| format!("{} in total", sources.len())));
+    findings.add("catalogs", catalogs.map(|sources| format!("{} in total", sources.len())));
+}
+
+/// Returns the catalogues. If the file of the others has a mistake, returns that of the flags, which is still checked.
+fn sources_of(args: &ServeArgs) -> Vec<CatalogSource> {
+    catalog_sources(args).unwrap_or_else(|_| vec![default_source(args)])
 }
 
 /// Verifies the checksums of a bundle, or reads the manifest of a store's current one.
@@ -225,17 +237,6 @@ fn bundle(source: &CatalogSource) -> anyhow::Result<String> {
         store.current()?.context("--store has no current bundle; publish one with `lodestone bundle publish`")?;
     let manifest = store.manifest(&current.name)?;
     Ok(format!("the store's current bundle is {} of format {}", manifest.name, manifest.format))
-}
-
-fn directory(path: &Path) -> anyhow::Result<String> {
-    match fs::metadata(path) {
-        Ok(found) if found.is_dir() => Ok(format!("{} exists", path.display())),
-        Ok(_) => anyhow::bail!("--data {} is a file; name a directory", path.display()),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-            Ok(format!("{} is created at the start", path.display()))
-        }
-        Err(error) => Err(error).with_context(|| format!("--data {}", path.display())),
-    }
 }
 
 /// Appends the remedy to the problem.
@@ -327,11 +328,9 @@ fn clock(data: &Path, now: UnixMillis) -> anyhow::Result<String> {
     Ok("not behind the log".to_owned())
 }
 
-fn port(flag: &str, addresses: &super::listen::ListenAddresses) -> anyhow::Result<String> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let bound = runtime.block_on(addresses.bind()).context(flag.to_owned());
-    or_else(bound, "stop the process that has the port, or choose another")?;
-    Ok(format!("{flag} {} is free", addresses.text()))
+fn port(addresses: &ListenAddresses) -> anyhow::Result<String> {
+    addresses.bind()?;
+    Ok(format!("{} is free", addresses.shown()))
 }
 
 /// Checks the limit of descriptors; none: unlimited.

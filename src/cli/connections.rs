@@ -38,6 +38,17 @@ pub(super) struct ConnectionArgs {
 }
 
 impl ConnectionArgs {
+    /// Checks the settings that depend on each other.
+    pub(super) fn check(&self) -> anyhow::Result<()> {
+        anyhow::ensure!(
+            self.max_connection_age_grace == 0.0 || self.max_connection_age > 0.0,
+            "--max-connection-age-grace {} has no effect, because connections have no greatest age; set \
+             --max-connection-age, or leave the grace out",
+            self.max_connection_age_grace
+        );
+        Ok(())
+    }
+
     /// Returns a configuration with these settings.
     pub(super) fn apply(&self, config: ServerConfig) -> ServerConfig {
         ServerConfig {
@@ -79,6 +90,26 @@ mod tests {
         assert_eq!(config.connection_age, Some(Duration::from_millis(1500)));
         assert_eq!(config.connection_age_grace, None);
         assert_eq!(self::config(&[]).connection_idle, ServerConfig::default().connection_idle);
+    }
+
+    #[test]
+    fn a_grace_needs_an_age() {
+        let check = |arguments: &[&str]| {
+            let arguments = ["program"].iter().chain(arguments);
+            Command::try_parse_from(arguments).unwrap().connections.check()
+        };
+        assert!(check(&[]).is_ok() && check(&["--max-connection-age", "60"]).is_ok());
+        assert!(check(&["--max-connection-age", "60", "--max-connection-age-grace", "5"]).is_ok());
+        for arguments in [
+            vec!["--max-connection-age-grace", "5"],
+            vec!["--max-connection-age", "0", "--max-connection-age-grace", "5"],
+        ] {
+            let error = check(&arguments).unwrap_err().to_string();
+            assert!(
+                error.starts_with("--max-connection-age-grace 5 ") && error.contains("set --max-connection-age,"),
+                "{error}"
+            );
+        }
     }
 
     #[test]

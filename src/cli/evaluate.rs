@@ -2,6 +2,7 @@
 use super::{
     LibraryArgs,
     exit::Exit,
+    numbers::whole,
     output::{OutputArgs, write_file},
     paths::{existing_directory, new_file},
     progress::StageBars,
@@ -81,7 +82,7 @@ struct LoggedArgs {
     #[arg(long)]
     value: bool,
     /// Hours after the answer in which an event counts.
-    #[arg(long, value_name = "HOURS", default_value_t = 24, value_parser = clap::value_parser!(u32).range(1..=8784))]
+    #[arg(long, value_name = "HOURS", default_value_t = 24, value_parser = whole::<u32>(1..=8784))]
     window_hours: u32,
 }
 

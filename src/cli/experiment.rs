@@ -1,6 +1,7 @@
 //! `lodestone experiment`
 use super::{
     exit::Exit,
+    numbers::whole,
     output::{OutputArgs, write_file},
     paths::new_file,
 };
@@ -59,7 +60,7 @@ struct InputArgs {
     shares: Vec<(String, f64)>,
     /// Users per arm for which the width of the intervals is optimised. The intervals are valid for any number.
     #[arg(long, value_name = "USERS", default_value_t = AnalysisOptions::default().planned as u64,
-          value_parser = clap::value_parser!(u64).range(100..))]
+          value_parser = whole::<u64>(100..))]
     planned: u64,
 }
 

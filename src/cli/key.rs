@@ -1,5 +1,10 @@
 //! `lodestone key`: API keys of `lodestone serve --api-keys`.
-use super::{exit::Exit, numbers::between, output::OutputArgs, paths::new_file};
+use super::{
+    exit::Exit,
+    numbers::{between, whole},
+    output::OutputArgs,
+    paths::new_file,
+};
 use crate::server::{NewKey, Role, check_key_file, check_key_name, read_key_file};
 use anyhow::Context;
 use clap::Subcommand;
@@ -43,10 +48,10 @@ pub(crate) struct CreateArgs {
     #[arg(long, value_name = "N", value_parser = between(0.001, 1e6))]
     requests_per_second: Option<f64>,
     /// Requests that may come at once after a pause. Default: those of one second.
-    #[arg(long, value_name = "N", requires = "requests_per_second", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    #[arg(long, value_name = "N", requires = "requests_per_second", value_parser = whole::<u32>(1..=1_000_000))]
     burst: Option<u32>,
     /// Events and items that the key may write or delete per day in UTC. Default: the server's --client-changes-per-day.
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=i64::MAX as u64))]
+    #[arg(long, value_name = "N", value_parser = whole::<u64>(1..=i64::MAX as u64))]
     changes_per_day: Option<u64>,
     #[command(flatten)]
     output: OutputArgs,

@@ -164,7 +164,7 @@ pub fn run() -> Exit {
     let (matches, settings) = match settings::parse(Cli::command(), std::env::args_os().collect()) {
         Ok(parsed) => parsed,
         Err(ArgumentError::Usage(error)) => error.exit(),
-        Err(ArgumentError::File(problem)) => {
+        Err(ArgumentError::Line(problem)) => {
             eprintln!("lodestone: {problem}");
             return Exit::Error;
         }
@@ -182,7 +182,7 @@ pub fn run() -> Exit {
         Command::Retrain(args) => retrain::retrain(&args),
         Command::Gate(args) => gate::gate(&args),
         Command::Bundle(command) => bundle::run(command),
-        Command::Serve(args) => serve::serve(args),
+        Command::Serve(args) => serve::serve(args, &settings),
         Command::Config(command) => config::run(&command, &settings),
         Command::Doctor(args) => config::doctor(&args),
         Command::Key(command) => key::run(&command),

@@ -1,5 +1,8 @@
 //! What the server tells its operators: the log, slow requests, traces.
-use super::{log::LogFormat, numbers::between};
+use super::{
+    log::LogFormat,
+    numbers::{between, whole},
+};
 use crate::server::{Collector, read_authorities};
 use http::Uri;
 use std::{path::PathBuf, time::Duration};
@@ -12,7 +15,7 @@ pub(crate) struct ObservabilityArgs {
     #[arg(long, value_enum, env = "LODESTONE_LOG_FORMAT", default_value = "text")]
     pub(super) log_format: LogFormat,
     /// Requests that take at least this long are logged with the times of their stages, at most 10 in 10 seconds. 0: none.
-    #[arg(long, value_name = "MS", env = "LODESTONE_SLOW_REQUEST_MS", default_value_t = 500)]
+    #[arg(long, value_name = "MS", env = "LODESTONE_SLOW_REQUEST_MS", value_parser = whole::<u64>(0..), default_value_t = 500)]
     slow_request_ms: u64,
     /// Collector of OpenTelemetry traces: OTLP over gRPC, http://HOST:PORT or https://HOST:PORT. Default: no traces.
     #[arg(long, value_name = "URL", env = "LODESTONE_OTLP_ENDPOINT", value_parser = endpoint)]

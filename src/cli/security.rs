@@ -1,7 +1,8 @@
 //! Who may reach the server: TLS, API keys, tokens, limits of clients, and the refusal to serve strangers.
 use super::{
+    format_chain,
     listen::ListenAddresses,
-    numbers::{between, within},
+    numbers::{between, whole, within},
 };
 use crate::{
     audit::AuditSettings,
@@ -58,14 +59,14 @@ pub(crate) struct SecurityArgs {
     client_requests_per_second: Option<f64>,
     /// Requests that such a client may send at once after a pause. Default: those of one second.
     #[arg(long, value_name = "N", env = "LODESTONE_CLIENT_BURST", requires = "client_requests_per_second",
-          value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+          value_parser = whole::<u32>(1..=1_000_000))]
     client_burst: Option<u32>,
     /// Events and items that such a client may write or delete per day in UTC. Default: no limit.
-    #[arg(long, value_name = "N", env = "LODESTONE_CLIENT_CHANGES_PER_DAY", value_parser = clap::value_parser!(u64).range(1..))]
+    #[arg(long, value_name = "N", env = "LODESTONE_CLIENT_CHANGES_PER_DAY", value_parser = whole::<u64>(1..))]
     client_changes_per_day: Option<u64>,
     /// Size of a file of the audit log, DATA/audit, beyond which another one begins.
     #[arg(long, value_name = "BYTES", env = "LODESTONE_AUDIT_FILE_BYTES_MAX", default_value_t = AuditSettings::default().file_bytes_max,
-          value_parser = clap::value_parser!(u64).range(1 << 20..))]
+          value_parser = whole::<u64>(1 << 20..))]
     audit_file_bytes_max: u64,
     /// Files of the audit log that are kept. The oldest are removed beyond it.
     #[arg(long, value_name = "N", env = "LODESTONE_AUDIT_FILES_MAX", default_value_t = AuditSettings::default().files_max,
@@ -124,32 +125,40 @@ impl SecurityArgs {
         Ok(Some(runtime.block_on(Jwt::open(settings))?))
     }
 
-    /// Reads and checks the files. Refuses an address that other machines reach without TLS and authentication.
+    /// Reads and checks the files, and reports all mistakes at once. Refuses an address that other machines reach without TLS and authentication.
     pub(crate) fn open(&self, address: &ListenAddresses) -> anyhow::Result<Security> {
-        let tls = self.tls_files().map(Tls::open).transpose()?;
-        let api_keys = self.api_keys.as_deref().map(|path| ApiKeys::open(path, self.limits())).transpose()?;
-        let jwt = self.open_jwt()?;
-        let has_limits = self.limits() != ClientLimits::default();
-        anyhow::ensure!(
-            !has_limits || api_keys.is_some() || jwt.is_some(),
-            "--client-requests-per-second and --client-changes-per-day are limits of each client, and the server does not \
-             know them; set --api-keys or --jwt-jwks"
-        );
+        let mut problems = Vec::new();
+        let mut note = |error: anyhow::Error| problems.push(format_chain(&error));
+        let tls = self.tls_files().map(Tls::open).transpose();
+        let tls = tls.map_err(|error| note(error.into())).ok().flatten();
+        let api_keys = self.api_keys.as_deref().map(|path| ApiKeys::open(path, self.limits())).transpose();
+        let api_keys = api_keys.map_err(|error| note(error.into())).ok().flatten();
+        let jwt = self.open_jwt().map_err(&mut note).ok().flatten();
+        // Of the settings, because files with a mistake are reported above.
+        let knows_clients = self.api_keys.is_some() || self.jwt_jwks.is_some();
+        if self.limits() != ClientLimits::default() && !knows_clients {
+            note(anyhow::anyhow!(
+                "--client-requests-per-second and --client-changes-per-day are limits of each client, and the server does \
+                 not know them; set --api-keys or --jwt-jwks"
+            ));
+        }
         if !address.is_loopback() && !self.insecure {
-            let authenticates = api_keys.is_some() || jwt.is_some() || tls.as_ref().is_some_and(Tls::verifies_clients);
-            let missing = match (tls.is_some(), authenticates) {
+            let authenticates = knows_clients || self.tls_client_ca.is_some();
+            let missing = match (self.tls_cert.is_some(), authenticates) {
                 (true, true) => "",
                 (false, true) => "encryption: set --tls-cert and --tls-key",
                 (true, false) => "authentication: set --api-keys, --jwt-jwks or --tls-client-ca",
                 (false, false) => "encryption and authentication: set --tls-cert, --tls-key and --api-keys",
             };
-            anyhow::ensure!(
-                missing.is_empty(),
-                "--listen {}: other machines reach this address, and the server has no {missing}; or listen on 127.0.0.1; \
-                 or state with --insecure that the network is trusted",
-                address.text()
-            );
+            if !missing.is_empty() {
+                note(anyhow::anyhow!(
+                    "--listen {}: other machines reach this address, and the server has no {missing}; or listen on \
+                     127.0.0.1; or state with --insecure that the network is trusted",
+                    address.text()
+                ));
+            }
         }
+        anyhow::ensure!(problems.is_empty(), "{}", problems.join("; "));
         Ok(Security { tls: tls.map(Arc::new), api_keys: api_keys.map(Arc::new), jwt: jwt.map(Arc::new) })
     }
 }
@@ -203,6 +212,13 @@ mod tests {
                 assert!(error.contains("--insecure"), "{error}");
             }
         }
+        // All mistakes are reported at once.
+        let error = open(&["--api-keys", "/none"], "0.0.0.0:0").err().unwrap().to_string();
+        assert!(error.contains("--api-keys /none: cannot be read") && error.contains("no encryption: set"), "{error}");
+        let files = ["--api-keys", "/none", "--tls-cert", "/no.pem", "--tls-key", "/no.key"];
+        let error = open(&files, "0.0.0.0:0").err().unwrap().to_string();
+        assert!(error.contains("--api-keys /none") && error.contains("/no.pem"), "{error}");
+        assert!(!error.contains("no encryption"), "{error}");
         for arguments in [&tls[..2], &mutual[..]] {
             assert!(open(arguments, "127.0.0.1:0").is_err(), "{arguments:?} needs the other files");
         }

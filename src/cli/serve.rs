@@ -1,14 +1,16 @@
 //! `lodestone serve`
 use super::{
     LibraryArgs,
-    catalogs::{self, CatalogSource, currency_code},
+    catalogs::{self, CatalogSource, WORKERS_MAX, currency_code},
     connections::ConnectionArgs,
     exit::Exit,
-    listen::ListenAddresses,
+    format_chain,
+    listen::{BoundAddress, ListenAddresses},
     log,
-    numbers::{between, within},
+    numbers::{between, whole, within},
     observability::ObservabilityArgs,
     security::{Security, SecurityArgs},
+    settings::Settings,
     signal::StopSignals,
     store_options,
 };
@@ -17,16 +19,19 @@ use crate::{
     server::{self, Catalogs, Collector, DEFAULT_CATALOG, Health, ServerConfig, Traces, http_endpoint},
 };
 use anyhow::Context;
-use lodestone_engine::{Engine, EngineConfig, OpenOptions, open};
+use lodestone_engine::{Engine, EngineConfig, OpenError, OpenOptions, open};
+use lodestone_events::LogError;
 use lodestone_index::Languages;
 use lodestone_pipeline::{
     answers::AnswerLogConfig,
+    bundle::BundleError,
     ranking::Device,
-    serving::{Serving, ServingConfig},
+    serving::{Serving, ServingConfig, ServingError},
 };
 use lodestone_rollout::{BundleSource, HealthBounds, RolloutConfig, SlateCacheConfig, Store};
-use lodestone_state::StateLimits;
-use std::{path::PathBuf, sync::Arc, time::Duration};
+use lodestone_rules::SynonymsError;
+use lodestone_state::{RecoveryError, StateLimits};
+use std::{fs, io, path::PathBuf, sync::Arc, time::Duration};
 use tokio::sync::oneshot;
 
 pub(super) const USAGE: &str = "\
@@ -68,8 +73,8 @@ pub(crate) struct ServeArgs {
     /// docs/observability.md. Default: no HTTP endpoint.
     #[arg(long, value_name = "HOST:PORT", env = "LODESTONE_METRICS_LISTEN")]
     metrics_listen: Option<String>,
-    /// Worker threads, each with its own models. Default: one per core.
-    #[arg(long, value_name = "N", env = "LODESTONE_WORKERS", value_parser = within(1..))]
+    /// Worker threads, each with its own models. At most 1,024. Default: one per core.
+    #[arg(long, value_name = "N", env = "LODESTONE_WORKERS", value_parser = within(1..=WORKERS_MAX as u64))]
     workers: Option<usize>,
     /// Length of the request queue of each priority. Further requests are refused with RESOURCE_EXHAUSTED; most are refused
     /// earlier, see docs/overload.md.
@@ -78,7 +83,7 @@ pub(crate) struct ServeArgs {
     queue_requests_max: usize,
     /// Greatest memory of the answers that are kept for later pages, in bytes, of each bundle in memory. Beyond it the
     /// `page_token`s of the answers that were not used for the longest time expire early.
-    #[arg(long, value_name = "N", env = "LODESTONE_SLATES_BYTES", value_parser = clap::value_parser!(u64).range(1 << 20..),
+    #[arg(long, value_name = "N", env = "LODESTONE_SLATES_BYTES", value_parser = whole::<u64>(1 << 20..),
           default_value_t = SlateCacheConfig::default().bytes_max)]
     slates_bytes: u64,
     /// Device of the models. `cuda` requires a build with the cargo feature `cuda` and the CUDA build of ONNX Runtime.
@@ -105,7 +110,7 @@ pub(crate) struct ServeArgs {
     event_items_max: usize,
     /// Seconds that an event's time may be ahead of the server's clock. Events further ahead are rejected with both
     /// times.
-    #[arg(long, value_name = "S", env = "LODESTONE_EVENT_AHEAD_S_MAX", default_value_t = 300)]
+    #[arg(long, value_name = "S", env = "LODESTONE_EVENT_AHEAD_S_MAX", value_parser = whole::<u32>(0..), default_value_t = 300)]
     event_ahead_s_max: u32,
     /// Diversity of the results when a request does not set it: from 0, ranked by score only, to 1.
     #[arg(long, value_name = "0..1", env = "LODESTONE_DIVERSITY_DEFAULT", value_parser = between(0.0, 1.0),
@@ -124,11 +129,11 @@ pub(crate) struct ServeArgs {
     #[arg(long, value_name = "0..1", env = "LODESTONE_ANSWERS_SHARE", value_parser = between(0.0, 1.0))]
     answers_share: Option<f64>,
     /// Retention of logged answers in days.
-    #[arg(long, value_name = "N", env = "LODESTONE_ANSWERS_DAYS", value_parser = clap::value_parser!(u32).range(1..=3650),
+    #[arg(long, value_name = "N", env = "LODESTONE_ANSWERS_DAYS", value_parser = whole::<u32>(1..=3650),
           default_value_t = AnswerLogConfig::default().days_max)]
     answers_days: u32,
     /// Greatest size of the answer log in bytes. The oldest files are removed beyond it.
-    #[arg(long, value_name = "N", env = "LODESTONE_ANSWERS_BYTES", value_parser = clap::value_parser!(u64).range(1..),
+    #[arg(long, value_name = "N", env = "LODESTONE_ANSWERS_BYTES", value_parser = whole::<u64>(1..),
           default_value_t = AnswerLogConfig::default().bytes_max)]
     answers_bytes: u64,
     /// Synonyms, one rule per line: `sofa, couch` or `tv => television`; see docs/search.md.
@@ -148,7 +153,7 @@ pub(crate) struct ServeArgs {
           default_value_t = lodestone_state::COMPLETION_USERS_MIN)]
     completion_users_min: usize,
     /// Deadline of requests that set none.
-    #[arg(long, value_name = "MS", env = "LODESTONE_DEADLINE_MS_DEFAULT", value_parser = clap::value_parser!(u64).range(1..), default_value_t = 1000)]
+    #[arg(long, value_name = "MS", env = "LODESTONE_DEADLINE_MS_DEFAULT", value_parser = whole::<u64>(1..), default_value_t = 1000)]
     deadline_ms_default: u64,
     /// Greatest number of connections. Further ones are closed at once. Each needs a file descriptor; see `ulimit -n`.
     #[arg(long, value_name = "N", env = "LODESTONE_CONNECTIONS_MAX", value_parser = within(1..=1_000_000),
@@ -162,7 +167,7 @@ pub(crate) struct ServeArgs {
     #[command(flatten)]
     pub(super) observability: ObservabilityArgs,
     #[command(flatten)]
-    connections: ConnectionArgs,
+    pub(super) connections: ConnectionArgs,
     #[command(flatten)]
     rollout: RolloutArgs,
 }
@@ -179,7 +184,7 @@ struct RolloutArgs {
           default_value_t = 10.0)]
     watch_seconds: f64,
     /// Former bundles that stay in memory, for rollback without loading and for later pages of their results.
-    #[arg(long, value_name = "N", env = "LODESTONE_KEPT_BUNDLES_MAX", default_value_t = 1)]
+    #[arg(long, value_name = "N", env = "LODESTONE_KEPT_BUNDLES_MAX", value_parser = within(0..), default_value_t = 1)]
     kept_bundles_max: usize,
     /// Health window: a canary or a new bundle is judged by the answers of this many recent seconds.
     #[arg(long, value_name = "S", env = "LODESTONE_BOUNDS_WINDOW_SECONDS", value_parser = between(0.1, SECONDS_MAX),
@@ -190,7 +195,7 @@ struct RolloutArgs {
           default_value_t = 600.0)]
     probation_seconds: f64,
     /// Least number of answers in the health window for a judgement.
-    #[arg(long, value_name = "N", env = "LODESTONE_BOUNDS_REQUESTS_MIN", default_value_t = 200)]
+    #[arg(long, value_name = "N", env = "LODESTONE_BOUNDS_REQUESTS_MIN", value_parser = whole::<u64>(0..), default_value_t = 200)]
     bounds_requests_min: u64,
     /// A bundle is rolled back if a greater share of its answers are errors.
     #[arg(long, value_name = "0..1", env = "LODESTONE_ERROR_SHARE_MAX", value_parser = between(0.0, 1.0),
@@ -237,19 +242,25 @@ enum DeviceArg {
     Cuda,
 }
 
-pub(crate) fn serve(args: ServeArgs) -> anyhow::Result<Exit> {
+pub(crate) fn serve(args: ServeArgs, settings: &Settings) -> anyhow::Result<Exit> {
     log::start(args.observability.log_format);
     lodestone_telemetry::count_panics();
+    settings.warn_of_unknown_variables();
     if let Some(config) = &args.config {
         tracing::info!(config = %config.display(), "settings of a file");
     }
     let addresses = Addresses::resolve(&args)?;
+    addresses.check_distinct()?;
+    args.connections.check()?;
     // Certificates and keys are checked before anything is loaded or bound.
     let security = args.security.open(&addresses.grpc)?;
     let collector = args.observability.collector()?;
     let sources = catalog_sources(&args)?;
     // All files are read before anything is loaded.
     let configs = sources.iter().map(|source| engine_config(&args, source)).collect::<anyhow::Result<Vec<_>>>()?;
+    sources.iter().try_for_each(|source| check_data(source).map(drop))?;
+    // A port in use is noticed before anything is loaded or written.
+    let bound = addresses.bind()?;
     lodestone_core::text::warm_up();
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let mut sources = sources.iter().zip(configs);
@@ -264,11 +275,11 @@ pub(crate) fn serve(args: ServeArgs) -> anyhow::Result<Exit> {
     // Network I/O takes a third of the time of ranking; more threads would only compete for the cores.
     let io_threads = (cores / 2).max(1);
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(io_threads).enable_all().build()?;
-    runtime.block_on(run_server(&args, &addresses, (security, audit), collector, catalogs))?;
+    runtime.block_on(run_server(&args, bound, (security, audit), collector, catalogs))?;
     Ok(Exit::Success)
 }
 
-/// The addresses of the server, which are resolved before anything is loaded or bound.
+/// The addresses of the server.
 pub(super) struct Addresses {
     pub(super) grpc: ListenAddresses,
     pub(super) metrics: Option<ListenAddresses>,
@@ -282,11 +293,27 @@ impl Addresses {
             metrics: metrics.map(|text| ListenAddresses::resolve("--metrics-listen", text)).transpose()?,
         })
     }
+
+    /// Checks that both ports can be bound at the same time.
+    pub(super) fn check_distinct(&self) -> anyhow::Result<()> {
+        self.metrics.as_ref().map_or(Ok(()), |metrics| self.grpc.check_distinct(metrics))
+    }
+
+    fn bind(&self) -> anyhow::Result<BoundAddresses> {
+        let metrics = self.metrics.as_ref().map(ListenAddresses::bind).transpose()?;
+        Ok(BoundAddresses { grpc: self.grpc.bind()?, metrics })
+    }
 }
 
-/// Returns the catalogues of the server, `default` first.
-pub(super) fn catalog_sources(args: &ServeArgs) -> anyhow::Result<Vec<CatalogSource>> {
-    let default = CatalogSource {
+/// The addresses of the server, which refuse connections until the models are loaded.
+struct BoundAddresses {
+    grpc: BoundAddress,
+    metrics: Option<BoundAddress>,
+}
+
+/// Returns the catalogue of the flags.
+pub(super) fn default_source(args: &ServeArgs) -> CatalogSource {
+    CatalogSource {
         name: DEFAULT_CATALOG.to_owned(),
         bundle: args.bundle.clone(),
         store: args.store.clone(),
@@ -296,7 +323,12 @@ pub(super) fn catalog_sources(args: &ServeArgs) -> anyhow::Result<Vec<CatalogSou
         languages: args.languages.clone(),
         currency: args.currency.clone(),
         workers: args.workers,
-    };
+    }
+}
+
+/// Returns the catalogues of the server, `default` first.
+pub(super) fn catalog_sources(args: &ServeArgs) -> anyhow::Result<Vec<CatalogSource>> {
+    let default = default_source(args);
     let named = args.catalogs.as_deref().map(|path| catalogs::read(path, &default)).transpose()?;
     Ok(std::iter::once(default).chain(named.into_iter().flatten()).collect())
 }
@@ -305,7 +337,7 @@ pub(super) fn engine_config(args: &ServeArgs, source: &CatalogSource) -> anyhow:
     let (diversity, answers_share) = (args.diversity_default as f32, args.answers_share);
     let base = ServingConfig { diversity, ..ServingConfig::default() };
     let serving = match &source.serving {
-        Some(path) => Serving::open(path, &base)?,
+        Some(path) => Serving::open(path, &base).map_err(|error| serving_problem(source, &error))?,
         None => Serving::of(base),
     };
     let share = answers_share.unwrap_or(if serving.varies() { 1.0 } else { AnswerLogConfig::default().share });
@@ -314,12 +346,56 @@ pub(super) fn engine_config(args: &ServeArgs, source: &CatalogSource) -> anyhow:
     Ok(EngineConfig { serving: Arc::new(serving), answers, slates, currency: source.currency.clone() })
 }
 
+fn serving_problem(source: &CatalogSource, error: &ServingError) -> anyhow::Error {
+    let remedy = if matches!(error, ServingError::Io { .. }) { "; check the path and permissions" } else { "" };
+    anyhow::anyhow!("{}: {error}{remedy}", source.setting("serving"))
+}
+
+/// Checks that the data directory of a catalogue is none or a directory.
+pub(super) fn check_data(source: &CatalogSource) -> anyhow::Result<String> {
+    let (setting, path) = (source.setting("data"), &source.data);
+    match fs::metadata(path) {
+        Ok(found) if found.is_dir() => Ok(format!("{} exists", path.display())),
+        Ok(_) => anyhow::bail!("{setting} {} is a file; name a directory", path.display()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            Ok(format!("{} is created at the start", path.display()))
+        }
+        Err(error) => anyhow::bail!("{setting} {}: {error}; check the path and permissions", path.display()),
+    }
+}
+
+/// Names the setting that an error of opening is about, and the remedy.
+fn open_problem(source: &CatalogSource, error: OpenError) -> anyhow::Error {
+    let data = source.setting("data");
+    let bundle = source.setting(if source.store.is_some() { "store" } else { "bundle" });
+    let (setting, remedy) = match &error {
+        OpenError::Bundle(BundleError::Io { .. }) => {
+            (bundle, "; name a directory that `lodestone train` wrote".to_owned())
+        }
+        OpenError::Bundle(_) => (bundle, String::new()),
+        OpenError::Synonyms(SynonymsError::Io { .. }) => {
+            (source.setting("synonyms"), "; check the path and permissions".to_owned())
+        }
+        OpenError::Synonyms(_) => (source.setting("synonyms"), String::new()),
+        OpenError::Log(LogError::InUse { .. }) | OpenError::Recovery(RecoveryError::Log(LogError::InUse { .. })) => {
+            (data.clone(), format!("; stop it, or choose another {data}"))
+        }
+        OpenError::Log(LogError::Open { .. }) | OpenError::Io { .. } => {
+            (data, "; check the path, permissions and free space".to_owned())
+        }
+        _ => return error.into(),
+    };
+    let problem = format_chain(&error.into());
+    anyhow::anyhow!("{setting}: {}{remedy}", problem.strip_prefix("synonyms: ").unwrap_or(&problem))
+}
+
 fn open_engine(args: &ServeArgs, source: &CatalogSource, config: EngineConfig, cores: usize) -> anyhow::Result<Engine> {
     let bundle = match (&source.store, &source.bundle) {
         (Some(store), _) => BundleSource::Store(Store::open_existing(store, store_options())?),
         (None, bundle) => BundleSource::Directory(bundle.clone().context("--bundle or --store is required")?),
     };
-    Ok(open(OpenOptions {
+    let is_new = !source.data.exists();
+    let opened = open(OpenOptions {
         bundle,
         rollout: args.rollout.config(),
         data: &source.data,
@@ -337,13 +413,23 @@ fn open_engine(args: &ServeArgs, source: &CatalogSource, config: EngineConfig, c
         dedupe_ids_max: args.dedupe_ids_max,
         limits: StateLimits { users_max: args.users_max, event_items_max: args.event_items_max },
         config,
-    })?)
+    });
+    let engine = opened.map_err(|error| open_problem(source, error))?;
+    if is_new {
+        let (data, setting) = (source.data.display(), source.setting("data"));
+        tracing::warn!(
+            %data,
+            "the data directory did not exist and was created: it has no written items and no events; check {setting} if \
+             the shop has some"
+        );
+    }
+    Ok(engine)
 }
 
 /// Serves until a signal stops the server, then writes checkpoints.
 async fn run_server(
     args: &ServeArgs,
-    addresses: &Addresses,
+    bound: BoundAddresses,
     (security, audit): (Security, AuditLog),
     collector: Option<Collector>,
     catalogs: Catalogs,
@@ -352,7 +438,8 @@ async fn run_server(
         Some(collector) => Some(Traces::start(collector, &catalogs).context("--otlp-endpoint and --otlp-ca")?),
         None => None,
     };
-    let listener = addresses.grpc.bind().await?;
+    let listener = bound.grpc.listen()?;
+    let metrics_listener = bound.metrics.map(BoundAddress::listen).transpose()?;
     let address = listener.local_addr()?;
     for (catalog, engine) in catalogs.iter() {
         tracing::info!(%address, catalog, generation = %engine.generation(), "serving");
@@ -372,8 +459,7 @@ async fn run_server(
         ..ServerConfig::default()
     };
     let config = args.connections.apply(config);
-    if let Some(addresses) = &addresses.metrics {
-        let listener = addresses.bind().await?;
+    if let Some(listener) = metrics_listener {
         tokio::spawn(http_endpoint::serve(listener, catalogs.clone(), health));
     }
     let mut signals = StopSignals::install()?;

@@ -14,12 +14,22 @@ use lodestone_core::{
     toml_error,
 };
 use lodestone_pipeline::bundle::read_regular;
-use std::{any::TypeId, collections::BTreeMap, ffi::OsString, fmt, path::PathBuf};
+use std::{
+    any::TypeId,
+    collections::{BTreeMap, BTreeSet},
+    ffi::OsString,
+    fmt,
+    path::PathBuf,
+};
 
 /// The id of the flag that names the file.
 const CONFIG: &str = "config";
 /// Flags that are no settings of a server.
 const NO_SETTINGS: [&str; 3] = [CONFIG, "format", "out"];
+/// The beginning of the variables of settings.
+const PREFIX: &str = "LODESTONE_";
+/// Variables of no flag: the key of clients, and the commit of a build.
+const OTHER_VARIABLES: [&str; 2] = ["LODESTONE_API_KEY", "LODESTONE_GIT_COMMIT"];
 
 /// Where the value of a setting comes from, the weakest first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
@@ -47,6 +57,17 @@ pub(crate) struct Settings {
     /// The file of the settings with the origin `file`.
     file: Option<PathBuf>,
     settings: Vec<Setting>,
+    #[serde(skip)]
+    unknown_variables: Vec<String>,
+}
+
+impl Settings {
+    /// Logs variables that look like settings and are none, such as those with a typing error.
+    pub(crate) fn warn_of_unknown_variables(&self) {
+        for problem in &self.unknown_variables {
+            tracing::warn!("{problem}");
+        }
+    }
 }
 
 impl fmt::Display for Settings {
@@ -73,28 +94,30 @@ impl fmt::Display for Settings {
 pub(crate) enum ArgumentError {
     /// Of a flag or a variable, without secrets of URLs. Also a request for help.
     Usage(clap::Error),
-    /// Of the file: one line with the file, the key, the value and the limit.
-    File(String),
+    /// Of the file, of a variable or of several settings: one line with the settings, the value and the limit, or the remedy.
+    Line(String),
 }
 
 /// Parses the arguments of the program, with the values of a file for what neither they nor the environment set. Returns
 /// the settings of commands with `--config`.
 pub(crate) fn parse(command: Command, mut arguments: Vec<OsString>) -> Result<(ArgMatches, Settings), ArgumentError> {
+    let command = with_negative_numbers(command);
     let leaf = leaf(&command, &arguments).clone();
+    let unknown_variables = unknown_variables(&command, variables());
     let is_help = arguments.iter().any(|argument| argument == "--help" || argument == "-h");
     let file = match config_path(&leaf, &arguments).filter(|_| !is_help) {
         None => None,
-        Some(path) => Some(FileValues::read(path, &leaf, &arguments).map_err(ArgumentError::File)?),
+        Some(path) => Some(FileValues::read(path, &leaf, &arguments).map_err(ArgumentError::Line)?),
     };
+    let given = arguments.clone();
     if let Some(file) = &file {
         arguments.extend(leaf.get_arguments().filter_map(|arg| file.argument(arg)));
     }
-    let matches = command.try_get_matches_from(arguments).map_err(masked_error).map_err(|error| match &file {
-        Some(file) => file.explain(error),
-        None => ArgumentError::Usage(error),
-    })?;
-    let settings = match leaf.get_arguments().any(|arg| arg.get_id() == CONFIG) {
-        true => effective(&leaf, &matches, file.as_ref()),
+    let origins = Origins { leaf: &leaf, given: &given, file: file.as_ref() };
+    let matches =
+        command.try_get_matches_from(arguments).map_err(masked_error).map_err(|error| origins.explain(error))?;
+    let settings = match has_config(&leaf) {
+        true => Settings { unknown_variables, ..effective(&leaf, &matches, file.as_ref()) },
         false => Settings::default(),
     };
     Ok((matches, settings))
@@ -121,6 +144,20 @@ fn masked_error(mut error: clap::Error) -> clap::Error {
         error.insert(kind, value);
     }
     error
+}
+
+/// Accepts `--flag -1` as a value, which the parser of the flag then refuses with its limits.
+fn with_negative_numbers(command: Command) -> Command {
+    let negative = |arg: Arg| match arg.get_action().takes_values() {
+        true => arg.allow_negative_numbers(true),
+        false => arg,
+    };
+    command.mut_args(negative).mut_subcommands(with_negative_numbers)
+}
+
+/// Returns whether a command takes the settings of a server.
+fn has_config(leaf: &Command) -> bool {
+    leaf.get_arguments().any(|arg| arg.get_id() == CONFIG)
 }
 
 /// Returns the command that the arguments name, such as `config show`.
@@ -165,6 +202,46 @@ fn variable(arg: &Arg) -> Option<OsString> {
     arg.get_env().and_then(std::env::var_os)
 }
 
+/// Returns the names of all variables with [`PREFIX`].
+#[expect(
+    clippy::disallowed_methods,
+    reason = "clap reads the variables that it knows, and not those with a typing error"
+)]
+fn variables() -> impl Iterator<Item = String> {
+    std::env::vars_os().filter_map(|(name, _)| name.into_string().ok()).filter(|name| name.starts_with(PREFIX))
+}
+
+/// Returns a warning for each variable that is none of a flag.
+fn unknown_variables(command: &Command, names: impl Iterator<Item = String>) -> Vec<String> {
+    fn add(command: &Command, known: &mut BTreeSet<String>) {
+        known.extend(command.get_arguments().filter_map(|arg| Some(arg.get_env()?.to_str()?.to_owned())));
+        command.get_subcommands().for_each(|sub| add(sub, known));
+    }
+    let mut known: BTreeSet<String> = OTHER_VARIABLES.map(str::to_owned).into();
+    add(command, &mut known);
+    // Kubernetes sets such variables for a service whose name begins with `lodestone`.
+    let is_of_service = |name: &str| {
+        name.contains("_SERVICE_HOST")
+            || name.contains("_SERVICE_PORT")
+            || name.contains("_PORT_")
+            || name.ends_with("_PORT")
+    };
+    let unknown = names.filter(|name| !known.contains(name) && !is_of_service(name));
+    unknown
+        .map(|name| {
+            let distance = |known: &str| strsim::damerau_levenshtein(&name[PREFIX.len()..], &known[PREFIX.len()..]);
+            let nearest = known.iter().filter(|known| known.starts_with(PREFIX)).min_by_key(|known| distance(known));
+            let limit = ((name.len() - PREFIX.len()) / 3).max(2);
+            match nearest.filter(|known| distance(known) <= limit) {
+                Some(known) => format!("the variable {name} is no setting and has no effect; did you mean {known}?"),
+                None => format!(
+                    "the variable {name} is no setting and has no effect; `lodestone serve --help` lists the variables"
+                ),
+            }
+        })
+        .collect()
+}
+
 /// Returns the settings that a file may have.
 fn settings_of(leaf: &Command) -> impl Iterator<Item = &Arg> {
     leaf.get_arguments().filter(|arg| !NO_SETTINGS.contains(&arg.get_id().as_str()))
@@ -202,43 +279,107 @@ impl FileValues {
             _ => Some(format!("--{name}={value}").into()),
         }
     }
+}
 
-    /// Returns the error in one line if it is about a value of the file.
+/// Where the values of a command line come from.
+struct Origins<'a> {
+    leaf: &'a Command,
+    /// The arguments, without the values of the file.
+    given: &'a [OsString],
+    file: Option<&'a FileValues>,
+}
+
+impl Origins<'_> {
+    fn is_of_file(&self, arg: &Arg) -> bool {
+        self.file.is_some_and(|file| file.values.contains_key(&key(arg)))
+    }
+
+    fn is_of_variable(&self, arg: &Arg) -> bool {
+        variable(arg).is_some() && !is_flag_given(arg, self.given)
+    }
+
+    /// Returns whether a value comes from a variable with [`PREFIX`], and not one of another program.
+    fn is_of_own_variable(&self, arg: &Arg) -> bool {
+        let name = arg.get_env().and_then(|name| name.to_str()).unwrap_or_default();
+        name.starts_with(PREFIX) && self.is_of_variable(arg)
+    }
+
+    /// Names a setting by its origin.
+    fn shown(&self, arg: &Arg) -> String {
+        let flag = format!("--{}", arg.get_long().unwrap_or_else(|| arg.get_id().as_str()));
+        match arg.get_env() {
+            _ if self.is_of_file(arg) => format!("`{}` of the file", key(arg)),
+            Some(variable) if self.is_of_variable(arg) => format!("{} ({flag})", variable.to_string_lossy()),
+            _ => flag,
+        }
+    }
+
+    /// Returns the error in one line if it is about settings that exclude each other, about a value of a variable or of the
+    /// file, or about a missing setting of a server that has others.
     fn explain(&self, error: clap::Error) -> ArgumentError {
-        let names: Vec<String> = [ContextKind::InvalidArg, ContextKind::PriorArg]
-            .into_iter()
-            .filter_map(|kind| error.get(kind))
+        let names = [ContextKind::InvalidArg, ContextKind::PriorArg].into_iter().filter_map(|kind| error.get(kind));
+        let names: Vec<String> = names
             .flat_map(|value| match value {
                 ContextValue::String(text) => vec![text.clone()],
                 ContextValue::Strings(texts) => texts.clone(),
                 _ => Vec::new(),
             })
             .collect();
-        let key_of = |shown: &String| {
-            let name = shown.strip_prefix("--")?.split([' ', '=']).next()?;
-            Some(name.replace('-', "_")).filter(|key| self.values.contains_key(key))
+        let arg_of = |shown: &String| {
+            let name = shown.strip_prefix("--")?.split([' ', '=', '[']).next()?;
+            self.leaf.get_arguments().find(|arg| arg.get_long() == Some(name))
         };
-        let of_file = names.iter().find_map(key_of);
-        let shown = format!("--config {}", self.path.display());
+        let args: Vec<&Arg> = names.iter().filter_map(arg_of).collect();
+        let of_value = args.first().copied().filter(|arg| self.is_of_file(arg) || self.is_of_variable(arg));
         let text = error.to_string();
         let first = text.strip_prefix("error: ").unwrap_or(&text).split("\n\n").next().unwrap_or_default();
         let first = first.split_whitespace().collect::<Vec<_>>().join(" ");
-        let line = match (error.kind(), of_file) {
-            (ErrorKind::MissingRequiredArgument, _) => {
-                format!("{first}; set what is missing in the file, the environment or as a flag")
+        let mut is_about_file = args.iter().any(|arg| self.is_of_file(arg));
+        let line = match (error.kind(), of_value) {
+            (ErrorKind::ArgumentConflict, _) if args.len() > 1 => {
+                let mut settings: Vec<String> = args.iter().map(|arg| self.shown(arg)).collect();
+                settings.dedup();
+                match &settings[..] {
+                    [one] => format!("{one} is set several times; remove all but one"),
+                    several => format!("{} exclude each other; remove one of them", several.join(" and ")),
+                }
             }
-            (ErrorKind::ArgumentConflict, Some(_)) => format!("{first}; remove one of them"),
-            (ErrorKind::ValueValidation | ErrorKind::InvalidValue, Some(key)) => {
-                let value = self.values.get(&key).map_or(String::new(), |value| mask_url(value));
+            (ErrorKind::ValueValidation | ErrorKind::InvalidValue, Some(arg)) => {
+                let of_file = self.file.and_then(|file| file.values.get(&key(arg)).cloned());
+                let name = if of_file.is_some() { key(arg) } else { self.shown(arg) };
+                let of_variable = || variable(arg).unwrap_or_default().to_string_lossy().into_owned();
+                let value = mask_url(&of_file.unwrap_or_else(of_variable));
                 let allowed = match error.get(ContextKind::ValidValue) {
-                    Some(ContextValue::Strings(values)) => format!("it must be one of {}", values.join(", ")),
+                    Some(ContextValue::Strings(values)) if !values.is_empty() => {
+                        format!("it must be one of {}", values.join(", "))
+                    }
                     _ => std::error::Error::source(&error).map_or(first, ToString::to_string),
                 };
-                format!("{key} is `{value}`: {allowed}")
+                format!("{name} is `{value}`: {allowed}")
+            }
+            (ErrorKind::MissingRequiredArgument, _) if has_config(self.leaf) && self.sets_any() => {
+                is_about_file = self.file.is_some();
+                format!("{first}; set what is missing in the file, the environment or as a flag{}", self.variables())
             }
             _ => return ArgumentError::Usage(error),
         };
-        ArgumentError::File(format!("{shown}: {line}"))
+        ArgumentError::Line(match self.file.filter(|_| is_about_file) {
+            Some(file) => format!("--config {}: {line}", file.path.display()),
+            None => line,
+        })
+    }
+
+    /// Returns whether a flag, a variable with [`PREFIX`] or the file sets anything.
+    fn sets_any(&self) -> bool {
+        let is_set = |arg: &Arg| is_flag_given(arg, self.given) || self.is_of_own_variable(arg);
+        self.file.is_some() || self.leaf.get_arguments().any(is_set)
+    }
+
+    /// Names the settings of the environment, because who reads the error may not know of them.
+    fn variables(&self) -> String {
+        let of_environment = self.leaf.get_arguments().filter(|arg| self.is_of_own_variable(arg));
+        let shown: Vec<String> = of_environment.map(|arg| self.shown(arg)).collect();
+        if shown.is_empty() { String::new() } else { format!(". The environment sets {}", shown.join(", ")) }
     }
 }
 
@@ -326,7 +467,7 @@ fn effective(leaf: &Command, matches: &ArgMatches, file: Option<&FileValues>) ->
         value: Some(MASK.to_owned()),
         origin: Origin::Environment,
     }));
-    Settings { file: file.map(|file| file.path.clone()), settings }
+    Settings { file: file.map(|file| file.path.clone()), settings, unknown_variables: Vec::new() }
 }
 
 #[cfg(test)]
@@ -345,7 +486,7 @@ mod tests {
         let given = given.chain([path.into()]).chain(arguments.iter().map(OsString::from)).collect();
         match parse(Cli::command(), given) {
             Ok((_, settings)) => Ok(settings),
-            Err(ArgumentError::File(line)) => Err(line),
+            Err(ArgumentError::Line(line)) => Err(line),
             Err(ArgumentError::Usage(error)) => Err(format!("usage: {error}")),
         }
     }
@@ -386,8 +527,9 @@ mod tests {
             ("metrics-listen = \"a:1\"", vec!["did you mean `metrics_listen`?"]),
             ("config = \"other\"", vec!["unknown key `config`"]),
             ("[rollout]\nprobation_seconds = 1", vec!["unknown key `rollout`", "top level"]),
-            ("workers = 0", vec!["workers is `0`", "1.."]),
-            ("workers = -1", vec!["workers is `-1`"]),
+            ("workers = 0", vec!["workers is `0`: 0 is not in 1..=1024"]),
+            ("workers = -1", vec!["workers is `-1`: -1 is not in 1..=1024"]),
+            ("workers = 1025", vec!["workers is `1025`: 1025 is not in 1..=1024"]),
             ("workers = \"3\"", vec!["workers is a TOML string", "a whole number"]),
             ("workers = 1.5", vec!["workers is a TOML float (`1.5`)", "a whole number"]),
             ("serving = 5", vec!["serving is a TOML integer (`5`)", "a string"]),
@@ -395,7 +537,7 @@ mod tests {
             ("serving = \"\"", vec!["serving", "not empty"]),
             ("device = \"tpu\"", vec!["device is `tpu`", "one of cpu, cuda"]),
             ("languages = \"xx\"", vec!["languages is `xx`"]),
-            ("store = \"s\"", vec!["--bundle", "--store", "remove one of them"]),
+            ("store = \"s\"", vec!["`bundle` of the file", "`store` of the file", "remove one of them"]),
             ("tls_cert = \"c\"", vec!["--tls-key", "set what is missing"]),
             ("workers = 1\nworkers = 2", vec!["line ", "duplicate key"]),
             ("workers = = 2", vec!["line 3"]),
@@ -409,6 +551,73 @@ mod tests {
         // A mistake in a flag is reported as without a file.
         let error = show(VALID, &["--workers", "0"]).unwrap_err();
         assert!(error.starts_with("usage: "), "{error}");
+    }
+
+    /// Returns the one line about arguments, or the text of clap.
+    fn refused(arguments: &[&str]) -> String {
+        match parse(Cli::command(), arguments.iter().map(OsString::from).collect()) {
+            Ok(_) => panic!("{arguments:?} are accepted"),
+            Err(ArgumentError::Line(line)) => line,
+            Err(ArgumentError::Usage(error)) => format!("usage: {error}"),
+        }
+    }
+
+    #[test]
+    fn flags_that_exclude_or_need_each_other_are_one_line_with_the_remedy() {
+        let serve = ["lodestone", "serve", "--bundle", "b", "--data", "d"];
+        for (more, expected) in [
+            (vec!["--store", "s"], "--bundle and --store exclude each other; remove one of them"),
+            (vec!["--workers", "1", "--workers", "2"], "--workers is set several times; remove all but one"),
+        ] {
+            let line = refused(&[&serve[..], &more[..]].concat());
+            // The order is that of clap.
+            let mut words: Vec<&str> = line.split(' ').collect();
+            let mut expected: Vec<&str> = expected.split(' ').collect();
+            words.sort_unstable();
+            expected.sort_unstable();
+            assert_eq!(words, expected, "{line}");
+        }
+        let line = refused(&[&serve[..], &["--tls-cert", "c"]].concat());
+        assert!(line.contains("--tls-key <FILE>") && line.contains("set what is missing"), "{line}");
+        assert!(!line.contains('\n'), "{line}");
+        let line = refused(&["lodestone", "bundle", "show", "--bundle", "b", "--json", "--format", "table"]);
+        assert!(line.contains(" exclude each other; remove one of them") && !line.contains('\n'), "{line}");
+        // Without any setting the usage helps more.
+        assert!(refused(&["lodestone", "bundle", "show"]).contains("Usage:"));
+    }
+
+    #[test]
+    fn a_negative_number_is_refused_with_the_limits() {
+        let serve = ["lodestone", "serve", "--bundle", "b", "--data", "d"];
+        for (flag, limits) in [
+            ("--drain-wait", "it must be within 0 and 86400"),
+            ("--client-changes-per-day", "-1 is not in 1.."),
+            ("--answers-days", "-1 is not in 1..=3650"),
+            ("--slow-request-ms", "-1 is not in 0.."),
+        ] {
+            let text = refused(&[&serve[..], &[flag, "-1"]].concat());
+            assert!(text.contains(flag) && text.contains(limits), "{text}");
+        }
+        let key =
+            ["lodestone", "key", "create", "--keys", "k", "--name", "n", "--role", "rank", "--changes-per-day", "-1"];
+        let text = refused(&key);
+        assert!(text.contains("-1 is not in 1..=9223372036854775807"), "{text}");
+    }
+
+    #[test]
+    fn a_variable_that_is_no_setting_is_named_with_the_nearest_one() {
+        let warnings = |name: &str| unknown_variables(&Cli::command(), std::iter::once(name.to_owned()));
+        for known in ["LODESTONE_WORKERS", "LODESTONE_CONFIG", "LODESTONE_API_KEY", "LODESTONE_SHOP_SERVICE_HOST"] {
+            assert!(warnings(known).is_empty(), "{known}");
+        }
+        assert!(warnings("LODESTONE_PORT_50051_TCP").is_empty());
+        let typed = warnings("LODESTONE_WORKRES");
+        assert!(typed.len() == 1 && typed[0].contains("did you mean LODESTONE_WORKERS?"), "{typed:?}");
+        let far = warnings("LODESTONE_COLOUR_OF_THE_SHOP");
+        assert!(
+            far.len() == 1 && far[0].contains("LODESTONE_COLOUR_OF_THE_SHOP") && far[0].contains("--help"),
+            "{far:?}"
+        );
     }
 
     #[test]

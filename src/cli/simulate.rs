@@ -2,7 +2,7 @@
 use super::{
     LibraryArgs,
     exit::Exit,
-    numbers::{between, within},
+    numbers::{between, whole, within},
     output::{OutputArgs, write_file},
     paths::{new_directory, new_file},
     progress::style,
@@ -66,7 +66,7 @@ Examples:
   lodestone simulate --format json --out simulation.json --plot simulation.svg")]
 pub(crate) struct SimulateArgs {
     /// Number of simulated worlds, each with its own shop and shoppers.
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=100), default_value_t = 3)]
+    #[arg(long, value_name = "N", value_parser = whole::<u64>(1..=100), default_value_t = 3)]
     seeds: u64,
     /// Seed of the first world. The others follow it.
     #[arg(long, value_name = "N", default_value_t = 1)]

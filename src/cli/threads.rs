@@ -3,7 +3,7 @@
 #[derive(clap::Args)]
 pub(crate) struct ThreadsArgs {
     /// Number of threads. Default: one per processor. With one thread, the same seed produces the same result.
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=256))]
+    #[arg(long, value_name = "N", value_parser = super::numbers::whole::<u16>(1..=256))]
     threads: Option<u16>,
 }
 

@@ -702,13 +702,28 @@ def configuration(work):
     check(ran.returncode == ERROR and "--workers" in ran.stderr and str(file) not in ran.stderr,
           "a mistake in the environment is no mistake of the file")
     for lines, words in [("worker = 1", ["unknown key `worker`", "`workers`"]), ("device = 1", ["device", "a string"]),
-                         ("store = \"s\"", ["--bundle", "--store", "remove one"]), ("answers_bytes = 0", ["answers_bytes is `0`"])]:
+                         ("store = \"s\"", ["`bundle`", "`store`", "remove one"]), ("answers_bytes = 0", ["answers_bytes is `0`"])]:
         file.write_text(valid + lines + "\n")
         for command in (["serve"], ["config", "check"]):
             ran = run(*command, "--config", file)
             check(ran.returncode == ERROR and len(ran.stderr.splitlines()) == 1 and str(file) in ran.stderr
                   and all(word in ran.stderr for word in words), f"{' '.join(command)} names {words} {ran.stderr}")
     refused(["--config", "none.toml", "cannot be read"], "serve", "--config", work / "none.toml")
+    for name, value, words in [("LODESTONE_STORE", "s", ["LODESTONE_STORE (--store)", "--bundle", "exclude each other; remove one"]),
+                               ("LODESTONE_TLS_CERT", "c", ["LODESTONE_TLS_CERT (--tls-cert)", "--tls-key", "set what is missing"]),
+                               ("LODESTONE_INSECURE", "maybe", ["LODESTONE_INSECURE (--insecure) is `maybe`", "true, false"])]:
+        ran = with_environment({name: value}, "serve", "--bundle", BUNDLE, "--data", data)
+        check(ran.returncode == ERROR and len(ran.stderr.splitlines()) == 1 and all(word in ran.stderr for word in words),
+              f"{name} is named in one line {ran.stderr}")
+    serve = ["serve", "--data", data, "--listen", "127.0.0.1:0"]
+    a_file = work / "a-file"
+    a_file.touch()
+    refused(["--bundle: ", "no-bundle", "No such file", "`lodestone train`"], *serve, "--bundle", work / "no-bundle")
+    refused(["ONNX Runtime"], *serve, "--bundle", BUNDLE, "--onnxruntime", work / "none.so")
+    refused(["--data", "a-file is a file; name a directory"], "serve", "--bundle", BUNDLE, "--data", a_file)
+    for flag in ["catalogs", "serving", "synonyms"]:
+        refused([f"--{flag}", "none.file", "No such file", "check the path"], *serve, "--bundle", BUNDLE, f"--{flag}", work / "none.file")
+    refused(["--max-connection-age-grace 5", "--max-connection-age"], *serve, "--bundle", BUNDLE, "--max-connection-age-grace", 5)
     check(not data.exists(), "nothing is written before")
     file.write_text(valid)
     checked, examined = run("config", "check", "--config", file), run("doctor", "--config", file, "--format", "json")
@@ -728,6 +743,20 @@ def configuration(work):
         address = f"127.0.0.1:{taken.getsockname()[1]}"
         ran = run("doctor", "--config", file, "--listen", address)
         check(ran.returncode == NO and address in ran.stdout and "1 wrong" in ran.stdout, f"a port in use is found {ran.stdout}")
+        for flag in ["--listen", "--metrics-listen"]:
+            ran = with_environment({"LODESTONE_WORKRES": "1"}, "serve", "--config", file, flag, address)
+            check(ran.returncode == ERROR and f"{flag} {address}: cannot listen" in ran.stderr and "stop the process" in ran.stderr,
+                  f"a port in use is an error with its flag and the remedy {ran.stderr}")
+            check("did you mean LODESTONE_WORKERS?" in ran.stderr, "a variable with a typing error is a warning")
+    same = ["--config", file, "--listen", "127.0.0.1:9", "--metrics-listen", "localhost:9"]
+    for command in ["serve"], ["config", "check"], ["doctor"]:
+        ran = run(*command, *same)
+        check(ran.returncode == (ERROR if command == ["serve"] else NO) and "choose another port" in ran.stdout + ran.stderr,
+              f"{' '.join(command)} finds equal addresses {ran.stdout}{ran.stderr}")
+    ran = run("config", "check", "--config", file, "--catalogs", work / "none.file")
+    check(ran.returncode == NO and "bundle of default" in ran.stdout and "--catalogs" in ran.stdout and "1 wrong" in ran.stdout,
+          f"a missing file of catalogues hides no other check {ran.stdout}")
+    check(not data.exists(), "nothing is written before a port is bound")
 
 
 with tempfile.TemporaryDirectory() as directory:

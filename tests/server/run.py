@@ -128,6 +128,7 @@ def several_catalogues(work):
     upsert, get = "lodestone.v1.CatalogService/UpsertItems", "lodestone.v1.CatalogService/GetItem"
     for is_new in [True, False]:
         server = Server(data, "--catalogs", str(file))
+        check(("did not exist and was created" in server.logged()) == is_new, "a new data directory is a warning")
         if is_new:
             server.call(upsert, {"items": [{"item_id": "of-outlet", "title": "Outlet mug"}]}, "outlet")
         answer, _ = server.call(get, {"item_id": "of-outlet"}, "outlet")

@@ -139,9 +139,10 @@ pub fn event_log(data: &Path) -> Result<PathBuf, LogMissing> {
 /// Verifies the bundle, opens the models, recovers the state and starts the threads.
 pub fn open(options: OpenOptions) -> Result<Engine, OpenError> {
     let synonyms = options.synonyms.map(Synonyms::open).transpose()?.unwrap_or_default();
-    create_private_directory(options.data).map_err(io_error(options.data))?;
-    let (bundle, pointer) = open_bundle(&options)?;
     let runtime = Runtime::load(options.library)?;
+    let (bundle, pointer) = open_bundle(&options)?;
+    // A bundle or library that cannot be opened leaves no new data directory.
+    create_private_directory(options.data).map_err(io_error(options.data))?;
     let (log, recovered) = recover_state(&options, &bundle)?;
     let log_directory = log.directory().path().to_owned();
     let RecoveredState { state, recent, origin, checkpoint } = recovered;
@@ -243,6 +244,8 @@ fn open_bundle(options: &OpenOptions) -> Result<(Bundle, Option<Pointer>), OpenE
         BundleSource::Directory(directory) => (directory.clone(), None),
         BundleSource::Store(store) => {
             let (name, pointer) = first_bundle(store, options.data)?;
+            // The bundle is copied into it.
+            create_private_directory(options.data).map_err(io_error(options.data))?;
             (store.fetch(&name, &options.data.join(BUNDLE_COPIES))?, Some(pointer))
         }
     };
