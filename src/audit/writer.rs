@@ -131,6 +131,19 @@ struct Open {
     is_dirty: bool,
 }
 
+impl Open {
+    /// Removes what a failed write or a crash left after the complete lines. At once, because a reader of the file, and
+    /// of the next one, takes the rest for a changed line.
+    fn cut(&mut self) -> io::Result<()> {
+        if self.is_dirty {
+            self.file.set_len(self.bytes)?;
+            self.file.sync_data()?;
+            self.is_dirty = false;
+        }
+        Ok(())
+    }
+}
+
 /// The end of the log.
 struct Chain {
     directory: PathBuf,
@@ -161,7 +174,7 @@ impl Chain {
             if is_dirty {
                 tracing::warn!(file = %path.display(), "removing the incomplete last line of the audit log");
             }
-            let opened = Open { path: path.clone(), file, bytes, is_dirty };
+            let mut opened = Open { path: path.clone(), file, bytes, is_dirty };
             let Some(last) = last else {
                 // A crash came between the creation of a file and its first line.
                 fs::remove_file(&path).map_err(unreadable)?;
@@ -171,6 +184,7 @@ impl Chain {
                 let remedy = "see `lodestone audit verify`; to begin another log, move the directory away";
                 damaged(format!("its last line {problem}; {remedy}"))
             })?;
+            opened.cut().map_err(|error| damaged(format!("cannot be shortened to its last line: {error}")))?;
             (chain.sequence, chain.previous, chain.open) = (entry.sequence + 1, hash, Some(opened));
             break;
         }
@@ -211,13 +225,15 @@ impl Chain {
         if in_place != FileId::of_file(&open.file)? {
             return Err(io::Error::other(format!("{} was replaced; {remedy}", open.path.display())));
         }
-        if open.is_dirty {
-            open.file.set_len(open.bytes)?;
-        }
+        open.cut()?;
         open.is_dirty = true;
-        open.file.write_all(text.as_bytes())?;
-        if needs_sync {
-            open.file.sync_data()?;
+        let written = open.file.write_all(text.as_bytes());
+        if let Err(error) = written.and_then(|()| if needs_sync { open.file.sync_data() } else { Ok(()) }) {
+            if let Err(error) = open.cut() {
+                let file = open.path.display();
+                tracing::error!(%error, %file, "an incomplete line of the audit log stays until the next one");
+            }
+            return Err(error);
         }
         (open.is_dirty, open.bytes) = (false, open.bytes + bytes);
         Ok(())
@@ -225,7 +241,8 @@ impl Chain {
 
     /// Begins another file, and removes the oldest ones.
     fn begin_file(&mut self) -> io::Result<()> {
-        if let Some(open) = &self.open {
+        if let Some(open) = &mut self.open {
+            open.cut()?;
             open.file.sync_data()?;
         }
         let path = self.directory.join(file_name(self.sequence));
@@ -367,6 +384,34 @@ mod tests {
         fs::write(&file, damaged).unwrap();
         let error = AuditLog::open(directory.path(), AuditSettings::default()).unwrap_err().to_string();
         assert!(error.contains("its last line has a hash") && error.contains("lodestone audit verify"), "{error}");
+    }
+
+    #[tokio::test]
+    async fn an_incomplete_line_is_removed_before_the_next_file_begins() {
+        let directory = tempfile::tempdir().unwrap();
+        // Each line has a file of its own.
+        let settings = AuditSettings { file_bytes_max: 1, files_max: 100 };
+        let log = AuditLog::open(directory.path(), settings).unwrap();
+        write(&log, "a").await.unwrap();
+        drop(log);
+        let is_valid = || verify(directory.path(), None).unwrap().violation.is_none();
+        let first = files(directory.path()).unwrap().remove(0);
+        let complete = fs::read(&first).unwrap();
+        // A crash cut a line.
+        fs::write(&first, [&complete[..], b"{\"sequence\":2,"].concat()).unwrap();
+        let mut chain = Chain::open(directory.path(), settings).unwrap();
+        assert_eq!(fs::read(&first).unwrap(), complete);
+        let (written, _receiver) = oneshot::channel();
+        let job = Job { call: call("b"), kind: EntryKind::Begin, status: "", begin: 0, written };
+        assert_eq!(chain.append(std::slice::from_ref(&job), UnixMillis::now()).unwrap(), 2);
+        assert!(is_valid());
+        // A write failed within a line, and its rest could not be removed.
+        let open = chain.open.as_mut().unwrap();
+        open.file.write_all(b"{\"sequence\":3,").unwrap();
+        open.is_dirty = true;
+        assert_eq!(chain.append(std::slice::from_ref(&job), UnixMillis::now()).unwrap(), 3);
+        assert!(is_valid());
+        assert_eq!(verify(directory.path(), None).unwrap().file_count, 3);
     }
 
     #[tokio::test]

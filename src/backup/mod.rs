@@ -40,7 +40,7 @@ pub(crate) const RETRAIN: &str = "retrain";
 const LOST_AND_FOUND: &str = "lost+found";
 /// The version of the manifest and of the layout.
 const FORMAT: u32 = 1;
-/// Data directories are two to four deep. A link to a directory above itself would have no end.
+/// Data directories are two to four deep.
 const DEPTH_MAX: usize = 16;
 const BUFFER_BYTES: usize = 1 << 20;
 /// About 5 million files.
@@ -174,7 +174,7 @@ pub fn create(data: &Path, backups: &Path, name: &str, keep: Option<usize>) -> R
         let _ = fs::remove_dir_all(&work);
     }
     let manifest = made?;
-    let removed = keep.map_or(Ok(Vec::new()), |keep| prune(backups, keep))?;
+    let removed = keep.map_or(Ok(Vec::new()), |keep| prune(backups, keep, name))?;
     Ok(Summary { removed, ..Summary::of(path, &manifest) })
 }
 
@@ -235,18 +235,26 @@ fn remove_incomplete(backups: &Path) -> Result<(), BackupError> {
     Ok(())
 }
 
-/// Removes the oldest backups beyond `keep`. Other directories and files stay.
-fn prune(backups: &Path, keep: usize) -> Result<Vec<String>, BackupError> {
-    let is_backup = |name: &String| !name.starts_with('.') && backups.join(name).join(MANIFEST).is_file();
+/// Removes the oldest backups beyond `keep`, which counts the one that was just made: `made` stays, whatever its name.
+/// Directories and files whose names are not times stay too.
+fn prune(backups: &Path, keep: usize, made: &str) -> Result<Vec<String>, BackupError> {
+    let is_other_backup = |name: &String| name != made && is_time(name) && backups.join(name).join(MANIFEST).is_file();
     // The order of names is the order of time.
-    let mut old: Vec<String> = names(backups)?.into_iter().filter(is_backup).collect();
-    old.truncate(old.len().saturating_sub(keep));
+    let mut old: Vec<String> = names(backups)?.into_iter().filter(is_other_backup).collect();
+    old.truncate((old.len() + 1).saturating_sub(keep.max(1)));
     for name in &old {
         let path = backups.join(name);
         // Without its manifest it is no backup, so that an interrupted removal leaves no backup that lacks files.
         fs::remove_file(path.join(MANIFEST)).and_then(|()| fs::remove_dir_all(&path)).map_err(io_error(&path))?;
     }
     Ok(old)
+}
+
+/// Returns true for a name of the form `YYYYMMDDTHHMMSSZ`.
+fn is_time(name: &str) -> bool {
+    let form = b"00000000T000000Z";
+    let fits = |(byte, expected): (u8, &u8)| if *expected == b'0' { byte.is_ascii_digit() } else { byte == *expected };
+    name.len() == form.len() && name.bytes().zip(form).all(fits)
 }
 
 /// Returns the names in a directory in order.
@@ -298,7 +306,8 @@ impl Copier<'_> {
     fn copy_directory(&mut self, directory: &Path, depth: usize) -> Result<(), BackupError> {
         let from = self.data.join(directory);
         if depth > DEPTH_MAX {
-            let problem = format!("is more than {DEPTH_MAX} directories deep; is a link a loop?");
+            let problem =
+                format!("is more than {DEPTH_MAX} directories deep; remove what is no part of a data directory");
             return Err(BackupError::File { path: from, problem });
         }
         let to = self.target.join(directory);
@@ -307,7 +316,8 @@ impl Copier<'_> {
         let is_data = EventLog::exists(&from.join(LOG));
         for name in names(&from)? {
             let path = directory.join(&name);
-            let metadata = match fs::metadata(from.join(&name)) {
+            // Of a link itself: what it leads to is outside the data directory, or is backed up already.
+            let metadata = match fs::symlink_metadata(from.join(&name)) {
                 // The server removes old files while this command runs.
                 Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
                 found => found.map_err(io_error(&from.join(&name)))?,
@@ -318,6 +328,11 @@ impl Copier<'_> {
             match (metadata.is_dir(), metadata.is_file()) {
                 (true, _) => below.push((name, path)),
                 (_, true) => self.copy_file(&path)?,
+                _ if metadata.is_symlink() => {
+                    let problem =
+                        "is a symbolic link; replace it with the file or directory that it leads to".to_owned();
+                    return Err(BackupError::File { path: from.join(name), problem });
+                }
                 _ => return Err(BackupError::File { path: from.join(name), problem: "is no regular file".to_owned() }),
             }
         }

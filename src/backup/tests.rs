@@ -159,13 +159,36 @@ fn the_oldest_backups_are_removed_and_nothing_else() {
 }
 
 #[test]
-fn a_directory_below_itself_and_a_pipe_are_refused() {
+fn a_backup_that_was_just_made_stays_whatever_the_other_names() {
     let at = tempfile::tempdir().unwrap();
     let (data, backups) = (data_directory(at.path()), at.path().join("backups"));
-    std::os::unix::fs::symlink(&data, data.join("loop")).unwrap();
-    let found = problem(create(&data, &backups, "1", None));
-    assert!(found.contains("is a link a loop?"), "{found}");
-    fs::remove_file(data.join("loop")).unwrap();
+    // Names of another form, and one of a clock that was ahead.
+    let others = ["20260101T000000", "before-the-sale", "é0260101T00000Z", "20260101t000000z"];
+    for name in others.into_iter().chain(["20990101T000000Z"]) {
+        create(&data, &backups, name, None).unwrap();
+    }
+    let made = create(&data, &backups, "20260102T000000Z", Some(2)).unwrap();
+    assert!(made.removed.is_empty() && verify(&made.path).is_ok(), "{made:?}");
+    let made = create(&data, &backups, "20260103T000000Z", Some(1)).unwrap();
+    assert_eq!(made.removed, ["20260102T000000Z", "20990101T000000Z"]);
+    assert!(verify(&made.path).is_ok());
+    assert!(others.iter().all(|name| verify(&backups.join(name)).is_ok()));
+}
+
+#[test]
+fn links_and_sockets_are_refused() {
+    let at = tempfile::tempdir().unwrap();
+    let (data, backups) = (data_directory(at.path()), at.path().join("backups"));
+    let outside = at.path().join("outside");
+    fs::write(&outside, "of somebody else").unwrap();
+    for target in [&data, &outside, &at.path().join("missing")] {
+        for link in [data.join("link"), data.join("outlet/link")] {
+            std::os::unix::fs::symlink(target, &link).unwrap();
+            let found = problem(create(&data, &backups, "1", None));
+            assert!(found.contains("link is a symbolic link"), "{found}");
+            fs::remove_file(link).unwrap();
+        }
+    }
     let socket = std::os::unix::net::UnixListener::bind(data.join("socket")).unwrap();
     let found = problem(create(&data, &backups, "1", None));
     assert!(found.contains("socket is no regular file"), "{found}");

@@ -12,6 +12,9 @@ use tracing_subscriber::{
     registry::LookupSpan,
 };
 
+/// The lines without RUST_LOG. Anybody can make h2 warn, by resetting calls.
+const DEFAULT_FILTER: &str = "lodestone=info,warn,h2=error";
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub(super) enum LogFormat {
     Text,
@@ -20,7 +23,7 @@ pub(super) enum LogFormat {
 
 /// Begins to log. RUST_LOG selects the lines.
 pub(super) fn start(format: LogFormat) {
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| "lodestone=info,warn".into());
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| DEFAULT_FILTER.into());
     let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     match format {
         // Without colours if NO_COLOR is set.
@@ -104,6 +107,23 @@ mod tests {
         });
         let text = String::from_utf8(log.0.lock().clone()).unwrap();
         text.lines().map(str::to_owned).collect()
+    }
+
+    #[test]
+    fn strangers_cannot_fill_the_log_with_warnings_of_http2() {
+        let log = Log::default();
+        let writer = log.clone();
+        let subscriber = tracing_subscriber::fmt().with_env_filter(DEFAULT_FILTER).with_writer(move || writer.clone());
+        tracing::subscriber::with_default(subscriber.with_ansi(false).finish(), || {
+            tracing::warn!(target: "h2::proto::streams::recv", "a reset");
+            tracing::error!(target: "h2::proto::connection", "an error");
+            tracing::warn!(target: "hyper::proto", "a warning");
+            tracing::info!(target: "lodestone::server", "a line of the server");
+            tracing::debug!(target: "lodestone::server", "a detail");
+        });
+        let text = String::from_utf8(log.0.lock().clone()).unwrap();
+        let parts = ["a reset", "an error", "a warning", "a line of the server", "a detail"];
+        assert_eq!(parts.map(|part| text.contains(part)), [false, true, true, true, false], "{text}");
     }
 
     #[test]

@@ -275,14 +275,14 @@ impl Access {
         let client = &admitted.client;
         // Before the role, so that refused calls count too.
         client.admit_request(metrics)?;
-        let Requirement::Role(role) = requirement else { return Ok(Some(admitted)) };
-        // The catalogue is checked before it is looked for, so that the status does not depend on its existence. Reflection
-        // has none.
+        // The catalogue is checked before it or the method is looked for, so that the status does not depend on its
+        // existence. Reflection has none.
         let catalog = headers.get(CATALOG_METADATA).map(|value| value.as_bytes()).filter(|name| !name.is_empty());
         if !path.starts_with("/grpc.") && !client.may_use(catalog.unwrap_or(DEFAULT_CATALOG.as_bytes())) {
             tracing::debug!(client = client.name, "a client may not use a catalogue");
             return Err(status::catalog_denied(catalog.is_some()).into());
         }
+        let Requirement::Role(role) = requirement else { return Ok(Some(admitted)) };
         if !client.has(role) {
             tracing::debug!(client = client.name, path, "a client lacks a role");
             return Err(status::role_missing(role.name()).into());
@@ -560,7 +560,9 @@ mod tests {
             (reflection, bearer(&shoes), "", before, Ok(())),
             (reflection, bearer(&all), "", before, Err((denied, "ROLE_MISSING"))),
             (reflection, String::new(), "", before, Err((unknown, "API_KEY_MISSING"))),
-            ("/lodestone.v1.RankingService/Unknown", bearer(&shoes), "", before, Ok(())),
+            ("/lodestone.v1.RankingService/Unknown", bearer(&shoes), "shoes", before, Ok(())),
+            ("/x/y", bearer(&shoes), "", before, Err((denied, "CATALOG_DENIED"))),
+            ("/x/y", bearer(&shoes), "unknown", before, Err((denied, "CATALOG_DENIED"))),
             ("/lodestone.v1.RankingService/Unknown", String::new(), "", before, Err((unknown, "API_KEY_MISSING"))),
             ("//", String::new(), "", before, Err((unknown, "API_KEY_MISSING"))),
         ] {

@@ -67,7 +67,7 @@ async fn run(
     close: watch::Receiver<bool>,
     ready: mpsc::Sender<Connection>,
 ) {
-    let ServerConfig { tls, connections_max, handshake_max, .. } = config;
+    let ServerConfig { tls, connections_max, handshake_max, write_blocked_max, .. } = config;
     let places = Arc::new(Semaphore::new(connections_max));
     // The builder's settings do not apply to a listener that is already bound.
     let mut incoming = TcpIncoming::from(listener)
@@ -92,7 +92,7 @@ async fn run(
             }
             Some(Ok(stream)) => match places.clone().try_acquire_owned() {
                 Ok(place) => {
-                    let hold = Hold { close: close.clone(), place };
+                    let hold = Hold { close: close.clone(), place, write_blocked_max };
                     tokio::spawn(hand_over(stream, tls.clone(), handshake_max, hold, ready.clone()));
                 }
                 Err(_) => refusals.log(&format!("there are {connections_max} connections (--connections-max)")),
@@ -115,6 +115,7 @@ fn is_of_peer(error: &io::Error) -> bool {
 struct Hold {
     close: watch::Receiver<bool>,
     place: OwnedSemaphorePermit,
+    write_blocked_max: Duration,
 }
 
 /// Passes a connection to the server after its TLS handshake.
@@ -122,7 +123,7 @@ async fn hand_over(
     stream: TcpStream,
     tls: Option<Arc<Tls>>,
     handshake_max: Duration,
-    Hold { mut close, place }: Hold,
+    Hold { mut close, place, write_blocked_max }: Hold,
     ready: mpsc::Sender<Connection>,
 ) {
     let io = match tls {
@@ -139,7 +140,8 @@ async fn hand_over(
         let _ = close.wait_for(|is_closing| *is_closing).await;
     });
     // Fails if the server stops.
-    let _ = ready.send(Connection { io, preface, closed: Some(closed), _place: place }).await;
+    let blocked = WriteLimit { limit: write_blocked_max, timer: None };
+    let _ = ready.send(Connection { io, preface, blocked, closed: Some(closed), _place: place }).await;
 }
 
 /// Logs refused connections, at most once in [`LOG_INTERVAL`].
@@ -171,12 +173,42 @@ pub(super) struct Connection {
     /// Until the client has sent the preface of HTTP/2: its time limit, and the number of bytes so far. Afterwards the
     /// pings of HTTP/2 find dead clients.
     preface: Option<(Pin<Box<Sleep>>, usize)>,
+    blocked: WriteLimit,
     /// Resolves when the server closes its connections. None: it has.
     closed: Option<BoxFuture<'static, ()>>,
     _place: OwnedSemaphorePermit,
 }
 
+/// The limit of the time in which a client reads nothing of what is sent to it. Until it does, HTTP/2 reads nothing either,
+/// so neither pings nor GOAWAY end such a connection.
+struct WriteLimit {
+    limit: Duration,
+    /// Since the system took the last bytes. None: it takes more.
+    timer: Option<Pin<Box<Sleep>>>,
+}
+
+impl WriteLimit {
+    /// Polls while nothing can be written. Ready when the time is over.
+    fn poll(&mut self, context: &mut Context<'_>) -> Poll<io::Error> {
+        let timer = self.timer.get_or_insert_with(|| Box::pin(sleep(self.limit)));
+        ready!(timer.as_mut().poll(context));
+        Poll::Ready(io::Error::new(io::ErrorKind::TimedOut, "the client did not read what was sent to it"))
+    }
+}
+
 impl Connection {
+    /// Returns what an attempt to write or to flush resulted in, or an error if the connection must end.
+    fn written<T>(&mut self, context: &mut Context<'_>, polled: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
+        if polled.is_ready() {
+            self.blocked.timer = None;
+            return polled;
+        }
+        if self.poll_closed(context).is_ready() {
+            return Poll::Ready(Err(io::ErrorKind::ConnectionAborted.into()));
+        }
+        self.blocked.poll(context).map(Err)
+    }
+
     fn poll_closed(&mut self, context: &mut Context<'_>) -> Poll<()> {
         if let Some(closed) = &mut self.closed {
             ready!(closed.as_mut().poll(context));
@@ -215,10 +247,12 @@ impl AsyncRead for Connection {
 
 impl AsyncWrite for Connection {
     fn poll_write(self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        match &mut self.get_mut().io {
+        let this = self.get_mut();
+        let polled = match &mut this.io {
             Io::Plain(stream) => Pin::new(stream).poll_write(context, bytes),
             Io::Tls(stream) => Pin::new(&mut **stream).poll_write(context, bytes),
-        }
+        };
+        this.written(context, polled)
     }
 
     fn poll_write_vectored(
@@ -226,10 +260,12 @@ impl AsyncWrite for Connection {
         context: &mut Context<'_>,
         parts: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        match &mut self.get_mut().io {
+        let this = self.get_mut();
+        let polled = match &mut this.io {
             Io::Plain(stream) => Pin::new(stream).poll_write_vectored(context, parts),
             Io::Tls(stream) => Pin::new(&mut **stream).poll_write_vectored(context, parts),
-        }
+        };
+        this.written(context, polled)
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -240,16 +276,20 @@ impl AsyncWrite for Connection {
     }
 
     fn poll_flush(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match &mut self.get_mut().io {
+        let this = self.get_mut();
+        let polled = match &mut this.io {
             Io::Plain(stream) => Pin::new(stream).poll_flush(context),
             Io::Tls(stream) => Pin::new(&mut **stream).poll_flush(context),
-        }
+        };
+        this.written(context, polled)
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match &mut self.get_mut().io {
+        let this = self.get_mut();
+        let polled = match &mut this.io {
             Io::Plain(stream) => Pin::new(stream).poll_shutdown(context),
             Io::Tls(stream) => Pin::new(&mut **stream).poll_shutdown(context),
-        }
+        };
+        this.written(context, polled)
     }
 }

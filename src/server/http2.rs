@@ -30,6 +30,9 @@ use tower::Service;
 /// all come back at once.
 const AGE_JITTER: f64 = 0.1;
 
+/// Time without a call after GOAWAY. Then the connection is closed, also if its client ignores the GOAWAY.
+const GOAWAY_IDLE: Duration = Duration::from_secs(20);
+
 /// When connections end.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct ConnectionLimits {
@@ -39,7 +42,8 @@ pub(super) struct ConnectionLimits {
     pub(super) age: Option<Duration>,
     /// Time for the calls that run at the greatest age. None: as long as they take.
     pub(super) age_grace: Option<Duration>,
-    /// Time for a client to read the response of a call with one response.
+    /// Time for a client to read the response of a call with one response. Then the connection ends with GOAWAY, and its
+    /// other calls have this time again.
     pub(super) response_read: Duration,
 }
 
@@ -74,10 +78,15 @@ impl Activity {
 
     /// Returns when there was no call for `limit`.
     async fn idle(&self, limit: Duration) {
+        self.idle_after(self.begun, limit).await;
+    }
+
+    /// Returns when there was no call for `limit` after `begun`.
+    async fn idle_after(&self, begun: Instant, limit: Duration) {
         loop {
             let idle = {
                 let calls = self.calls.lock();
-                if calls.count > 0 { Duration::ZERO } else { calls.idle_since.elapsed() }
+                if calls.count > 0 { Duration::ZERO } else { calls.idle_since.max(begun).elapsed() }
             };
             match limit.checked_sub(idle).filter(|left| !left.is_zero()) {
                 None => return,
@@ -219,21 +228,30 @@ async fn serve_connection<S>(
     let drained = pin!(async {
         let _ = draining.wait_for(|is_draining| *is_draining).await;
     });
-    let grace = tokio::select! {
+    let (grace, is_read) = tokio::select! {
         ended = served.as_mut() => return log_end(ended),
-        () = unread => return log_unread(limits.response_read),
-        () = drained => None,
-        () = or_never(limits.age.map(sleep)) => limits.age_grace,
+        // The library resets no single call whose response it waits to send, so that the others may end first.
+        () = unread => {
+            log_unread(limits.response_read);
+            (Some(limits.response_read), false)
+        }
+        () = drained => (None, true),
+        () = or_never(limits.age.map(sleep)) => (limits.age_grace, true),
         // What arrives before the client has received the GOAWAY is answered, as at the greatest age.
-        () = or_never(limits.idle.map(|limit| activity.idle(limit))) => limits.age_grace,
+        () = or_never(limits.idle.map(|limit| activity.idle(limit))) => (limits.age_grace, true),
     };
     served.as_mut().graceful_shutdown();
-    let unread = activity.unread_response(limits.response_read);
+    let goaway = Instant::now();
     tokio::select! {
         ended = served.as_mut() => log_end(ended),
-        () = unread => log_unread(limits.response_read),
+        () = or_never(is_read.then(|| activity.unread_response(limits.response_read))) => {
+            log_unread(limits.response_read);
+        }
+        () = activity.idle_after(goaway, GOAWAY_IDLE) => {
+            tracing::debug!("closing a connection whose client did not end it after GOAWAY");
+        }
         () = or_never(grace.map(sleep)) => tracing::debug!(
-            age = ?activity.begun.elapsed(), "closing a connection whose calls did not end after its greatest age"
+            age = ?activity.begun.elapsed(), "closing a connection whose calls did not end after GOAWAY"
         ),
     }
 }
@@ -252,7 +270,7 @@ fn log_end(ended: hyper::Result<()>) {
 }
 
 fn log_unread(limit: Duration) {
-    tracing::debug!("closing a connection whose client did not read a response within {limit:?}");
+    tracing::debug!("ending a connection whose client did not read a response within {limit:?}");
 }
 
 #[cfg(test)]
@@ -284,6 +302,20 @@ mod tests {
         drop(other);
         activity.idle(limit).await;
         assert!(activity.calls.lock().idle_since.elapsed() >= limit);
+    }
+
+    #[tokio::test]
+    async fn a_connection_is_idle_after_goaway_for_its_own_time() {
+        let limit = Duration::from_millis(50);
+        let activity = Arc::new(Activity::new());
+        activity.idle(limit).await;
+        let goaway = Instant::now();
+        activity.idle_after(goaway, limit).await;
+        assert!(goaway.elapsed() >= limit, "the time before it does not count");
+        let call = activity.begin();
+        assert!(timeout(4 * limit, activity.idle_after(goaway, limit)).await.is_err(), "a call runs");
+        drop(call);
+        activity.idle_after(goaway, limit).await;
     }
 
     #[tokio::test]

@@ -11,17 +11,19 @@ use hyper::{
 };
 use hyper_util::rt::{TokioIo, TokioTimer};
 use lodestone_engine::Engine;
+use parking_lot::Mutex;
 use std::{collections::BTreeMap, convert::Infallible, sync::Arc, time::Duration};
 use tokio::{
     net::{TcpListener, TcpStream},
-    sync::Semaphore,
+    sync::{Semaphore, oneshot},
     time::timeout,
 };
 
-/// Connections at a time; one more waits.
+/// Connections at a time. One more closes the oldest one whose request has not arrived, so that clients that send nothing
+/// do not keep probes out; it waits if there is none.
 const CONNECTIONS_MAX: usize = 64;
 /// Time for the head of a request to arrive.
-const HEAD_MAX: Duration = Duration::from_secs(5);
+const HEAD_MAX: Duration = Duration::from_secs(1);
 /// Time of a connection, which has one request: from accepting it until the client has read the response.
 const CONNECTION_MAX: Duration = Duration::from_secs(10);
 /// Greatest number of headers of a request.
@@ -49,14 +51,23 @@ struct Version {
 /// Answers requests until it is dropped.
 pub async fn serve(listener: TcpListener, catalogs: Catalogs, health: Health) {
     let (endpoint, places) = (Endpoint { catalogs, health }, Arc::new(Semaphore::new(CONNECTIONS_MAX)));
+    let heads = Heads::default();
     loop {
-        let place = places.clone().acquire_owned().await;
         match listener.accept().await {
             Ok((stream, _)) => {
+                if places.available_permits() == 0 {
+                    heads.close_oldest();
+                }
+                let place = places.clone().acquire_owned().await;
                 let endpoint = endpoint.clone();
+                let (head, closed) = heads.begin();
                 tokio::spawn(async move {
-                    if timeout(CONNECTION_MAX, endpoint.serve(stream)).await.is_err() {
-                        tracing::debug!("a connection of the HTTP endpoint took longer than {CONNECTION_MAX:?}");
+                    tokio::select! {
+                        served = timeout(CONNECTION_MAX, endpoint.serve(stream, head)) => if served.is_err() {
+                            tracing::debug!("a connection of the HTTP endpoint took longer than {CONNECTION_MAX:?}");
+                        },
+                        // Fails when the request has arrived: then only the time limit ends the connection.
+                        Ok(()) = closed => tracing::debug!("closed a connection of the HTTP endpoint without a request"),
                     }
                     drop(place);
                 });
@@ -67,6 +78,54 @@ pub async fn serve(listener: TcpListener, catalogs: Catalogs, health: Health) {
                 tokio::time::sleep(ACCEPT_PAUSE).await;
             }
         }
+    }
+}
+
+/// The connections whose requests have not arrived.
+#[derive(Clone, Default)]
+struct Heads(Arc<Mutex<OpenHeads>>);
+
+#[derive(Default)]
+struct OpenHeads {
+    /// By number, so the first one is the oldest.
+    closers: BTreeMap<u64, oneshot::Sender<()>>,
+    next_number: u64,
+}
+
+impl Heads {
+    /// Begins a connection. The receiver resolves when the connection must be closed.
+    fn begin(&self) -> (Head, oneshot::Receiver<()>) {
+        let (closer, closed) = oneshot::channel();
+        let heads = &mut *self.0.lock();
+        let number = heads.next_number;
+        heads.next_number += 1;
+        heads.closers.insert(number, closer);
+        (Head { heads: self.clone(), number }, closed)
+    }
+
+    fn close_oldest(&self) {
+        if let Some((_, closer)) = self.0.lock().closers.pop_first() {
+            // Fails if the connection has just ended.
+            let _ = closer.send(());
+        }
+    }
+}
+
+/// A connection whose request has not arrived, until it ends.
+struct Head {
+    heads: Heads,
+    number: u64,
+}
+
+impl Head {
+    fn arrived(&self) {
+        self.heads.0.lock().closers.remove(&self.number);
+    }
+}
+
+impl Drop for Head {
+    fn drop(&mut self) {
+        self.arrived();
     }
 }
 
@@ -81,9 +140,12 @@ type Answer = (StatusCode, &'static str, String);
 
 impl Endpoint {
     /// Answers the request of a connection.
-    async fn serve(self, stream: TcpStream) {
-        let endpoint = &self;
-        let answer = service_fn(move |request| async move { Ok::<_, Infallible>(endpoint.respond(request).await) });
+    async fn serve(self, stream: TcpStream, head: Head) {
+        let (endpoint, head) = (&self, &head);
+        let answer = service_fn(move |request| {
+            head.arrived();
+            async move { Ok::<_, Infallible>(endpoint.respond(request).await) }
+        });
         let mut server = http1::Builder::new();
         server.timer(TokioTimer::new()).header_read_timeout(HEAD_MAX).keep_alive(false);
         server.max_headers(HEADERS_MAX).max_buf_size(HEAD_BYTES_MAX);

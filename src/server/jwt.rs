@@ -10,7 +10,7 @@ use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use jsonwebtoken::{
     Algorithm, DecodingKey, Validation, decode, decode_header,
     errors::ErrorKind,
-    jwk::{AlgorithmParameters, EllipticCurve, Jwk, PublicKeyUse},
+    jwk::{AlgorithmParameters, EllipticCurve, Jwk, KeyOperations, PublicKeyUse},
 };
 use lodestone_core::{mask::mask_url, units::UnixMillis};
 use lodestone_pipeline::bundle::read_regular_up_to;
@@ -162,6 +162,8 @@ struct VerificationKey {
     key: DecodingKey,
     /// An RSA key of less than [`RSA_BITS_MIN`] bits.
     is_short: bool,
+    /// SHA-256 of the public key, because another key may have the same id.
+    thumbprint: [u8; 32],
 }
 
 /// The keys of a set that verify signatures.
@@ -174,8 +176,9 @@ struct VerificationKeys {
 }
 
 impl VerificationKeys {
-    /// Returns the key for a token's header. A token without a key id has the only key of the set.
-    fn find(&self, id: Option<&str>, algorithm: Algorithm) -> Result<&VerificationKey, TokenProblem> {
+    /// Returns the keys for a token's header: several keys may have the same id. A token without a key id has the only key
+    /// of the set.
+    fn find(&self, id: Option<&str>, algorithm: Algorithm) -> Result<Vec<&VerificationKey>, TokenProblem> {
         let named = |key: &&VerificationKey| match id {
             Some(id) => key.id.as_deref() == Some(id),
             None => self.keys.len() == 1,
@@ -183,7 +186,8 @@ impl VerificationKeys {
         let mut named = self.keys.iter().filter(named).peekable();
         let is_short = || id.is_some() && self.short.iter().any(|short| short.as_deref() == id);
         named.peek().ok_or_else(|| if is_short() { TokenProblem::ShortKey } else { TokenProblem::UnknownKey })?;
-        named.find(|key| key.algorithms.contains(&algorithm)).ok_or(TokenProblem::Algorithm)
+        let found: Vec<&VerificationKey> = named.filter(|key| key.algorithms.contains(&algorithm)).collect();
+        if found.is_empty() { Err(TokenProblem::Algorithm) } else { Ok(found) }
     }
 
     /// Logs the keys of a set that are not used.
@@ -204,7 +208,8 @@ pub(super) struct VerifiedToken {
     pub(super) client: Arc<Client>,
     /// With the leeway.
     expires: UnixMillis,
-    key_id: Option<String>,
+    /// Of the key that verified it.
+    key_thumbprint: [u8; 32],
     keys_version: u64,
 }
 
@@ -329,7 +334,7 @@ impl Jwt {
     /// Checks a token again that was valid when a stream began.
     pub(super) fn check_again(&self, token: &VerifiedToken, now: UnixMillis) -> Result<(), TokenProblem> {
         let keys = self.keys.read();
-        let has_key = || token.key_id.is_none() || keys.keys.iter().any(|key| key.id == token.key_id);
+        let has_key = || keys.keys.iter().any(|key| key.thumbprint == token.key_thumbprint);
         match (now < token.expires, token.keys_version == keys.version || has_key()) {
             (false, _) => Err(TokenProblem::Expired),
             (true, false) => Err(TokenProblem::UnknownKey),
@@ -339,15 +344,20 @@ impl Jwt {
 
     fn verify(&self, token: &[u8], keys: &VerificationKeys, now: UnixMillis) -> Result<VerifiedToken, TokenProblem> {
         let header = decode_header(token).map_err(|_| TokenProblem::Malformed)?;
-        let key = keys.find(header.kid.as_deref(), header.alg)?;
+        let named = keys.find(header.kid.as_deref(), header.alg)?;
         let mut validation = Validation::new(header.alg);
         validation.set_issuer(&[&self.settings.issuer]);
         validation.set_audience(&[&self.settings.audience]);
         validation.set_required_spec_claims(&["exp", "iss", "aud", "sub"]);
         // Checked below, because a remembered token is checked in the same way.
         validation.validate_exp = false;
-        let decoded = decode::<Map<String, Value>>(token, &key.key, &validation).map_err(problem_of)?;
-        let claims = decoded.claims;
+        let verify_with = |key: &VerificationKey| {
+            let decoded = decode::<Map<String, Value>>(token, &key.key, &validation).map_err(problem_of);
+            decoded.map(|decoded| (decoded.claims, key.thumbprint))
+        };
+        let is_of_key = |result: &Result<_, TokenProblem>| !matches!(result, Err(TokenProblem::Signature));
+        let verified = named.into_iter().map(verify_with).find(is_of_key);
+        let (claims, key_thumbprint) = verified.ok_or(TokenProblem::Signature)??;
         let seconds = |name: &str| claims.get(name).map(|value| value.as_f64().ok_or(claim(name))).transpose();
         let expires = seconds("exp")?.ok_or_else(|| claim("exp"))?;
         // The conversion saturates.
@@ -359,7 +369,7 @@ impl Jwt {
             return Err(TokenProblem::NotYetValid);
         }
         let client = Arc::new(self.client(&claims)?);
-        Ok(VerifiedToken { client, expires, key_id: header.kid, keys_version: keys.version })
+        Ok(VerifiedToken { client, expires, key_thumbprint, keys_version: keys.version })
     }
 
     fn client(&self, claims: &Map<String, Value>) -> Result<Client, TokenProblem> {
@@ -513,6 +523,9 @@ fn verification_key(entry: &Value) -> Option<VerificationKey> {
     if jwk.common.public_key_use.as_ref().is_some_and(|of| *of != PublicKeyUse::Signature) {
         return None;
     }
+    if jwk.common.key_operations.as_ref().is_some_and(|of| !of.contains(&KeyOperations::Verify)) {
+        return None;
+    }
     let of_type: &[Algorithm] = match &jwk.algorithm {
         AlgorithmParameters::RSA(_) => &[
             Algorithm::RS256,
@@ -543,7 +556,9 @@ fn verification_key(entry: &Value) -> Option<VerificationKey> {
         }
         _ => false,
     };
-    Some(VerificationKey { id: jwk.common.key_id, algorithms, key, is_short })
+    // The type and the public numbers, in the order of the library's fields.
+    let thumbprint = Sha256::digest(serde_json::to_vec(&jwk.algorithm).ok()?).into();
+    Some(VerificationKey { id: jwk.common.key_id, algorithms, key, is_short, thumbprint })
 }
 
 #[cfg(test)]
@@ -862,6 +877,42 @@ pub(super) mod tests {
         }
     }
 
+    #[tokio::test]
+    async fn a_stream_ends_with_the_key_that_verified_its_token() {
+        let (first, second) = (Signer::new(Algorithm::ES256, "key-1"), Signer::new(Algorithm::ES256, "key-1"));
+        let other = Signer::new(Algorithm::ES384, "key-2");
+        let (directory, jwt) = open(&key_set(&[&first])).await;
+        let without_id = encode(&Header::new(Algorithm::ES256), &claims(), &first.key).unwrap();
+        let streams = [first.sign(&claims()), without_id];
+        let streams = streams.map(|token| jwt.authenticate(token.as_bytes(), NOW).unwrap());
+        let problems = || streams.each_ref().map(|stream| jwt.check_again(stream, NOW).err());
+        let rotate = async |text: &str| {
+            fs::write(directory.path().join("jwks.json"), text).unwrap();
+            // A content is used when two reads return it.
+            jwt.reload().await;
+            jwt.reload().await;
+        };
+        rotate(&key_set(&[&other, &first])).await;
+        assert_eq!(problems(), [None, None]);
+        // Another key with the same id, and no key with it.
+        for signers in [&[&second][..], &[&other]] {
+            rotate(&key_set(signers)).await;
+            assert_eq!(problems(), [Some(TokenProblem::UnknownKey), Some(TokenProblem::UnknownKey)]);
+        }
+    }
+
+    #[tokio::test]
+    async fn all_keys_with_the_id_of_a_token_may_have_signed_it() {
+        let signers = [(); 2].map(|()| Signer::new(Algorithm::ES256, "key-1"));
+        let stranger = Signer::new(Algorithm::ES256, "key-1");
+        let (_directory, jwt) = open(&key_set(&[&signers[0], &signers[1]])).await;
+        for signer in &signers {
+            assert_eq!(problem(&jwt, &signer.sign(&claims())), None);
+            assert_eq!(problem(&jwt, &signer.sign(&with("aud", json!("other")))), Some(TokenProblem::Audience));
+        }
+        assert_eq!(problem(&jwt, &stranger.sign(&claims())), Some(TokenProblem::Signature));
+    }
+
     #[test]
     fn a_key_set_has_the_public_keys_of_signatures_only() {
         let signer = Signer::new(Algorithm::RS256, "key-1");
@@ -874,7 +925,14 @@ pub(super) mod tests {
         assert_eq!(algorithms(signer.jwk()).unwrap().len(), 6);
         assert_eq!(algorithms(with("alg", json!("PS256"))), Some(vec![Algorithm::PS256]));
         assert_eq!(algorithms(with("use", json!("sig"))).unwrap().len(), 6);
-        for other in [with("alg", json!("RSA-OAEP")), with("alg", json!("HS256")), with("use", json!("enc"))] {
+        assert_eq!(algorithms(with("key_ops", json!(["verify", "wrapKey"]))).unwrap().len(), 6);
+        for other in [
+            with("alg", json!("RSA-OAEP")),
+            with("alg", json!("HS256")),
+            with("use", json!("enc")),
+            with("key_ops", json!(["encrypt"])),
+            with("key_ops", json!([])),
+        ] {
             assert_eq!(algorithms(other.clone()), None, "{other}");
         }
         assert_eq!(algorithms(json!({"kty": "oct", "k": "c2VjcmV0", "alg": "HS256"})), None);

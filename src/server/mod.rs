@@ -180,6 +180,8 @@ pub struct ServerConfig {
     pub connection_age_grace: Option<Duration>,
     /// Time for a client to read the response of a call with one response.
     pub response_read_max: Duration,
+    /// Greatest time in which a client reads nothing of what is sent to it.
+    pub write_blocked_max: Duration,
     /// Time for a TLS handshake, and then for a client to begin HTTP/2.
     pub handshake_max: Duration,
     /// Time for the message of a request to arrive. Between the messages of a stream there is no limit.
@@ -215,6 +217,7 @@ impl Default for ServerConfig {
             connection_age: None,
             connection_age_grace: None,
             response_read_max: Duration::from_secs(30),
+            write_blocked_max: Duration::from_secs(30),
             handshake_max: Duration::from_secs(10),
             request_read_max: Duration::from_secs(30),
             tls: None,

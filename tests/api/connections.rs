@@ -30,6 +30,7 @@ const DATA: u8 = 0;
 const HEADERS: u8 = 1;
 const SETTINGS: u8 = 4;
 const PING: u8 = 6;
+const GOAWAY: u8 = 7;
 const END_STREAM: u8 = 1;
 const END_HEADERS: u8 = 4;
 
@@ -168,6 +169,18 @@ fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
     [&length[1..], &[kind, flags], &stream.to_be_bytes(), payload].concat()
 }
 
+/// Returns the types of frames.
+fn kinds(mut frames: &[u8]) -> Vec<u8> {
+    let mut kinds = Vec::new();
+    while let [a, b, c, kind, rest @ ..] = frames {
+        kinds.push(*kind);
+        // The flags and the number of the stream come before the payload.
+        let length = u32::from_be_bytes([0, *a, *b, *c]) as usize + 5;
+        frames = rest.get(length..).unwrap_or_default();
+    }
+    kinds
+}
+
 /// Returns the headers of a call of Search, as HPACK (RFC 7541) without the dynamic table.
 fn search_headers() -> Vec<u8> {
     let literal = |name: &[u8], value: &str| [name, &[value.len() as u8], value.as_bytes()].concat();
@@ -206,7 +219,24 @@ async fn a_client_that_reads_no_response_is_disconnected() {
     let answered = "lodestone_requests_total{rpc=\"Search\",code=\"OK\"} 2";
     assert!(engine.metrics_text().contains(answered), "its call was answered: {}", engine.metrics_text());
     assert!(received.windows(4).all(|part| part != b"mug "), "nothing of the answer was sent");
+    assert!(kinds(&received).contains(&GOAWAY), "the other calls of the connection may end: {received:?}");
     assert_eq!(search_over(channel).await.unwrap(), 3, "others are served");
+    server.end().await;
+}
+
+/// A blocked write stops HTTP/2, whose pings and GOAWAY would end the connection.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_that_blocks_all_writes_gives_its_place_back() {
+    let (_shop, engine) = shop();
+    let config = ServerConfig { write_blocked_max: SHORT, connections_max: 1, ..ServerConfig::default() };
+    let server = Server::start(&engine, config).await;
+    let mut deaf = TcpStream::connect(server.address).await.unwrap();
+    deaf.write_all(&[PREFACE, &frame(SETTINGS, 0, 0, &[])[..]].concat()).await.unwrap();
+    let pings = frame(PING, 0, 0, &[7; 8]).repeat(1 << 16);
+    // Until the server, which cannot write its answers, closes the connection.
+    let flood = async { while deaf.write_all(&pings).await.is_ok() {} };
+    timeout(TIME_MAX, flood).await.expect("the server closes the connection");
+    place_is_free(&server).await;
     server.end().await;
 }
 

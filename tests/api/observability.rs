@@ -177,6 +177,20 @@ async fn the_http_endpoint_bounds_requests_and_connections() {
         // A reset is an end too.
         let _ = closed.expect("the endpoint closes a silent connection");
     }
+    // More than all places, with a part of a request.
+    let mut waiting = Vec::new();
+    for _ in 0..400 {
+        let mut stream = TcpStream::connect(server.http).await.unwrap();
+        // The endpoint may have closed it.
+        let _ = stream.write_all(b"GET /livez HTTP/1.1\r\n").await;
+        waiting.push(stream);
+    }
+    for _ in 0..20 {
+        // Sooner than the first of them end by the limit of their time.
+        let answered = tokio::time::timeout(Duration::from_millis(500), server.get("/readyz")).await;
+        assert_eq!(answered.expect("a probe waits for no place").0, 200);
+    }
+    drop(waiting);
     server.end().await;
 }
 
