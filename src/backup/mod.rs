@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! BACKUPS/20261201T014700Z/backup.json   the manifest: size, sum and permissions of every file, and the log's position
+//! BACKUPS/20261201T014700Z/backup.json.sha256   the sum of the manifest, as `sha256sum` writes it
 //! BACKUPS/20261201T014700Z/data/...      the files
 //! ```
 //!
@@ -29,6 +30,7 @@ use std::{
 mod tests;
 
 const MANIFEST: &str = "backup.json";
+const MANIFEST_SUM: &str = "backup.json.sha256";
 const DATA: &str = "data";
 /// The prefix of the name of a backup that is not complete.
 const INCOMPLETE: &str = ".incomplete-";
@@ -45,6 +47,7 @@ const DEPTH_MAX: usize = 16;
 const BUFFER_BYTES: usize = 1 << 20;
 /// About 5 million files.
 const MANIFEST_BYTES_MAX: u64 = 1 << 30;
+const MANIFEST_SUM_BYTES_MAX: u64 = 1 << 10;
 
 /// The reason why there is no backup, or why one cannot be restored.
 #[derive(Debug, thiserror::Error)]
@@ -111,6 +114,12 @@ impl Manifest {
             let problem = format!("it has version {}; this program reads version {FORMAT}", version.format);
             return Err(failed(problem));
         }
+        let sum = read_regular_up_to(&backup.join(MANIFEST_SUM), MANIFEST_SUM_BYTES_MAX)
+            .map_err(|error| failed(format!("{MANIFEST_SUM}: {error}")))?;
+        if sum != manifest_sum(&bytes).as_bytes() {
+            let problem = format!("its SHA-256 differs from that in {MANIFEST_SUM}");
+            return Err(BackupError::Damaged { path, problem });
+        }
         let manifest: Self = serde_json::from_slice(&bytes).map_err(|error| failed(format!("{MANIFEST}: {error}")))?;
         let leads_out = |file: &&FileEntry| {
             file.path.as_os_str().is_empty() || !file.path.components().all(|part| matches!(part, Component::Normal(_)))
@@ -120,6 +129,11 @@ impl Manifest {
             None => Ok(manifest),
         }
     }
+}
+
+/// Returns the content of [`MANIFEST_SUM`] for a manifest.
+fn manifest_sum(manifest: &[u8]) -> String {
+    format!("{:x}  {MANIFEST}\n", Sha256::digest(manifest))
 }
 
 #[derive(Deserialize)]
@@ -288,6 +302,7 @@ fn copy_data(data: &Path, work: &Path) -> Result<Manifest, BackupError> {
     let manifest = Manifest { format: FORMAT, version: env!("CARGO_PKG_VERSION").to_owned(), position, files };
     sync_directories(&target).map_err(io_error(&target))?;
     let text = serde_json::to_vec_pretty(&manifest).map_err(io::Error::other).map_err(io_error(work))?;
+    storage::replace(&work.join(MANIFEST_SUM), manifest_sum(&text).as_bytes()).map_err(io_error(work))?;
     storage::replace(&work.join(MANIFEST), &text).map_err(io_error(work))?;
     Ok(manifest)
 }

@@ -93,6 +93,20 @@ fn a_changed_backup_is_refused_and_leaves_nothing() {
     refused("No such file");
     fs::write(&file, &whole).unwrap();
     assert!(verify(&backup).is_ok());
+    // Also what the sums of the files do not have: permissions, the position.
+    let manifest = backup.join(MANIFEST);
+    let text = fs::read_to_string(&manifest).unwrap();
+    let changed = text.replacen("\"position\": 0", "\"position\": 9", 1);
+    assert_ne!(changed, text);
+    fs::write(&manifest, changed).unwrap();
+    for found in [problem(verify(&backup)), problem(restore(&backup, &restored))] {
+        assert!(found.contains("backup.json is not as it was backed up: its SHA-256 differs"), "{found}");
+    }
+    assert!(!restored.exists());
+    fs::write(&manifest, &text).unwrap();
+    assert!(verify(&backup).is_ok());
+    fs::remove_file(backup.join(MANIFEST_SUM)).unwrap();
+    assert!(problem(verify(&backup)).contains("is no backup: backup.json.sha256"));
 }
 
 #[test]
@@ -103,7 +117,11 @@ fn a_manifest_cannot_lead_out_of_the_directory() {
     let manifest = backup.join(MANIFEST);
     let text = fs::read_to_string(&manifest).unwrap();
     for path in ["../items.parquet", "/etc/passwd", "", "a/../../b"] {
-        fs::write(&manifest, text.replacen("\"items.parquet\"", &format!("\"{path}\""), 1)).unwrap();
+        let changed = text.replacen("\"items.parquet\"", &format!("\"{path}\""), 1);
+        fs::write(&manifest, &changed).unwrap();
+        let found = problem(verify(&backup));
+        assert!(found.contains("backup.json is not as it was backed up: its SHA-256 differs"), "{found}");
+        fs::write(backup.join(MANIFEST_SUM), manifest_sum(changed.as_bytes())).unwrap();
         let found = problem(restore(&backup, &at.path().join("new")));
         assert!(found.contains("is no backup") && found.contains(&format!("`{path}`")), "{found}");
     }

@@ -183,7 +183,7 @@ pub(super) struct Connection {
 /// so neither pings nor GOAWAY end such a connection.
 struct WriteLimit {
     limit: Duration,
-    /// Since the system took the last bytes. None: it takes more.
+    /// Since a write or flush was blocked. None: none is.
     timer: Option<Pin<Box<Sleep>>>,
 }
 
@@ -197,10 +197,19 @@ impl WriteLimit {
 }
 
 impl Connection {
-    /// Returns what an attempt to write or to flush resulted in, or an error if the connection must end.
-    fn written<T>(&mut self, context: &mut Context<'_>, polled: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
+    /// Returns what an attempt to write or to flush resulted in, or an error if the connection must end. `is_flushed`: TLS
+    /// has nothing left to send if it was successful.
+    fn written<T>(
+        &mut self,
+        context: &mut Context<'_>,
+        polled: Poll<io::Result<T>>,
+        is_flushed: bool,
+    ) -> Poll<io::Result<T>> {
         if polled.is_ready() {
-            self.blocked.timer = None;
+            // TLS takes some bytes while the system takes none.
+            if is_flushed || matches!(self.io, Io::Plain(_)) {
+                self.blocked.timer = None;
+            }
             return polled;
         }
         if self.poll_closed(context).is_ready() {
@@ -252,7 +261,7 @@ impl AsyncWrite for Connection {
             Io::Plain(stream) => Pin::new(stream).poll_write(context, bytes),
             Io::Tls(stream) => Pin::new(&mut **stream).poll_write(context, bytes),
         };
-        this.written(context, polled)
+        this.written(context, polled, false)
     }
 
     fn poll_write_vectored(
@@ -265,7 +274,7 @@ impl AsyncWrite for Connection {
             Io::Plain(stream) => Pin::new(stream).poll_write_vectored(context, parts),
             Io::Tls(stream) => Pin::new(&mut **stream).poll_write_vectored(context, parts),
         };
-        this.written(context, polled)
+        this.written(context, polled, false)
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -281,7 +290,7 @@ impl AsyncWrite for Connection {
             Io::Plain(stream) => Pin::new(stream).poll_flush(context),
             Io::Tls(stream) => Pin::new(&mut **stream).poll_flush(context),
         };
-        this.written(context, polled)
+        this.written(context, polled, true)
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -290,6 +299,6 @@ impl AsyncWrite for Connection {
             Io::Plain(stream) => Pin::new(stream).poll_shutdown(context),
             Io::Tls(stream) => Pin::new(&mut **stream).poll_shutdown(context),
         };
-        this.written(context, polled)
+        this.written(context, polled, true)
     }
 }
