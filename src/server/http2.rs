@@ -30,9 +30,6 @@ use tower::Service;
 /// all come back at once.
 const AGE_JITTER: f64 = 0.1;
 
-/// Time without a call after GOAWAY. Then the connection is closed, also if its client ignores the GOAWAY.
-const GOAWAY_IDLE: Duration = Duration::from_secs(20);
-
 /// When connections end.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct ConnectionLimits {
@@ -45,6 +42,8 @@ pub(super) struct ConnectionLimits {
     /// Time for a client to read the response of a call with one response. Then the connection ends with GOAWAY, and its
     /// other calls have this time again.
     pub(super) response_read: Duration,
+    /// Time without a call after GOAWAY. Then the connection is closed, also if its client ignores the GOAWAY.
+    pub(super) goaway_idle: Duration,
 }
 
 /// The calls of a connection.
@@ -247,7 +246,7 @@ async fn serve_connection<S>(
         () = or_never(is_read.then(|| activity.unread_response(limits.response_read))) => {
             log_unread(limits.response_read);
         }
-        () = activity.idle_after(goaway, GOAWAY_IDLE) => {
+        () = activity.idle_after(goaway, limits.goaway_idle) => {
             tracing::debug!("closing a connection whose client did not end it after GOAWAY");
         }
         () = or_never(grace.map(sleep)) => tracing::debug!(

@@ -180,6 +180,8 @@ pub struct ServerConfig {
     pub connection_age_grace: Option<Duration>,
     /// Time for a client to read the response of a call with one response.
     pub response_read_max: Duration,
+    /// Time without a call after GOAWAY until a connection is closed.
+    pub goaway_idle_max: Duration,
     /// Greatest time in which a client reads nothing of what is sent to it.
     pub write_blocked_max: Duration,
     /// Time for a TLS handshake, and then for a client to begin HTTP/2.
@@ -217,6 +219,7 @@ impl Default for ServerConfig {
             connection_age: None,
             connection_age_grace: None,
             response_read_max: Duration::from_secs(30),
+            goaway_idle_max: Duration::from_secs(20),
             write_blocked_max: Duration::from_secs(30),
             handshake_max: Duration::from_secs(10),
             request_read_max: Duration::from_secs(30),
@@ -291,6 +294,7 @@ pub async fn serve(
         age: config.connection_age,
         age_grace: config.connection_age_grace,
         response_read: config.response_read_max,
+        goaway_idle: config.goaway_idle_max,
     };
     let server = http2::serve(incoming, Observation::new(transport, observer), limits, async {
         let _ = stopped.await;

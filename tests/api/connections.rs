@@ -224,6 +224,22 @@ async fn a_client_that_reads_no_response_is_disconnected() {
     server.end().await;
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_that_ignores_goaway_is_disconnected() {
+    let (_shop, engine) = shop();
+    let config = ServerConfig { connection_idle: Some(SHORT), goaway_idle_max: SHORT, ..ServerConfig::default() };
+    let server = Server::start(&engine, config).await;
+    let mut client = TcpStream::connect(server.address).await.unwrap();
+    client.write_all(&[PREFACE, &frame(SETTINGS, 0, 0, &[])[..]].concat()).await.unwrap();
+    let mut received = Vec::new();
+    // It answers nothing. Earlier than the pings of HTTP/2 find that, which begin after 30 s.
+    let ended = timeout(Duration::from_secs(20), client.read_to_end(&mut received)).await;
+    // A reset is an end too.
+    let _ = ended.expect("the server closes the connection");
+    assert!(kinds(&received).contains(&GOAWAY), "{received:?}");
+    server.end().await;
+}
+
 /// A blocked write stops HTTP/2, whose pings and GOAWAY would end the connection.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_client_that_blocks_all_writes_gives_its_place_back() {
