@@ -27,7 +27,7 @@ use std::{
 };
 use tonic::{Request, Response, Status, Streaming};
 
-const ITEMS_MAX: usize = 1000;
+pub(super) const ITEMS_MAX: usize = 1000;
 /// Maximum number of attributes of an item whose value or removal has a time of its own.
 const ATTRIBUTE_TIMES_MAX: usize = 1000;
 /// Maximum number of stale fields that a result names.

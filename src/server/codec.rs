@@ -3,8 +3,12 @@
 //!
 //! A field without content takes two bytes on the wire, and hundreds in memory if it is a message: 32 MiB of empty items
 //! would take ten gigabytes. Therefore a large message is first scanned: its fields are followed by the descriptors of
-//! the proto files, and the memory of what would be built is added up.
-use super::{proto::DESCRIPTORS, status};
+//! the proto files, the entries of its batch are counted, and the memory of what would be built is added up and taken
+//! from a budget of the process.
+use super::{
+    catalog_service::ITEMS_MAX, event_service, event_stream, loyalty_service::USERS_MAX, message_memory,
+    proto::DESCRIPTORS, status, violations::Violation,
+};
 use prost::{Message, Name, bytes::Buf};
 use prost_types::{
     DescriptorProto, FieldDescriptorProto, FileDescriptorSet,
@@ -22,14 +26,27 @@ use tonic::{
 };
 use tonic_prost::{ProstDecoder, ProstEncoder};
 
-/// Messages below this size are decoded at once. In memory they take at most some tens of MiB.
-const SCANNED_BYTES_MIN: usize = 64 << 10;
+/// Messages below this size are decoded at once. In memory they take at most a few MiB.
+const SCANNED_BYTES_MIN: usize = 4 << 10;
 /// From this size on, decoding takes so long that the thread hands its other calls to another one before.
 const BLOCKING_BYTES_MIN: usize = 256 << 10;
-/// Greatest memory of a message: 16 times the greatest size on the wire.
-const MEMORY_MAX: usize = 512 << 20;
+/// Greatest memory of a message: 8 times the greatest size on the wire.
+const MEMORY_MAX: usize = 256 << 20;
 /// prost refuses messages that are nested deeper.
 const DEPTH_MAX: usize = 100;
+
+/// The batches of the API by message and field, with the greatest number of their entries. A request with more is refused
+/// as a whole, so that nothing of it needs to be built. No request has two of them.
+const BATCHES: &[(&str, &str, usize)] = &[
+    ("WriteEventsRequest", "events", event_service::EVENTS_MAX),
+    ("StreamEventsRequest", "events", event_stream::EVENTS_MAX),
+    ("UpsertItemsRequest", "items", ITEMS_MAX),
+    ("UpdateItemsRequest", "updates", ITEMS_MAX),
+    ("SetInventoryRequest", "inventories", ITEMS_MAX),
+    ("DeleteItemsRequest", "item_ids", ITEMS_MAX),
+    ("ImportedItems", "items", ITEMS_MAX),
+    ("BatchGetLoyaltyRequest", "user_ids", USERS_MAX),
+];
 
 /// Memory of a text, list or map in the message that has it.
 const LIST_BYTES: usize = 24;
@@ -47,6 +64,8 @@ struct FieldSchema {
     message: Option<usize>,
     /// Memory of each byte of a packed list of numbers.
     packed_factor: usize,
+    /// The batch that its occurrences are entries of, as an index of [`BATCHES`].
+    batch: Option<usize>,
 }
 
 /// The fields of a message that take memory for each occurrence, by number.
@@ -73,11 +92,11 @@ impl Schemas {
         }
         let indices: HashMap<&str, usize> = descriptors.keys().map(String::as_str).zip(0..).collect();
         let schema = |message: &&DescriptorProto| {
-            message
-                .field
-                .iter()
-                .map(|field| (field.number() as u32, field_schema(field, &descriptors, &indices)))
-                .collect()
+            let with_batch = |field: &FieldDescriptorProto| FieldSchema {
+                batch: BATCHES.iter().position(|(of, name, _)| (*of, *name) == (message.name(), field.name())),
+                ..field_schema(field, &descriptors, &indices)
+            };
+            message.field.iter().map(|field| (field.number() as u32, with_batch(field))).collect()
         };
         Self {
             messages: descriptors.values().map(schema).collect(),
@@ -114,6 +133,7 @@ fn field_schema(
     };
     let is_number = !matches!(field.r#type(), Type::Message | Type::String | Type::Bytes);
     FieldSchema {
+        batch: None,
         element_bytes,
         message: indices.get(field.type_name()).copied(),
         // Numbers of one byte become eight bytes.
@@ -177,10 +197,14 @@ fn message_bytes(name: &str, descriptors: &BTreeMap<String, &DescriptorProto>, w
     bytes + oneofs.values().sum::<usize>()
 }
 
-/// Adds up the memory of a message.
+/// Adds up the memory of a message, and counts the entries of its batch.
 struct Scan<'a> {
     schemas: &'a Schemas,
     bytes: usize,
+    /// The batch as an index of [`BATCHES`], and the number of its entries.
+    batch: Option<(usize, usize)>,
+    /// False: the scan stopped before the end of the message.
+    is_complete: bool,
 }
 
 impl Scan<'_> {
@@ -191,6 +215,10 @@ impl Scan<'_> {
             let tag = varint(&mut from)?;
             let field = schema.get(&u32::try_from(tag >> 3).ok()?);
             self.bytes = self.bytes.saturating_add(field.map_or(0, |field| field.element_bytes));
+            if let Some(batch) = field.and_then(|field| field.batch) {
+                // Also over several parts of the message, which decoding merges.
+                self.batch = Some((batch, self.batch.map_or(0, |(_, count)| count) + 1));
+            }
             if self.bytes > MEMORY_MAX {
                 return None;
             }
@@ -244,13 +272,32 @@ fn split<'a>(from: &mut &'a [u8], length: usize) -> Option<&'a [u8]> {
     Some(content)
 }
 
-/// Returns the approximate memory of a message of this name, or a number above [`MEMORY_MAX`].
-fn memory_of(schemas: &Schemas, name: &str, message: &[u8]) -> usize {
-    let Some(index) = schemas.by_name.get(name) else { return message.len() };
-    let mut scan = Scan { schemas, bytes: message.len() };
-    // A message that is malformed is built up to the same byte.
-    let _ = scan.message(&schemas.messages[*index], message, 0);
-    scan.bytes
+/// Scans a message of this name.
+fn scan<'a>(schemas: &'a Schemas, name: &str, message: &[u8]) -> Scan<'a> {
+    let mut scan = Scan { schemas, bytes: message.len(), batch: None, is_complete: true };
+    if let Some(index) = schemas.by_name.get(name) {
+        // A message that is malformed is built up to the same byte.
+        scan.is_complete = scan.message(&schemas.messages[*index], message, 0).is_some();
+    }
+    scan
+}
+
+/// Returns the approximate memory of a message of this name. Fails if its batch has too many entries, or above
+/// [`MEMORY_MAX`].
+fn bounded_memory(schemas: &Schemas, name: &str, message: &[u8]) -> Result<usize, Status> {
+    let scan = scan(schemas, name, message);
+    if let Some((batch, count)) = scan.batch {
+        let (_, field, limit) = BATCHES[batch];
+        if count > limit {
+            let at_least = if scan.is_complete { "" } else { "at least " };
+            let description = format!("has {at_least}{count} entries; it must have 1 to {limit}");
+            return Err(status::invalid(vec![Violation { limit: Some(limit), ..Violation::new(field, description) }]));
+        }
+    }
+    if scan.bytes > MEMORY_MAX {
+        return Err(status::message_memory(message.len(), MEMORY_MAX));
+    }
+    Ok(scan.bytes)
 }
 
 /// The codec of the generated clients and servers: that of tonic-prost, with bounded decoding.
@@ -282,7 +329,7 @@ where
     }
 }
 
-/// Decodes messages within [`MEMORY_MAX`].
+/// Decodes messages within [`MEMORY_MAX`] and the budget of the process.
 #[derive(Debug, Clone)]
 pub(crate) struct BoundedDecoder<U>(ProstDecoder<U>);
 
@@ -303,11 +350,9 @@ impl<U: Message + Name + Default> Decoder for BoundedDecoder<U> {
 impl<U: Message + Name + Default> BoundedDecoder<U> {
     fn scan_and_decode(&mut self, from: &mut DecodeBuf<'_>) -> Result<Option<U>, Status> {
         // tonic passes the message in one piece.
-        let memory = memory_of(&SCHEMAS, &U::full_name(), from.chunk());
-        if memory > MEMORY_MAX {
-            return Err(status::message_memory(from.remaining(), MEMORY_MAX));
-        }
-        self.0.decode(from)
+        let memory = bounded_memory(&SCHEMAS, &U::full_name(), from.chunk())?;
+        // The call keeps the buffer with the bytes, which were decompressed, as long as the message.
+        message_memory::build_within_budget(memory + from.remaining(), || self.0.decode(from))?
     }
 }
 
@@ -321,6 +366,11 @@ mod tests {
     use super::*;
     use crate::server::proto;
     use std::collections::HashMap;
+    use tonic_types::StatusExt;
+
+    fn memory_of(schemas: &Schemas, name: &str, message: &[u8]) -> usize {
+        scan(schemas, name, message).bytes
+    }
 
     fn memory<M: Message + Name>(message: &M) -> usize {
         memory_of(&SCHEMAS, &M::full_name(), &message.encode_to_vec())
@@ -366,6 +416,42 @@ mod tests {
             let found = memory_of(&SCHEMAS, &format!("lodestone.v1.{name}"), &empty);
             assert!(found > MEMORY_MAX, "{name}: {found} bytes");
         }
+        // One event with millions of lines, field 5.
+        let event = [0x2A, 0].repeat(8 << 20);
+        let mut request = vec![0x0A_u8];
+        prost::encoding::encode_varint(event.len() as u64, &mut request);
+        request.extend(event);
+        let status = bounded_memory(&SCHEMAS, "lodestone.v1.WriteEventsRequest", &request).unwrap_err();
+        assert_eq!(status.get_error_details().error_info().unwrap().reason, "MESSAGE_TOO_LARGE");
+    }
+
+    #[test]
+    fn batches_have_the_limits_of_the_api_before_they_are_built() {
+        let refused =
+            |name: &str, message: &[u8]| bounded_memory(&SCHEMAS, &format!("lodestone.v1.{name}"), message).err();
+        for (batch, (name, field, limit)) in BATCHES.iter().enumerate() {
+            assert!(
+                SCHEMAS.messages.iter().flat_map(BTreeMap::values).any(|schema| schema.batch == Some(batch)),
+                "{name} has no field {field}"
+            );
+            // Field 1 with the length 0, as all of them are.
+            let of_size = |count: usize| [0x0A, 0].repeat(count);
+            assert!(refused(name, &of_size(*limit)).is_none(), "{name}");
+            let status = refused(name, &of_size(limit + 1)).unwrap();
+            let details = status.get_error_details();
+            assert_eq!(details.bad_request().unwrap().field_violations[0].field, *field);
+            let info = details.error_info().unwrap();
+            assert_eq!((info.reason.as_str(), info.metadata["limit"].clone()), ("INVALID_REQUEST", limit.to_string()));
+            let expected = format!("has {} entries; it must have 1 to {limit}", limit + 1);
+            assert!(status.message().contains(&expected), "{status:?}");
+        }
+        // The parts of a feed's message are merged. Field 2, `items`, with 600 empty items.
+        let part = [&[0x12, 0xB0, 9][..], &[0x0A, 0].repeat(600)].concat();
+        assert!(refused("ImportItemsRequest", &part).is_none());
+        assert!(refused("ImportItemsRequest", &part.repeat(2)).unwrap().message().contains("1200"));
+        // The scan stops when the memory of a message is exceeded.
+        let status = refused("WriteEventsRequest", &[0x0A, 0].repeat(16 << 20)).unwrap();
+        assert!(status.message().contains("at least"), "{status:?}");
     }
 
     #[test]

@@ -17,7 +17,7 @@ use std::fmt::Display;
 use tokio::task::JoinHandle;
 use tonic::{Request, Response, Status, Streaming};
 
-const EVENTS_MAX: usize = 10_000;
+pub(super) const EVENTS_MAX: usize = 10_000;
 /// Events validated before the task yields, so that responses of other requests do not wait for hundreds of events.
 const VALIDATED_AT_ONCE: usize = 16;
 

@@ -11,7 +11,7 @@ use std::{collections::VecDeque, sync::Arc};
 use tonic::{Status, Streaming};
 
 /// Events per message of a stream.
-const EVENTS_MAX: usize = 1000;
+pub(super) const EVENTS_MAX: usize = 1000;
 /// Messages of a stream that are queued or being stored at the same time. Beyond it no message is read, which is the
 /// backpressure to the client.
 const WRITES_MAX: usize = 16;

@@ -20,7 +20,7 @@ use tonic::{Request, Response, Status};
 
 /// Number of users per page and per batch.
 const PAGE_SIZE_DEFAULT: usize = 100;
-const USERS_MAX: usize = 1000;
+pub(super) const USERS_MAX: usize = 1000;
 /// Longest time of ListAtRisk, and that of a caller who sets none.
 const LIST_DEADLINE: Duration = Duration::from_secs(60);
 /// Batches yield after this many users, so that other requests do not wait for a thousand scores.

@@ -26,6 +26,7 @@ mod incentive_service;
 mod item_import;
 mod jwt;
 mod loyalty_service;
+mod message_memory;
 mod models;
 mod observation;
 mod price_currency;

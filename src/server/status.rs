@@ -563,6 +563,15 @@ pub(crate) fn messages_overloaded(bytes: usize) -> Status {
     status(Reason::Overloaded, message, ErrorDetails::new())
 }
 
+/// Returns the status of a request message that would take `bytes` of memory, which the others have taken.
+pub(crate) fn message_memory_overloaded(bytes: usize) -> Status {
+    let message = format!(
+        "the server has no memory for a request message that takes {bytes} bytes in memory while it handles other large \
+         messages"
+    );
+    status(Reason::Overloaded, message, ErrorDetails::new())
+}
+
 /// Returns the status of a request message of `bytes` that would take more than `limit` bytes of memory.
 pub(crate) fn message_memory(bytes: usize, limit: usize) -> Status {
     let message = format!(

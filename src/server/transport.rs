@@ -1,7 +1,9 @@
 //! The outermost layer of the server. It gives every status a reason, also those of the gRPC library for requests that
 //! reach no service, ends calls at their deadlines, limits the memory and the time of messages that arrive, and decides
 //! which responses are compressed.
-use super::{http2::OpenCall, proto::DESCRIPTORS, request_bytes_max, services::timeout, status};
+use super::{
+    http2::OpenCall, message_memory::CallMemory, proto::DESCRIPTORS, request_bytes_max, services::timeout, status,
+};
 use futures_util::future::{BoxFuture, FutureExt};
 use http::{HeaderMap, Request, Response, header::HeaderName};
 use http_body::Frame;
@@ -33,8 +35,8 @@ const DEADLINE_MARGIN: Duration = Duration::from_millis(2);
 
 /// Memory for all request messages that are arriving, in KiB.
 const ARRIVING_KIB_MAX: usize = 512 << 10;
-/// Messages below this size do not count for [`ARRIVING_KIB_MAX`].
-const COUNTED_BYTES_MIN: usize = 64 << 10;
+/// The bytes of a message count for [`ARRIVING_KIB_MAX`] in steps of this size. Smaller messages do not count.
+const COUNTED_BYTES: usize = 64 << 10;
 /// Greatest size of the rest of a request that is read after its response, and the greatest time for it.
 const REST_BYTES_MAX: usize = 64 << 10;
 const REST_TIME_MAX: Duration = Duration::from_secs(1);
@@ -97,8 +99,9 @@ pub(super) fn arriving_budget() -> Arc<Semaphore> {
 
 /// Follows the messages in the bytes of a request.
 ///
-/// The gRPC library reserves the length that a message announces before the message arrives. Therefore large messages
-/// take their length from a budget of the process, until the next message of the call begins or the body is dropped.
+/// Large messages take the memory of their bytes from a budget of the process as the bytes arrive, until the next message
+/// of the call begins or the body is dropped. Lengths that are only announced do not count: the gRPC library reserves
+/// addresses for them, which take no memory, and callers that send nothing would use up the budget of the others.
 struct MessageLengths {
     budget: Arc<Semaphore>,
     /// Greatest size of a message of the method. The library refuses larger ones without reserving anything.
@@ -106,6 +109,8 @@ struct MessageLengths {
     prefix: [u8; PREFIX_BYTES],
     /// Bytes of the current prefix that have arrived.
     prefix_bytes: usize,
+    /// Size of the current message.
+    length: usize,
     /// Bytes of the current message that have not arrived.
     missing: usize,
     /// Number of messages that have arrived.
@@ -115,7 +120,16 @@ struct MessageLengths {
 
 impl MessageLengths {
     fn new(budget: Arc<Semaphore>, bytes_max: usize) -> Self {
-        Self { budget, bytes_max, prefix: [0; PREFIX_BYTES], prefix_bytes: 0, missing: 0, complete: 0, permit: None }
+        Self {
+            budget,
+            bytes_max,
+            prefix: [0; PREFIX_BYTES],
+            prefix_bytes: 0,
+            length: 0,
+            missing: 0,
+            complete: 0,
+            permit: None,
+        }
     }
 
     /// Returns true while a part of a message has arrived.
@@ -123,11 +137,17 @@ impl MessageLengths {
         self.prefix_bytes > 0 || self.missing > 0
     }
 
+    /// Returns true if another message has begun after the first one.
+    fn has_second_message(&self) -> bool {
+        self.complete > 1 || (self.complete == 1 && self.is_within_message())
+    }
+
     /// Follows the next bytes of the body. Fails if the budget is exhausted.
     fn advance(&mut self, mut bytes: &[u8]) -> Result<(), Status> {
         while !bytes.is_empty() {
             let arrived = self.missing.min(bytes.len());
             self.missing -= arrived;
+            self.take_memory()?;
             self.complete += u64::from(arrived > 0 && self.missing == 0);
             bytes = &bytes[arrived..];
             let begun = (PREFIX_BYTES - self.prefix_bytes).min(bytes.len());
@@ -138,13 +158,30 @@ impl MessageLengths {
                 continue;
             }
             let [_, length @ ..] = self.prefix;
-            (self.missing, self.prefix_bytes, self.permit) = (u32::from_be_bytes(length) as usize, 0, None);
+            self.length = u32::from_be_bytes(length) as usize;
+            (self.missing, self.prefix_bytes, self.permit) = (self.length, 0, None);
             self.complete += u64::from(self.missing == 0);
-            if (COUNTED_BYTES_MIN..=self.bytes_max).contains(&self.missing) {
-                let kib = self.missing.div_ceil(1 << 10) as u32;
-                let permit = self.budget.clone().try_acquire_many_owned(kib);
-                self.permit = Some(permit.map_err(|_| status::messages_overloaded(self.missing))?);
-            }
+        }
+        Ok(())
+    }
+
+    /// Takes the bytes of the current message that have arrived from the budget.
+    fn take_memory(&mut self) -> Result<(), Status> {
+        let arrived = self.length - self.missing;
+        // Nothing of a message that is too large is kept.
+        if !(COUNTED_BYTES..=self.bytes_max).contains(&self.length) || arrived < COUNTED_BYTES {
+            return Ok(());
+        }
+        let wanted = arrived.next_multiple_of(COUNTED_BYTES).min(self.length).div_ceil(1 << 10);
+        let held = self.permit.as_ref().map_or(0, OwnedSemaphorePermit::num_permits);
+        if wanted <= held {
+            return Ok(());
+        }
+        let permit = self.budget.clone().try_acquire_many_owned((wanted - held) as u32);
+        let permit = permit.map_err(|_| status::messages_overloaded(self.length))?;
+        match &mut self.permit {
+            Some(held) => held.merge(permit),
+            None => self.permit = Some(permit),
         }
         Ok(())
     }
@@ -158,6 +195,10 @@ struct RequestBody {
     limit: Duration,
     /// Whether the caller may pause between messages for longer.
     may_pause: bool,
+    /// Whether the method takes one message.
+    has_one_message: bool,
+    /// The memory of the message that was decoded.
+    memory: CallMemory,
     /// Set when a message is not complete at once, which is rare.
     timer: Option<Pin<Box<Sleep>>>,
 }
@@ -168,6 +209,10 @@ impl http_body::Body for RequestBody {
 
     fn poll_frame(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
         let this = self.get_mut();
+        // A stream that reads on has handled its message.
+        if !this.has_one_message {
+            this.memory.release();
+        }
         let polled = http_body::Body::poll_frame(Pin::new(&mut this.inner), context);
         match &polled {
             Poll::Pending if this.may_pause && !this.lengths.is_within_message() => {}
@@ -183,6 +228,16 @@ impl http_body::Body for RequestBody {
                     && let Err(status) = this.lengths.advance(bytes)
                 {
                     return Poll::Ready(Some(Err(status)));
+                }
+                // The library would decode it, and discard it.
+                if this.has_one_message && this.lengths.has_second_message() {
+                    let message = "the call has a second message, and the method takes one";
+                    return Poll::Ready(Some(Err(Status::internal(message))));
+                }
+                // gRPC has no trailers of requests. The library would replace metadata of the call by them, which was
+                // checked before.
+                if frame.is_trailers() {
+                    return Poll::Ready(None);
                 }
                 // Each message of a stream has its own time.
                 if this.may_pause && this.lengths.complete > complete {
@@ -218,6 +273,36 @@ impl Drop for RequestBody {
         {
             runtime.spawn(timeout_of(REST_TIME_MAX, rest));
         }
+    }
+}
+
+/// The body of the response of a call with a stream of messages, which are decoded while the body is polled.
+struct StreamedBody {
+    inner: Body,
+    memory: CallMemory,
+}
+
+impl http_body::Body for StreamedBody {
+    type Data = Bytes;
+    type Error = Status;
+
+    fn poll_frame(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+        let this = self.get_mut();
+        let inner = Pin::new(&mut this.inner);
+        let polled = this.memory.sync_scope(|| http_body::Body::poll_frame(inner, context));
+        // The message is handled. The caller may take any time to read the response.
+        if polled.is_ready() {
+            this.memory.release();
+        }
+        polled
+    }
+
+    fn is_end_stream(&self) -> bool {
+        http_body::Body::is_end_stream(&self.inner)
+    }
+
+    fn size_hint(&self) -> http_body::SizeHint {
+        http_body::Body::size_hint(&self.inner)
     }
 }
 
@@ -309,7 +394,12 @@ where
         let lengths = MessageLengths::new(self.budget.clone(), request_bytes_max(&path));
         // Reflection is a stream by its form only: clients end it after their last request.
         let (limit, may_pause) = (self.read_max, is_client_streaming(&path) && !is_reflection(&path));
-        request = request.map(|inner| Body::new(RequestBody { inner, lengths, limit, may_pause, timer: None }));
+        let (memory, has_one_message) = (CallMemory::default(), !is_client_streaming(&path));
+        let of_request = memory.clone();
+        request = request.map(|inner| {
+            let memory = of_request;
+            Body::new(RequestBody { inner, lengths, limit, may_pause, has_one_message, memory, timer: None })
+        });
         let rpc = RPCS.get(&path);
         let call = HeldCall {
             _counted: rpc.map(|_| self.calls.begin()),
@@ -317,7 +407,7 @@ where
             // Streams have responses for as long as they last, and watches of health wait for them.
             has_one_response: rpc.is_some_and(|rpc| !rpc.is_server_streaming),
         };
-        let response = self.inner.call(request);
+        let response = memory.clone().scope(self.inner.call(request));
         Box::pin(async move {
             let response = match deadline.map(|time| time.saturating_sub(DEADLINE_MARGIN)) {
                 None => response.await?,
@@ -325,6 +415,10 @@ where
                     Ok(response) => response?,
                     Err(_) => status::deadline_exceeded().into_http(),
                 },
+            };
+            let response = match has_one_message {
+                true => response,
+                false => response.map(|inner| Body::new(StreamedBody { inner, memory })),
             };
             Ok(with_reason(response, path, &metrics, call))
         })
@@ -426,18 +520,27 @@ mod tests {
     }
 
     #[test]
-    fn announced_lengths_are_taken_from_the_budget_until_the_next_message_or_the_end() {
+    fn bytes_that_arrive_are_taken_from_the_budget_until_the_next_message_or_the_end() {
         let budget = Arc::new(Semaphore::new(1024));
         let free = || budget.available_permits();
         let lengths = || MessageLengths::new(budget.clone(), 1 << 20);
         let prefix = |length: u32| [&[0][..], &length.to_be_bytes()].concat();
         let (mut first, mut second) = (lengths(), lengths());
-        // Byte by byte, and only when the prefix is complete.
         for byte in prefix(768 << 10) {
-            assert_eq!(free(), 1024);
             first.advance(&[byte]).unwrap();
         }
-        assert_eq!(free(), 256);
+        // Any number of calls may announce a message, and send its first bytes.
+        for _ in 0..100 {
+            lengths().advance(&[prefix(1 << 20), vec![0; 5]].concat()).unwrap();
+        }
+        first.advance(&vec![0; (64 << 10) - 1]).unwrap();
+        assert_eq!(free(), 1024);
+        first.advance(&[0]).unwrap();
+        assert_eq!(free(), 1024 - 64);
+        first.advance(&[0]).unwrap();
+        assert_eq!(free(), 1024 - 128, "in steps");
+        first.advance(&vec![0; (704 << 10) - 2]).unwrap();
+        assert!(first.is_within_message() && free() == 256);
         second.advance(&[prefix(3), vec![1, 2, 3], prefix(255)].concat()).unwrap();
         assert!(second.is_within_message());
         second.advance(&[0; 255]).unwrap();
@@ -447,21 +550,59 @@ mod tests {
         assert!(second.is_within_message() && second.complete == 4, "a part of the next prefix");
         second.advance(&prefix(0)[1..]).unwrap();
         assert!(!second.is_within_message() && second.complete == 5);
-        let status = second.advance(&prefix(257 << 10)).unwrap_err();
+        second.advance(&prefix(257 << 10)).unwrap();
+        second.advance(&vec![0; 256 << 10]).unwrap();
+        let status = second.advance(&[0]).unwrap_err();
         let details = status.get_error_details();
         assert_eq!(
             (status.code(), details.error_info().unwrap().reason.as_str()),
             (Code::ResourceExhausted, "OVERLOADED")
         );
         assert!(details.retry_info().is_some());
+        drop(second);
+        assert_eq!(free(), 256, "given back with the body");
         // The library refuses what is larger than the method allows.
-        lengths().advance(&prefix(u32::MAX)).unwrap();
-        first.advance(&vec![0; 768 << 10]).unwrap();
+        lengths().advance(&[prefix(u32::MAX), vec![0; 512 << 10]].concat()).unwrap();
+        assert_eq!(free(), 256);
+        first.advance(&[0]).unwrap();
         assert!(!first.is_within_message() && free() == 256, "the memory of a complete message is in use");
         first.advance(&prefix(1)).unwrap();
         assert_eq!(free(), 1024);
-        lengths().advance(&prefix(1 << 20)).unwrap();
-        assert_eq!(free(), 1024, "given back with the body");
+    }
+
+    #[tokio::test]
+    async fn a_method_with_one_message_takes_no_second_one_and_no_trailers() {
+        let body = |frames: Vec<Frame<Bytes>>, has_one_message: bool| {
+            let inner = Body::new(StreamBody::new(stream::iter(frames.into_iter().map(Ok::<_, Status>))));
+            let (lengths, limit) = (MessageLengths::new(arriving_budget(), 1 << 20), Duration::from_secs(10));
+            let (may_pause, memory) = (!has_one_message, CallMemory::default());
+            RequestBody { inner, lengths, limit, may_pause, has_one_message, memory, timer: None }
+        };
+        let data = |bytes: &[u8]| Frame::data(Bytes::copy_from_slice(bytes));
+        let message: [u8; 7] = [0, 0, 0, 0, 2, 7, 7];
+        // In one frame, also if only its first byte has arrived, and later.
+        let within = [&message[..], &[0]].concat();
+        for frames in [vec![message.repeat(2)], vec![within], vec![message.to_vec(), vec![0]]] {
+            let all = || frames.iter().map(|bytes| data(bytes)).collect();
+            let mut single = body(all(), true);
+            for _ in 1..frames.len() {
+                assert!(single.frame().await.unwrap().is_ok());
+            }
+            let status = single.frame().await.unwrap().unwrap_err();
+            let status = status::of_transport(&status, "/lodestone.v1.RankingService/Search");
+            assert_eq!(status.code(), Code::InvalidArgument);
+            assert_eq!(status.get_error_details().error_info().unwrap().reason, "MESSAGE_MALFORMED");
+            assert!(status.message().contains("second message"), "{status:?}");
+            let mut streamed = body(all(), false);
+            while let Some(frame) = streamed.frame().await {
+                assert!(frame.unwrap().is_data());
+            }
+        }
+        let mut trailers = HeaderMap::new();
+        trailers.insert("lodestone-catalog", "other".parse().unwrap());
+        let mut single = body(vec![data(&message), Frame::trailers(trailers)], true);
+        assert!(single.frame().await.unwrap().unwrap().is_data());
+        assert!(single.frame().await.is_none());
     }
 
     #[tokio::test]
@@ -471,7 +612,8 @@ mod tests {
             let frames = frames.into_iter().map(|bytes| Ok::<_, Status>(Frame::data(Bytes::from(bytes))));
             let inner = Body::new(StreamBody::new(stream::iter(frames).chain(stream::pending())));
             let lengths = MessageLengths::new(arriving_budget(), 1 << 20);
-            RequestBody { inner, lengths, limit, may_pause: true, timer: None }
+            let memory = CallMemory::default();
+            RequestBody { inner, lengths, limit, may_pause: true, has_one_message: false, memory, timer: None }
         };
         let mut paused = body(vec![vec![0, 0, 0, 0, 2, 7], vec![7]]);
         for _ in 0..2 {

@@ -182,6 +182,13 @@ async fn refusals_of_the_library(server: &Server) {
     let status = server.refusal(path, Request::new(health.encode_to_vec()), true).await;
     assert_refused(&status, Code::NotFound, "SERVICE_UNKNOWN", &[]);
 
+    // A second message of a method that takes one.
+    let mut client = Grpc::new(server.channel.clone());
+    client.ready().await.unwrap();
+    let messages = futures_util::stream::iter(vec![search("mug", String::new()).encode_to_vec(); 2]);
+    let responses = client.streaming(Request::new(messages), PathAndQuery::from_static(SEARCH), RawCodec).await;
+    assert_refused(&responses.unwrap_err(), Code::InvalidArgument, "MESSAGE_MALFORMED", &["second message"]);
+
     // The second message of the stream cannot be decoded.
     let bad = vec![0x0A, 100];
     let good = proto::StreamEventsRequest { events: vec![view(0, "stream")] }.encode_to_vec();
@@ -274,7 +281,17 @@ async fn large_writes(server: &Server) {
     assert!(status.get_error_details().retry_info().is_none(), "the same message is always too large");
     // 16 million empty items, of which each takes hundreds of bytes in memory.
     let status = server.refusal(path, Request::new([0x0A, 0].repeat(16 << 20)), false).await;
-    assert_refused(&status, Code::ResourceExhausted, "MESSAGE_TOO_LARGE", &["33554432 bytes", "512 MiB", "fewer"]);
+    assert_refused(&status, Code::InvalidArgument, "INVALID_REQUEST", &["items", "at least", "1000"]);
+    // As many as were below the limit of the memory, in a few kB.
+    let status = server.refusal(path, Request::new([0x0A, 0].repeat(100_000)), true).await;
+    assert_refused(&status, Code::InvalidArgument, "INVALID_REQUEST", &["items", "100000 entries", "1000"]);
+    // One item with millions of empty tags, field 9. The length has four bytes of seven bits.
+    let tags = [0x4A, 0].repeat(8 << 20);
+    let length = [0x80, 0x80, 0x80, 0x08];
+    assert_eq!(tags.len(), 8 << 21);
+    let item = [&[0x0A][..], &length, &tags].concat();
+    let status = server.refusal(path, Request::new(item), false).await;
+    assert_refused(&status, Code::ResourceExhausted, "MESSAGE_TOO_LARGE", &["16777221 bytes", "256 MiB", "fewer"]);
     let status = server.refusal(path, Request::new(vec![0; 64 << 20]), true).await;
     assert_refused(&status, Code::ResourceExhausted, "MESSAGE_TOO_LARGE", &["33554432", "after decompression"]);
 }
