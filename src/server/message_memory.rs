@@ -39,6 +39,11 @@ impl CallMemory {
     pub(super) fn release(&self) {
         *self.0.lock() = None;
     }
+
+    #[cfg(test)]
+    pub(super) fn is_held(&self) -> bool {
+        self.0.lock().is_some()
+    }
 }
 
 /// Builds a message that takes about `bytes` of memory. Fails if the budget does not have them.

@@ -470,6 +470,7 @@ fn without_reason(headers: &HeaderMap) -> Option<Status> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::server::message_memory::build_within_budget;
     use futures_util::{StreamExt, stream};
     use http_body_util::StreamBody;
     use lodestone_telemetry::Sizes;
@@ -568,6 +569,34 @@ mod tests {
         assert!(!first.is_within_message() && free() == 256, "the memory of a complete message is in use");
         first.advance(&prefix(1)).unwrap();
         assert_eq!(free(), 1024);
+    }
+
+    #[tokio::test]
+    async fn a_stream_keeps_the_memory_of_a_message_until_it_responds_or_reads_on() {
+        let (memory, mut polls) = (CallMemory::default(), 0);
+        let frames = stream::poll_fn(move |_: &mut Context<'_>| {
+            polls += 1;
+            if polls == 2 {
+                return Poll::Ready(Some(Ok::<_, Status>(Frame::data(Bytes::from_static(b"response")))));
+            }
+            build_within_budget(2 << 20, || ()).unwrap();
+            Poll::Pending
+        });
+        let mut response = StreamedBody { inner: Body::new(StreamBody::new(frames)), memory: memory.clone() };
+        assert!(futures_util::poll!(response.frame()).is_pending() && memory.is_held());
+        assert!(response.frame().await.unwrap().is_ok());
+        assert!(!memory.is_held());
+        assert!(futures_util::poll!(response.frame()).is_pending() && memory.is_held());
+        let mut request = RequestBody {
+            inner: Body::new(StreamBody::new(stream::pending::<Result<Frame<Bytes>, Status>>())),
+            lengths: MessageLengths::new(arriving_budget(), 1 << 20),
+            limit: Duration::from_secs(10),
+            may_pause: true,
+            has_one_message: false,
+            memory: memory.clone(),
+            timer: None,
+        };
+        assert!(futures_util::poll!(request.frame()).is_pending() && !memory.is_held());
     }
 
     #[tokio::test]
