@@ -92,8 +92,9 @@ class Load:
     def __init__(self, servers):
         from lodestone.v1 import ranking_service_pb2 as messages, ranking_service_pb2_grpc as services
         target = "ipv4:" + ",".join(server.address for server in servers)
-        # A server that is back must be found before the other one is stopped.
-        options = [("grpc.service_config", SERVICE_CONFIG), ("grpc.initial_reconnect_backoff_ms", 100),
+        # A server that is back must be found before the other one is stopped. The authority of several addresses would be their
+        # list, which is none.
+        options = [("grpc.default_authority", "localhost"), ("grpc.service_config", SERVICE_CONFIG), ("grpc.initial_reconnect_backoff_ms", 100),
                    ("grpc.min_reconnect_backoff_ms", 100), ("grpc.max_reconnect_backoff_ms", 500)]
         self.channel = grpc.insecure_channel(target, options=options)
         self.recommend = services.RankingServiceStub(self.channel).Recommend
