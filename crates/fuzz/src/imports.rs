@@ -27,10 +27,10 @@ enum Content {
     Events,
 }
 
-/// A shipped mapping, a file of a format and a valid content.
+/// A shipped mapping, a file of a format and a valid content. That of Shopify needs a mapping that adds the currency.
 type Feed = (&'static str, &'static str, Content, &'static str);
 
-const FEEDS: [Feed; 8] = [
+const FEEDS: [Feed; 7] = [
     (
         "google-merchant-center",
         "items.tsv",
@@ -51,14 +51,6 @@ const FEEDS: [Feed; 8] = [
         "inventory.csv",
         Content::Inventory,
         "store_code,id,quantity,price,availability\nleeds,1,3,\"9.99 EUR\",in_stock\n",
-    ),
-    (
-        "shopify",
-        "items.csv",
-        Content::Items,
-        // The format has no currency, so a price needs a mapping that extends the shipped one.
-        "Handle,Title,Option1 Name,Option1 Value,Variant SKU,Variant Inventory Qty,Tags,Status\n\
-         mug,Red mug,Size,L,m-l,9,\"new, sale\",active\nmug,,,S,m-s,8,,\n",
     ),
     (
         "icecat",
