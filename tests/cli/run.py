@@ -31,8 +31,8 @@ def check(right, claim):
         wrong.append(claim)
 
 
-def run(*arguments):
-    return subprocess.run([LODESTONE, *map(str, arguments)], capture_output=True, text=True, timeout=900)
+def run(*arguments, env=None):
+    return subprocess.run([LODESTONE, *map(str, arguments)], capture_output=True, text=True, timeout=900, env=env)
 
 
 def refused(words, *arguments):
@@ -198,7 +198,10 @@ def mistakes(work):
     refused(lost, "serve", "--bundle", BUNDLE, "--data", empty)
     refused(lost, "retrain", "--data", empty, "--store", work / "a-store")
 
-    refused(["--bundle <DIR>|--store <DIR|URL>", "lodestone serve --bundle <DIR> --data <DIR>", "lodestone serve --store"], "serve")
+    nothing_set = {name: value for name, value in os.environ.items() if not name.startswith("LODESTONE_")}
+    words = ["--bundle <DIR>|--store <DIR|URL>", "lodestone serve --bundle <DIR> --data <DIR>", "lodestone serve --store"]
+    ran = run("serve", env=nothing_set)
+    check(ran.returncode == ERROR and all(word in ran.stderr for word in words), f"serve fails and names {words}")
     refused(["--samples", "0 is not in 1"], "answers", "show", answer, "--data", DATA, "--samples", 0)
     refused(["--samples", "0 is not in 1"], "answers", "export", "--data", DATA, "--out", work / "x", "--samples", 0)
     for flag in ["connections", "page-size", "batch"]:
