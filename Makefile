@@ -172,7 +172,7 @@ test-store: build tools-run $(DATA) $(BUNDLE) ## Publish to, serve from and prun
 	python3 tests/store/run.py $(LODESTONE) $(TOOLS)/bin/grpcurl $(BUNDLE) $(TOOLS)/moto/bin/moto_server
 
 # TARGETS="filter requests" selects targets.
-fuzz: ## Search inputs that make a parser panic, guided by coverage; FUZZ_SECONDS=60 for each target
+fuzz: ## Search inputs that make a parser panic, with libFuzzer; FUZZ_SECONDS=60 for each target
 	scripts/fuzz.sh $(FUZZ_SECONDS) $(TARGETS)
 
 # The peers in Python, and a client of the API.

@@ -57,7 +57,7 @@ pub struct Entry {
 }
 
 fn hash_of(content: &str) -> String {
-    Sha256::digest(content).iter().map(|byte| format!("{byte:02x}")).collect()
+    format!("{:x}", Sha256::digest(content))
 }
 
 impl Entry {

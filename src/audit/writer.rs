@@ -6,7 +6,7 @@ use super::{
 use lodestone_core::units::UnixMillis;
 use lodestone_events::storage::{self, FileId, FileSystem, Storage};
 use std::{
-    fs::{self, File, OpenOptions},
+    fs::{self, File},
     io::{self, Read, Seek, SeekFrom, Write},
     path::{Path, PathBuf},
 };
@@ -246,11 +246,13 @@ impl Chain {
             open.file.sync_data()?;
         }
         let path = self.directory.join(file_name(self.sequence));
+        let file = storage::append_private(&path)?;
         // A file of this name has no line that was acknowledged.
-        let file = storage::create_private(&path)?;
-        drop(file);
-        let file = OpenOptions::new().append(true).open(&path)?;
-        FileSystem.sync_directory(&self.directory)?;
+        if let Err(error) = file.set_len(0).and_then(|()| FileSystem.sync_directory(&self.directory)) {
+            // Lines go on in the former file, and an empty file between two others would be a violation.
+            let _ = fs::remove_file(&path);
+            return Err(error);
+        }
         self.open = Some(Open { path, file, bytes: 0, is_dirty: false });
         let files = files(&self.directory)?;
         let excess = files.len().saturating_sub(self.settings.files_max.max(1));

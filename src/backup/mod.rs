@@ -15,7 +15,7 @@ use lodestone_events::{
     log::{self, Check},
     storage::{self, FileSystem, Storage},
 };
-use lodestone_pipeline::bundle::read_regular_up_to;
+use lodestone_pipeline::bundle::{length_of_regular, read_regular_up_to};
 use lodestone_rollout::BUNDLE_COPIES;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
@@ -258,8 +258,9 @@ fn prune(backups: &Path, keep: usize, made: &str) -> Result<Vec<String>, BackupE
     old.truncate((old.len() + 1).saturating_sub(keep.max(1)));
     for name in &old {
         let path = backups.join(name);
-        // Without its manifest it is no backup, so that an interrupted removal leaves no backup that lacks files.
-        fs::remove_file(path.join(MANIFEST)).and_then(|()| fs::remove_dir_all(&path)).map_err(io_error(&path))?;
+        // If the removal is interrupted, the next backup completes it.
+        let removed = backups.join(format!("{INCOMPLETE}{name}"));
+        storage::rename(&path, &removed).and_then(|()| fs::remove_dir_all(&removed)).map_err(io_error(&path))?;
     }
     Ok(old)
 }
@@ -434,11 +435,10 @@ fn copy_hashed(source: (&mut File, &Path), target: (&mut dyn Write, &Path)) -> R
 fn copy_verified(file: &FileEntry, files: &Path, target: (&mut dyn Write, &Path)) -> Result<(), BackupError> {
     let path = files.join(&file.path);
     let damaged = |problem: String| BackupError::Damaged { path: path.clone(), problem };
-    // Opening a pipe may wait for its writer.
-    match fs::metadata(&path) {
-        Ok(metadata) if metadata.is_file() => {}
-        Ok(_) => return Err(damaged("it is no regular file".to_owned())),
-        Err(error) => return Err(damaged(error.to_string())),
+    let found = length_of_regular(&path).map_err(|error| damaged(format!("it {error}")))?;
+    // Before the copy, so that a file that grew is not copied.
+    if found != file.bytes {
+        return Err(damaged(format!("it has {found} bytes instead of {}", file.bytes)));
     }
     let mut source = File::open(&path).map_err(io_error(&path))?;
     let (bytes, sha256) = copy_hashed((&mut source, &path), target)?;

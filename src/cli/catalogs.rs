@@ -3,6 +3,7 @@ use crate::server::DEFAULT_CATALOG;
 use anyhow::{anyhow, bail};
 use lodestone_core::{ids::check_name, toml_error};
 use lodestone_index::Languages;
+use lodestone_pipeline::bundle::read_regular_text;
 use serde::Deserialize;
 use std::{
     collections::BTreeMap,
@@ -64,7 +65,7 @@ struct CatalogTable {
 /// mistakes at once.
 pub(crate) fn read(path: &Path, default: &CatalogSource) -> anyhow::Result<Vec<CatalogSource>> {
     let shown = format!("--catalogs {}", path.display());
-    let text = fs::read_to_string(path)
+    let text = read_regular_text(path, u64::MAX)
         .map_err(|error| anyhow!("{shown}: cannot be read: {error}; check the path and permissions"))?;
     match parse(&text, default) {
         Ok(catalogs) => Ok(catalogs),

@@ -229,11 +229,11 @@ fn unknown_variables(command: &Command, names: impl Iterator<Item = String>) -> 
     let unknown = names.filter(|name| !known.contains(name) && !is_of_service(name));
     unknown
         .map(|name| {
-            let distance = |known: &str| strsim::damerau_levenshtein(&name[PREFIX.len()..], &known[PREFIX.len()..]);
-            let nearest = known.iter().filter(|known| known.starts_with(PREFIX)).min_by_key(|known| distance(known));
-            let limit = ((name.len() - PREFIX.len()) / 3).max(2);
-            match nearest.filter(|known| distance(known) <= limit) {
-                Some(known) => format!("the variable {name} is no setting and has no effect; did you mean {known}?"),
+            let of_settings = known.iter().filter_map(|known| known.strip_prefix(PREFIX));
+            match nearest(&name[PREFIX.len()..], of_settings) {
+                Some(known) => {
+                    format!("the variable {name} is no setting and has no effect; did you mean {PREFIX}{known}?")
+                }
                 None => format!(
                     "the variable {name} is no setting and has no effect; `lodestone serve --help` lists the variables"
                 ),
@@ -403,10 +403,16 @@ fn shortened(value: &toml::Value) -> String {
     mask_urls(&value.to_string()).split_whitespace().collect::<Vec<_>>().join(" ").chars().take(60).collect()
 }
 
+/// Returns the known name that is most similar. None if more than a third of the letters differ.
+fn nearest<'k>(name: &str, known: impl Iterator<Item = &'k str>) -> Option<&'k str> {
+    let distances = known.map(|known| (strsim::damerau_levenshtein(name, known), known));
+    let (distance, known) = distances.min_by_key(|(distance, _)| *distance)?;
+    (distance <= (name.chars().count() / 3).max(2)).then_some(known)
+}
+
 fn unknown(name: &str, leaf: &Command) -> String {
-    let distance = |known: &str| strsim::damerau_levenshtein(name, known);
-    let nearest = settings_of(leaf).map(key).min_by_key(|known| distance(known));
-    match nearest.filter(|known| distance(known) <= (name.chars().count() / 3).max(2)) {
+    let keys: Vec<String> = settings_of(leaf).map(key).collect();
+    match nearest(name, keys.iter().map(String::as_str)) {
         Some(known) => format!("unknown key `{name}`; did you mean `{known}`?"),
         None => format!(
             "unknown key `{name}`; keys are the flags of `lodestone serve --help` with `_`, at the top level of the file"

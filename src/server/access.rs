@@ -3,10 +3,9 @@ use super::{
     CATALOG_METADATA, DEFAULT_CATALOG,
     api_keys::{ApiKeys, KEY_PREFIX, KeyHash},
     client::Client,
-    guard::code_name,
     jwt::{Jwt, TokenProblem, VerifiedToken},
     status,
-    transport::{is_client_streaming, rpc_of},
+    transport::is_client_streaming,
 };
 use http::{HeaderMap, Request, Response, header::AUTHORIZATION};
 use http_body::Frame;
@@ -221,7 +220,7 @@ struct Admitted {
 enum Refusal {
     Status(Status),
     /// The token names a key that the set does not have. The set may have changed at its URL.
-    UnknownTokenKey(Arc<Jwt>),
+    UnknownTokenKey,
 }
 
 impl From<Status> for Refusal {
@@ -231,7 +230,7 @@ impl From<Status> for Refusal {
 }
 
 /// The ways in which clients authenticate.
-#[derive(Clone, Default)]
+#[derive(Clone)]
 pub(super) struct Access {
     pub(super) api_keys: Option<Arc<ApiKeys>>,
     pub(super) jwt: Option<Arc<Jwt>>,
@@ -249,7 +248,7 @@ impl Access {
         if let Some(jwt) = self.jwt.as_ref().filter(|_| !secret.starts_with(KEY_PREFIX.as_bytes())) {
             return match jwt.authenticate(secret, now) {
                 Ok(token) => Ok(Admitted { client: token.client.clone(), credential: Credential::Token(token) }),
-                Err(TokenProblem::UnknownKey) => Err(Refusal::UnknownTokenKey(jwt.clone())),
+                Err(TokenProblem::UnknownKey) => Err(Refusal::UnknownTokenKey),
                 Err(problem) => Err(status::token_invalid(&problem.to_string()).into()),
             };
         }
@@ -346,17 +345,13 @@ fn bearer(value: &[u8]) -> Option<&[u8]> {
 pub(super) struct Authorization<S> {
     inner: S,
     access: Access,
-    metrics: Metrics,
+    // Shared, because the layer is cloned for every call.
+    metrics: Arc<Metrics>,
 }
 
 impl<S> Authorization<S> {
     pub(super) fn new(inner: S, access: Access, metrics: Metrics) -> Self {
-        Self { inner, access, metrics }
-    }
-
-    fn refuse(&self, path: &str, status: Status) -> Response<Body> {
-        self.metrics.refused(rpc_of(path), code_name(status.code()));
-        status.into_http()
+        Self { inner, access, metrics: Arc::new(metrics) }
     }
 }
 
@@ -397,21 +392,23 @@ where
             return Box::pin(self.forward(request, None));
         }
         let path = request.uri().path();
-        let jwt = match self.access.check(path, request.headers(), UnixMillis::now(), &self.metrics) {
+        match self.access.check(path, request.headers(), UnixMillis::now(), &self.metrics) {
             Ok(admitted) => return Box::pin(self.forward(request, admitted)),
-            Err(Refusal::Status(status)) => return Box::pin(std::future::ready(Ok(self.refuse(path, status)))),
-            Err(Refusal::UnknownTokenKey(jwt)) => jwt,
-        };
+            Err(Refusal::Status(status)) => return Box::pin(std::future::ready(Ok(status.into_http()))),
+            Err(Refusal::UnknownTokenKey) => {}
+        }
         // The inner service is always ready.
         let mut this = self.clone();
         Box::pin(async move {
-            jwt.refresh_for_unknown_key().await;
+            if let Some(jwt) = &this.access.jwt {
+                jwt.refresh_for_unknown_key().await;
+            }
             let path = request.uri().path();
             match this.access.check(path, request.headers(), UnixMillis::now(), &this.metrics) {
                 Ok(admitted) => this.forward(request, admitted).await,
-                Err(Refusal::Status(status)) => Ok(this.refuse(path, status)),
-                Err(Refusal::UnknownTokenKey(_)) => {
-                    Ok(this.refuse(path, status::token_invalid(&TokenProblem::UnknownKey.to_string())))
+                Err(Refusal::Status(status)) => Ok(status.into_http()),
+                Err(Refusal::UnknownTokenKey) => {
+                    Ok(status::token_invalid(&TokenProblem::UnknownKey.to_string()).into_http())
                 }
             }
         })
@@ -450,7 +447,7 @@ mod tests {
                 assert!(!status.message().contains("unknown`"), "{status:?}");
                 Err((status.code(), status.get_error_details().error_info().unwrap().reason.clone()))
             }
-            Err(Refusal::UnknownTokenKey(_)) => panic!("there are no tokens"),
+            Err(Refusal::UnknownTokenKey) => panic!("there are no tokens"),
         }
     }
 

@@ -5,6 +5,7 @@ use super::{ServerConfig, guard::code_name, services::timeout, status, transport
 use http::HeaderMap;
 use lodestone_engine::Engine;
 use lodestone_pipeline::Priority;
+use lodestone_telemetry::call;
 use std::{
     sync::Arc,
     time::{Duration, Instant},
@@ -67,6 +68,7 @@ impl Admission {
         self.engine.admit(priority(headers).unwrap_or_default(), deadline).map_err(|error| {
             let status = status::of(error);
             self.engine.metrics().refused(rpc_of(path), code_name(status.code()));
+            call::count();
             status
         })
     }

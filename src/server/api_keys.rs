@@ -8,7 +8,7 @@ use super::{
     watched_text::WatchedText,
 };
 use lodestone_core::{ids::check_name, toml_error, units::UnixMillis};
-use lodestone_pipeline::bundle::read_regular_up_to;
+use lodestone_pipeline::bundle::read_regular_text;
 use parking_lot::{Mutex, RwLock};
 use serde::Deserialize;
 use sha2::{Digest, Sha256};
@@ -43,7 +43,7 @@ impl NewKey {
     /// Returns the key of random bytes.
     pub fn of(random: [u8; KEY_BYTES]) -> Self {
         let secret = format!("{KEY_PREFIX}{}", hex(&random));
-        let hash = format!("{HASH_PREFIX}{}", hex(&Sha256::digest(&secret)));
+        let hash = format!("{HASH_PREFIX}{:x}", Sha256::digest(&secret));
         Self { secret, hash }
     }
 }
@@ -127,8 +127,7 @@ pub fn check_key_file(flag: &'static str, path: &Path, text: &str) -> Result<BTr
 
 /// Reads the text of a key file, which must be a regular file.
 pub fn read_key_file(path: &Path) -> io::Result<String> {
-    let bytes = read_regular_up_to(path, FILE_BYTES_MAX)?;
-    String::from_utf8(bytes).map_err(|_| io::Error::new(io::ErrorKind::InvalidData, "is not UTF-8"))
+    read_regular_text(path, FILE_BYTES_MAX)
 }
 
 impl ApiKeys {

@@ -1,6 +1,6 @@
 //! Several catalogues in one server. Each is an engine of its own, with its own log, state and bundles, behind services
 //! of its own. Which of them a request reaches is decided before any service reads it, so that no service can mix them.
-use super::{admission::Admission, guard::code_name, status, transport::rpc_of};
+use super::{admission::Admission, status};
 use http::Request;
 use lodestone_engine::Engine;
 use lodestone_telemetry::Metrics;
@@ -71,16 +71,14 @@ pub(super) struct CatalogRouter {
     /// Health and reflection, which are of the whole server.
     of_server: Routes,
     by_catalog: Arc<BTreeMap<String, (Admission, Routes)>>,
-    /// Counts the requests to unknown catalogues. Shared, because the router is cloned for every call.
-    metrics: Arc<Metrics>,
 }
 
 impl CatalogRouter {
-    pub(super) fn new(of_server: Routes, by_catalog: BTreeMap<String, (Admission, Routes)>, metrics: Metrics) -> Self {
-        Self { of_server, by_catalog: Arc::new(by_catalog), metrics: Arc::new(metrics) }
+    pub(super) fn new(of_server: Routes, by_catalog: BTreeMap<String, (Admission, Routes)>) -> Self {
+        Self { of_server, by_catalog: Arc::new(by_catalog) }
     }
 
-    /// Returns the services of a request, or the status of its refusal, which is counted.
+    /// Returns the services of a request, or the status of its refusal.
     fn routes(&self, request: &Request<Body>) -> Result<Routes, Status> {
         let path = request.uri().path();
         if path.starts_with("/grpc.") {
@@ -90,9 +88,7 @@ impl CatalogRouter {
         let name = named.filter(|name| !name.is_empty()).unwrap_or(DEFAULT_CATALOG.as_bytes());
         let name = String::from_utf8_lossy(name);
         let Some((admission, routes)) = self.by_catalog.get(&*name) else {
-            let status = status::catalog_not_found(&name);
-            self.metrics.refused(rpc_of(path), code_name(status.code()));
-            return Err(status);
+            return Err(status::catalog_not_found(&name));
         };
         admission.check(path, request.headers())?;
         Ok(routes.clone())

@@ -70,7 +70,7 @@ struct ChangeCount {
     count: u64,
 }
 
-/// What a client has used of its limits. In memory, so that it begins anew with the process.
+/// What a client has used of its limits. In memory, so it is empty after a restart.
 pub(super) struct Usage {
     limits: ClientLimits,
     requests: Option<DefaultDirectRateLimiter>,
@@ -155,13 +155,18 @@ impl Client {
         })
     }
 
-    /// Waits until the client's rate has room for a further message of a stream, and counts it. A refusal would end the
-    /// stream, whose messages the client would then send again.
-    pub(super) async fn pace(&self, metrics: &Metrics) {
-        metrics.client_request(&self.label);
+    /// Waits until the client's rate has room for a further message of a stream. A refusal would end the stream, whose
+    /// messages the client would then send again. A stream waits before it reads the message, because one that was built
+    /// keeps its part of the memory of messages.
+    pub(super) async fn pace(&self) {
         while let Err(wait) = self.usage.admit_request() {
             tokio::time::sleep(wait).await;
         }
+    }
+
+    /// Counts a further message of a stream.
+    pub(super) fn count_message(&self, metrics: &Metrics) {
+        metrics.client_request(&self.label);
     }
 
     /// Counts the entries of a message that changes them, and refuses it beyond the client's quota.

@@ -7,7 +7,7 @@
 //! from a budget of the process.
 use super::{
     catalog_service::ITEMS_MAX, event_service, event_stream, loyalty_service::USERS_MAX, message_memory,
-    proto::DESCRIPTORS, status, violations::Violation,
+    proto::DESCRIPTORS, services::list_size_refused, status,
 };
 use prost::{Message, Name, bytes::Buf};
 use prost_types::{
@@ -290,8 +290,7 @@ fn bounded_memory(schemas: &Schemas, name: &str, message: &[u8]) -> Result<usize
         let (_, field, limit) = BATCHES[batch];
         if count > limit {
             let at_least = if scan.is_complete { "" } else { "at least " };
-            let description = format!("has {at_least}{count} entries; it must have 1 to {limit}");
-            return Err(status::invalid(vec![Violation { limit: Some(limit), ..Violation::new(field, description) }]));
+            return Err(list_size_refused(field, format_args!("{at_least}{count}"), limit));
         }
     }
     if scan.bytes > MEMORY_MAX {

@@ -1,5 +1,5 @@
 //! Accepts connections: limits their number, encrypts them, and closes those that send no request.
-use super::{ServerConfig, tls::Tls};
+use super::{ServerConfig, throttle::Throttle, tls::Tls};
 use futures_util::{Stream, StreamExt, future::BoxFuture, stream};
 use std::{
     io,
@@ -74,7 +74,7 @@ async fn run(
         .with_nodelay(Some(true))
         .with_keepalive(Some(TCP_KEEPALIVE))
         .with_keepalive_interval(Some(TCP_KEEPALIVE));
-    let mut refusals = Refusals::default();
+    let refusals = Throttle::new(1, LOG_INTERVAL);
     loop {
         let accepted = tokio::select! {
             accepted = incoming.next() => accepted,
@@ -86,7 +86,7 @@ async fn run(
                 tracing::debug!(%error, "a connection ended before it was accepted")
             }
             Some(Err(error)) => {
-                refusals.log(&format!("the system accepts no connection: {error}"));
+                log_refused(&refusals, &format!("the system accepts no connection: {error}"));
                 // The connection stays in the backlog, so accepting it again at once would take all time of a core.
                 sleep(ACCEPT_PAUSE).await;
             }
@@ -95,7 +95,9 @@ async fn run(
                     let hold = Hold { close: close.clone(), place, write_blocked_max };
                     tokio::spawn(hand_over(stream, tls.clone(), handshake_max, hold, ready.clone()));
                 }
-                Err(_) => refusals.log(&format!("there are {connections_max} connections (--connections-max)")),
+                Err(_) => {
+                    log_refused(&refusals, &format!("there are {connections_max} connections (--connections-max)"))
+                }
             },
         }
     }
@@ -145,20 +147,9 @@ async fn hand_over(
 }
 
 /// Logs refused connections, at most once in [`LOG_INTERVAL`].
-#[derive(Default)]
-struct Refusals {
-    logged: Option<Instant>,
-    /// Since then.
-    count: u64,
-}
-
-impl Refusals {
-    fn log(&mut self, reason: &str) {
-        self.count += 1;
-        if self.logged.is_none_or(|logged| logged.elapsed() >= LOG_INTERVAL) {
-            tracing::warn!(refused = self.count, reason, "refused connections");
-            *self = Self { logged: Some(Instant::now()), count: 0 };
-        }
+fn log_refused(throttle: &Throttle, reason: &str) {
+    if let Some(omitted) = throttle.admit(Instant::now()) {
+        tracing::warn!(refused = omitted + 1, reason, "refused connections");
     }
 }
 

@@ -13,6 +13,7 @@ use futures_util::stream::BoxStream;
 use lodestone_core::{text::normalize, units::UnixMillis};
 use lodestone_engine::{EngineError, WriteOutcome, WriteReport};
 use lodestone_events::{Attribution, Event, EventKind, RepeatedLine};
+use lodestone_telemetry::call;
 use std::fmt::Display;
 use tokio::task::JoinHandle;
 use tonic::{Request, Response, Status, Streaming};
@@ -238,7 +239,7 @@ impl Services {
         let queued = self.engine.queue_events(std::mem::take(&mut validated.events)).await?;
         let engine = self.engine.clone();
         // A task, so that outcomes are counted even if the client ends the stream.
-        Ok(tokio::spawn(async move {
+        Ok(call::spawn(async move {
             let report = engine.finish_events(queued).await?;
             let version = report.log_position;
             Ok((validated.with_report(report), version))

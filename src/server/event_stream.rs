@@ -22,6 +22,8 @@ pub(super) struct EventStream {
     messages: Streaming<proto::StreamEventsRequest>,
     /// Messages that have arrived.
     message_count: u64,
+    /// Whether the client's rate has room for the next message.
+    is_paced: bool,
     /// The messages that are not answered yet, the oldest first.
     writes: VecDeque<PendingWrite>,
     counts: proto::EventCounts,
@@ -41,6 +43,8 @@ impl EventStream {
             client,
             messages,
             message_count: 0,
+            // The first message is that of the call, which is counted.
+            is_paced: true,
             writes: VecDeque::new(),
             counts: proto::EventCounts::default(),
             log_position: 0,
@@ -62,8 +66,16 @@ impl EventStream {
                     None => std::future::pending().await,
                 }
             };
+            // It continues where it was when the answer to an earlier message comes first.
+            let next = async {
+                if let Some(client) = self.client.as_ref().filter(|_| !self.is_paced) {
+                    client.pace().await;
+                    self.is_paced = true;
+                }
+                self.messages.message().await
+            };
             tokio::select! {
-                message = self.messages.message(), if may_read => match self.queue(message).await {
+                message = next, if may_read => match self.queue(message).await {
                     Ok(true) => {}
                     Ok(false) => self.end = Some(Ok(())),
                     Err(status) => self.end = Some(Err(status)),
@@ -82,10 +94,10 @@ impl EventStream {
     async fn queue(&mut self, message: Result<Option<proto::StreamEventsRequest>, Status>) -> Result<bool, Status> {
         let Some(message) = message.map_err(|error| status::of_transport(&error, ""))? else { return Ok(false) };
         self.message_count += 1;
+        self.is_paced = false;
         if let Some(client) = &self.client {
-            // The first message is that of the call, which is counted.
             if self.message_count > 1 {
-                client.pace(&self.services.metrics).await;
+                client.count_message(&self.services.metrics);
             }
             client.admit_changes(message.events.len(), &self.services.metrics)?;
         }

@@ -7,7 +7,7 @@ use futures_util::{
     stream::{self, BoxStream},
 };
 use lodestone_engine::EngineError;
-use lodestone_telemetry::Metrics;
+use lodestone_telemetry::{Metrics, call};
 use prost::Message;
 use std::{future::Future, panic::AssertUnwindSafe, time::Instant};
 use tonic::{Code, Response, Status};
@@ -23,6 +23,7 @@ struct Running {
 impl Running {
     fn begin(metrics: &Metrics, rpc: &'static str) -> Self {
         metrics.begun(rpc);
+        call::count();
         Self { metrics: metrics.clone(), rpc, started: Instant::now(), code: Code::Cancelled }
     }
 

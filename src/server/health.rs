@@ -20,7 +20,7 @@ pub struct Health {
 }
 
 impl Health {
-    /// Returns the door to the statuses of services.
+    /// Returns the reporter that sets the statuses of services.
     pub(super) fn reporter(&self) -> &HealthReporter {
         &self.reporter
     }

@@ -96,21 +96,24 @@ impl ItemImport {
         if self.is_finished {
             return Ok(None);
         }
+        // The first message is that of the call, which is counted.
+        if let Some(client) = self.client.as_ref().filter(|_| self.message_count > 0) {
+            client.pace().await;
+        }
         let message = self.messages.message().await.map_err(|error| status::of_transport(&error, ""))?;
         self.is_finished = message.is_none();
         if let Some(message) = &message {
-            self.admit(message).await?;
+            self.admit(message)?;
         }
         self.answer(message).await.map(Some)
     }
 
     /// Counts a message and its items for the limits of the client.
-    async fn admit(&mut self, message: &proto::ImportItemsRequest) -> Result<(), Status> {
+    fn admit(&mut self, message: &proto::ImportItemsRequest) -> Result<(), Status> {
         self.message_count += 1;
         let Some(client) = &self.client else { return Ok(()) };
-        // The first message is that of the call, which is counted.
         if self.message_count > 1 {
-            client.pace(&self.services.metrics).await;
+            client.count_message(&self.services.metrics);
         }
         match &message.part {
             Some(Part::Items(items)) => client.admit_changes(items.items.len(), &self.services.metrics),

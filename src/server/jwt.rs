@@ -245,7 +245,12 @@ impl Jwt {
         keys.report_short(&settings.key_set);
         Ok(Self {
             keys: RwLock::new(Arc::new(keys)),
-            verified: Cache::builder().max_capacity(VERIFIED_MAX).time_to_idle(VERIFIED_IDLE).build(),
+            verified: Cache::builder()
+                .max_capacity(VERIFIED_MAX)
+                .time_to_idle(VERIFIED_IDLE)
+                // The usage of a subject must not expire while its token is in use.
+                .time_to_live(SUBJECT_IDLE / 2)
+                .build(),
             usages: Cache::builder().max_capacity(SUBJECTS_MAX).time_to_idle(SUBJECT_IDLE).build(),
             watched: Mutex::new(WatchedText::new(text)),
             downloaded: tokio::sync::Mutex::new(Instant::now()),
@@ -261,7 +266,7 @@ impl Jwt {
                 // Files may be far away.
                 let read = tokio::task::spawn_blocking(move || settings.read()).await;
                 match read.unwrap_or_else(|error| Err(error.to_string())) {
-                    Ok(text) => self.load(text),
+                    Ok(text) => self.load(|watched| watched.changed(text)),
                     Err(problem) => self.report(&problem),
                 }
             }
@@ -284,9 +289,7 @@ impl Jwt {
         *downloaded = Instant::now();
         match download(url).await {
             Ok(text) => {
-                // A download is complete, so one is enough.
-                self.load(text.clone());
-                self.load(text);
+                self.load(|watched| watched.complete(text));
             }
             Err(problem) => self.report(&problem),
         }
@@ -301,9 +304,9 @@ impl Jwt {
         KeySetError { location: self.settings.key_set.to_string(), problem: problem.to_owned() }
     }
 
-    fn load(&self, text: String) {
+    fn load(&self, content: impl FnOnce(&mut WatchedText) -> Option<&str>) {
         let mut watched = self.watched.lock();
-        let Some(text) = watched.changed(text) else { return };
+        let Some(text) = content(&mut watched) else { return };
         let version = self.keys.read().version + 1;
         match parse(text, version) {
             Ok(keys) => {

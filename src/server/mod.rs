@@ -271,7 +271,7 @@ pub async fn serve(
     // Requests that reach no service count for the catalogue of those that name none.
     let metrics = catalogs.default_engine().metrics().clone();
     let by_catalog = catalogs.iter().map(of_catalog).collect();
-    let router = CatalogRouter::new(of_server.prepare(), by_catalog, metrics.clone());
+    let router = CatalogRouter::new(of_server.prepare(), by_catalog);
     let access = Access { api_keys: config.api_keys.clone(), jwt: config.jwt.clone() };
     let router = Authorization::new(router, access, metrics.clone());
     let (stop, stopped) = oneshot::channel::<()>();
@@ -289,6 +289,7 @@ pub async fn serve(
     let (read_max, budget) = (config.request_read_max, transport::arriving_budget());
     let named = |(name, engine): (&str, &Arc<Engine>)| (name.to_owned(), engine.metrics().clone());
     let observer = Observer::new(config.slow_request, config.traces.clone(), catalogs.iter().map(named).collect());
+    // Each call passes Observation, Transport, Authorization, CatalogRouter with Admission, and a service.
     let transport = Transport::new(router, metrics, read_max, calls.clone(), budget);
     let limits = ConnectionLimits {
         idle: config.connection_idle,

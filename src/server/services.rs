@@ -18,6 +18,7 @@ use lodestone_pipeline::{
 use lodestone_telemetry::{Metrics, call::Call};
 use prost::Message;
 use std::{
+    fmt::Display,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -361,8 +362,13 @@ pub(crate) fn list_size(field: &str, count: usize, limit: usize) -> Result<(), S
     if (1..=limit).contains(&count) {
         return Ok(());
     }
+    Err(list_size_refused(field, count, limit))
+}
+
+/// Returns the status of a list with too many entries or none.
+pub(super) fn list_size_refused(field: &str, count: impl Display, limit: usize) -> Status {
     let description = format!("has {count} entries; it must have 1 to {limit}");
-    Err(status::invalid(vec![Violation { limit: Some(limit), ..Violation::new(field, description) }]))
+    status::invalid(vec![Violation { limit: Some(limit), ..Violation::new(field, description) }])
 }
 
 /// Converts the violations of the entries of a batch, within the limits of a response.

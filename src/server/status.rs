@@ -241,7 +241,7 @@ impl Reason {
             Self::TooManyChanges | Self::StorageFailed | Self::StoreFailed => Some(Duration::from_secs(1)),
             // The statuses state the time of the client's limit.
             Self::RateLimited | Self::QuotaExceeded | Self::AuditFailed => Some(Duration::from_secs(1)),
-            // Until the server restarts.
+            // Until the files of the log are back, or the server restarts.
             Self::LogDisplaced | Self::WritesStopped => Some(Duration::from_secs(10)),
             Self::InvalidRequest
             | Self::MessageMalformed

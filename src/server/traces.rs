@@ -167,10 +167,9 @@ impl Traces {
 
     /// Queues the spans of a call. Drops them if the queue is full.
     pub(super) fn record(&self, call: &SampledCall) {
-        let spans = spans(call);
-        let count = spans.len();
-        if self.spans.try_send(spans).is_err() {
-            self.dropped.record(count, "the queue is full");
+        match self.spans.try_reserve() {
+            Ok(place) => place.send(spans(call)),
+            Err(_) => self.dropped.record(1 + call.stages.len(), "the queue is full"),
         }
     }
 

@@ -1,15 +1,16 @@
-//! The outermost layer of the server. It gives every status a reason, also those of the gRPC library for requests that
+//! The layer between observation and authorization. It gives every status a reason, also those of the gRPC library for requests that
 //! reach no service, ends calls at their deadlines, limits the memory and the time of messages that arrive, and decides
 //! which responses are compressed.
 use super::{
-    http2::OpenCall, message_memory::CallMemory, proto::DESCRIPTORS, request_bytes_max, services::timeout, status,
+    guard::code_name, http2::OpenCall, message_memory::CallMemory, proto::DESCRIPTORS, request_bytes_max,
+    services::timeout, status,
 };
 use futures_util::future::{BoxFuture, FutureExt};
 use http::{HeaderMap, Request, Response, header::HeaderName};
 use http_body::Frame;
 use http_body_util::BodyExt;
 use hyper::body::Bytes;
-use lodestone_telemetry::Metrics;
+use lodestone_telemetry::{Metrics, call};
 use prost::Message;
 use std::{
     collections::HashMap,
@@ -263,7 +264,7 @@ impl Drop for RequestBody {
     /// would reset the call, the rest would arrive for a call that no longer exists, and after 1,024 of those h2 ends the
     /// connection with all its calls.
     fn drop(&mut self) {
-        if self.may_pause || http_body::Body::is_end_stream(self) {
+        if http_body::Body::is_end_stream(self) {
             return;
         }
         let mut rest = Box::pin(read_rest(std::mem::take(&mut self.inner)));
@@ -272,6 +273,16 @@ impl Drop for RequestBody {
             && let Ok(runtime) = Handle::try_current()
         {
             runtime.spawn(timeout_of(REST_TIME_MAX, rest));
+        }
+    }
+}
+
+async fn read_rest(mut body: Body) {
+    let mut bytes = 0;
+    while let Some(Ok(frame)) = body.frame().await {
+        bytes += frame.data_ref().map_or(0, Bytes::len);
+        if bytes > REST_BYTES_MAX {
+            return;
         }
     }
 }
@@ -303,16 +314,6 @@ impl http_body::Body for StreamedBody {
 
     fn size_hint(&self) -> http_body::SizeHint {
         http_body::Body::size_hint(&self.inner)
-    }
-}
-
-async fn read_rest(mut body: Body) {
-    let mut bytes = 0;
-    while let Some(Ok(frame)) = body.frame().await {
-        bytes += frame.data_ref().map_or(0, Bytes::len);
-        if bytes > REST_BYTES_MAX {
-            return;
-        }
     }
 }
 
@@ -392,9 +393,10 @@ where
         let path = request.uri().path().to_owned();
         let metrics = self.metrics.clone();
         let lengths = MessageLengths::new(self.budget.clone(), request_bytes_max(&path));
+        let is_streaming = is_client_streaming(&path);
         // Reflection is a stream by its form only: clients end it after their last request.
-        let (limit, may_pause) = (self.read_max, is_client_streaming(&path) && !is_reflection(&path));
-        let (memory, has_one_message) = (CallMemory::default(), !is_client_streaming(&path));
+        let (limit, may_pause) = (self.read_max, is_streaming && !is_reflection(&path));
+        let (memory, has_one_message) = (CallMemory::default(), !is_streaming);
         let of_request = memory.clone();
         request = request.map(|inner| {
             let memory = of_request;
@@ -433,11 +435,16 @@ fn mirror_compression(headers: &mut HeaderMap) {
     }
 }
 
-/// Adds the reason to a status that has none, in the headers of a response without a body or in the trailers. Such a
-/// request reached no service, and is counted here. The body of the response holds the call.
+/// Adds the reason to a status that has none, in the headers of a response without a body or in the trailers. Counts an error
+/// of a request that reached no service. The body of the response holds the call.
 fn with_reason(response: Response<Body>, path: String, metrics: &Metrics, call: HeldCall) -> Response<Body> {
     if let Some(of_connection) = call.of_connection.as_ref().filter(|_| call.has_one_response) {
         of_connection.respond();
+    }
+    if let Some(status) = error_of(response.headers())
+        && !call::count()
+    {
+        metrics.refused(rpc_of(&path), code_name(status.code()));
     }
     let Some(refused) = without_reason(response.headers()) else {
         let frame_with_reason = move |frame| {
@@ -446,9 +453,7 @@ fn with_reason(response: Response<Body>, path: String, metrics: &Metrics, call: 
         };
         return response.map(|body| Body::new(body.map_frame(frame_with_reason)));
     };
-    let status = status::of_transport(&refused, &path);
-    metrics.refused(rpc_of(&path), super::guard::code_name(status.code()));
-    status.into_http()
+    status::of_transport(&refused, &path).into_http()
 }
 
 fn with_reason_in_trailers<D>(frame: http_body::Frame<D>, path: &str) -> http_body::Frame<D> {
@@ -460,11 +465,15 @@ fn with_reason_in_trailers<D>(frame: http_body::Frame<D>, path: &str) -> http_bo
     http_body::Frame::trailers(status.map_or(trailers, |status| status.into_http::<()>().into_parts().0.headers))
 }
 
-/// Returns the status in headers or trailers if it is an error without details.
-fn without_reason(headers: &HeaderMap) -> Option<Status> {
+/// Returns the status in headers or trailers if it is an error.
+fn error_of(headers: &HeaderMap) -> Option<Status> {
     headers.get(Status::GRPC_STATUS)?;
-    let status = Status::from_header_map(headers)?;
-    (status.code() != Code::Ok && status.details().is_empty()).then_some(status)
+    Status::from_header_map(headers).filter(|status| status.code() != Code::Ok)
+}
+
+/// The same for an error without details.
+fn without_reason(headers: &HeaderMap) -> Option<Status> {
+    error_of(headers).filter(|status| status.details().is_empty())
 }
 
 #[cfg(test)]

@@ -27,6 +27,12 @@ impl WatchedText {
         self.attempted = text;
         Some(&self.attempted)
     }
+
+    /// The same for a content that is known to be complete, such as a download.
+    pub(super) fn complete(&mut self, text: String) -> Option<&str> {
+        self.read.clone_from(&text);
+        self.changed(text)
+    }
 }
 
 #[cfg(test)]
@@ -41,5 +47,7 @@ mod tests {
             .map(|text| watched.changed((*text).to_owned()).is_some())
             .collect();
         assert_eq!(used, [false, false, false, true, false, false, true]);
+        assert_eq!(watched.complete("b".to_owned()), Some("b"));
+        assert_eq!(watched.complete("b".to_owned()), None);
     }
 }

@@ -1,10 +1,9 @@
 //! Category pages, field orders and deep pages over gRPC: every match appears exactly once in the reference order, also
 //! while other items are written.
-use crate::support::{bundles::Shop, grpc::GrpcServer, wait::wait_until};
+use crate::support::{answers::replay, bundles::Shop, grpc::GrpcServer, wait::wait_until};
 use lodestone::server::proto::{
     self, EventType, QueryMatch, ReasonCode, RecommendType, catalog_service_client::CatalogServiceClient,
-    event_service_client::EventServiceClient, explain_service_client::ExplainServiceClient,
-    ranking_service_client::RankingServiceClient,
+    event_service_client::EventServiceClient, ranking_service_client::RankingServiceClient,
 };
 use lodestone_core::units::UnixMillis;
 use lodestone_rollout::HealthBounds;
@@ -118,18 +117,6 @@ async fn view(channel: &Channel, item: &str, users: usize) {
     };
     let events = (0..users).map(event).collect();
     EventServiceClient::new(channel.clone()).write_events(proto::WriteEventsRequest { events }).await.unwrap();
-}
-
-/// Replays an answer as soon as it is in the log of answers.
-async fn replay(channel: &Channel, attribution_token: &str) -> proto::ReplayAnswerResponse {
-    let request = proto::ReplayAnswerRequest { attribution_token: attribution_token.to_owned() };
-    let mut replayed = Err(Status::not_found(""));
-    wait_until("the answer is logged", WAIT_MAX, async || {
-        replayed = ExplainServiceClient::new(channel.clone()).replay_answer(request.clone()).await;
-        !matches!(&replayed, Err(status) if status.code() == Code::NotFound)
-    })
-    .await;
-    replayed.unwrap().into_inner()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

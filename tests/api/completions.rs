@@ -1,12 +1,11 @@
 //! Suggest over gRPC: options of the answer, and the acceptance of completions.
-use crate::support::{bundles::Shop, grpc::GrpcServer, wait::wait_until};
+use crate::support::{answers::replay, bundles::Shop, grpc::GrpcServer};
 use lodestone::server::proto::{
     self, CompletionSource, DebugLevel, EventStatus, EventType, event_service_client::EventServiceClient,
-    explain_service_client::ExplainServiceClient, ranking_service_client::RankingServiceClient,
-    replay_answer_response::Request,
+    ranking_service_client::RankingServiceClient, replay_answer_response::Request,
 };
 use lodestone_rollout::HealthBounds;
-use std::{collections::BTreeSet, time::Duration};
+use std::collections::BTreeSet;
 use tonic::{Code, Status};
 use tonic_types::StatusExt;
 
@@ -179,14 +178,7 @@ async fn a_suggestion_is_recorded_and_its_accepted_completions_are_counted() {
     assert_eq!(write(&server, forged).await.status(), EventStatus::Accepted);
     assert_eq!((metric("shown"), metric("accepted")), (Some(shown), Some(1)), "neither a repetition nor a forged id");
 
-    let replay = proto::ReplayAnswerRequest { attribution_token: answer.attribution_token.clone() };
-    let mut replayed = Err(Status::not_found(""));
-    wait_until("the answer is logged", Duration::from_secs(60), async || {
-        replayed = ExplainServiceClient::new(server.channel.clone()).replay_answer(replay.clone()).await;
-        !matches!(&replayed, Err(status) if status.code() == Code::NotFound)
-    })
-    .await;
-    let replayed = replayed.unwrap().into_inner();
+    let replayed = replay(&server.channel, &answer.attribution_token).await;
     assert!(replayed.identical, "{}", replayed.first_difference);
     let texts: Vec<&String> = answer.completions.iter().map(|completion| &completion.text).collect();
     assert_eq!(replayed.completions.iter().collect::<Vec<_>>(), texts);

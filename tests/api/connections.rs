@@ -1,13 +1,16 @@
 //! How connections end: idle, old, with a client that reads nothing, and when the server stops. Through real
 //! connections.
-use crate::support::{
-    bundles::Shop,
-    server::{Server, TIME_MAX},
-    wait::wait_until,
+use crate::{
+    security::{query, search_over},
+    support::{
+        bundles::Shop,
+        server::{Server, TIME_MAX},
+        wait::wait_until,
+    },
 };
 use lodestone::server::{
     ServerConfig,
-    proto::{self, event_service_client::EventServiceClient, ranking_service_client::RankingServiceClient},
+    proto::{self, event_service_client::EventServiceClient},
 };
 use lodestone_engine::Engine;
 use lodestone_rollout::HealthBounds;
@@ -40,16 +43,6 @@ fn shop() -> (Shop, Arc<Engine>) {
     (shop, engine)
 }
 
-fn query() -> proto::SearchRequest {
-    let viewer = Some(proto::Viewer { visitor_id: "browser".to_owned(), ..Default::default() });
-    proto::SearchRequest { viewer, query: "mug".to_owned(), page_size: 3, ..Default::default() }
-}
-
-async fn search_over(channel: Channel) -> Result<usize, Status> {
-    let response = RankingServiceClient::new(channel).search(query()).await?;
-    Ok(response.into_inner().results.len())
-}
-
 /// A call of StreamEvents that lasts until it is dropped.
 struct OpenStream {
     messages: mpsc::Sender<proto::StreamEventsRequest>,
@@ -74,7 +67,7 @@ impl OpenStream {
         let event = proto::Event {
             event_id: event_id.to_owned(),
             r#type: proto::EventType::View.into(),
-            viewer: query().viewer,
+            viewer: query("mug").viewer,
             lines: vec![proto::EventLine { item_id: "i1".to_owned(), ..Default::default() }],
             ..Default::default()
         };
@@ -202,7 +195,7 @@ async fn a_client_that_reads_no_response_is_disconnected() {
     let server = Server::start(&engine, ServerConfig { response_read_max: SHORT, ..ServerConfig::default() }).await;
     let channel = server.connect();
     assert_eq!(search_over(channel.clone()).await.unwrap(), 3);
-    let message = query().encode_to_vec();
+    let message = query("mug").encode_to_vec();
     let message = [&[0][..], &(message.len() as u32).to_be_bytes(), &message[..]].concat();
     let mut deaf = TcpStream::connect(server.address).await.unwrap();
     let sent = [

@@ -1,7 +1,11 @@
 //! Who calls, and how much: tokens, rates and quotas, roles of debug information, the audit log. Through real connections.
 use crate::{
-    security::{Authority, Server, TIME_MAX, query, reason, search_over},
-    support::{bundles::Shop, wait::wait_until},
+    security::{Authority, query, reason, search_over},
+    support::{
+        bundles::Shop,
+        server::{Server, TIME_MAX},
+        wait::wait_until,
+    },
 };
 use jsonwebtoken::{Algorithm, EncodingKey, Header, encode, jwk::Jwk};
 use lodestone::{

@@ -1,8 +1,7 @@
 //! Sale prices with dates, costs and margins over gRPC.
-use crate::support::{bundles::Shop, grpc::GrpcServer, items::all_fields, wait::wait_until};
+use crate::support::{answers::replay, bundles::Shop, grpc::GrpcServer, items::all_fields};
 use lodestone::server::proto::{
-    self, RecommendType, catalog_service_client::CatalogServiceClient, explain_service_client::ExplainServiceClient,
-    ranking_service_client::RankingServiceClient,
+    self, RecommendType, catalog_service_client::CatalogServiceClient, ranking_service_client::RankingServiceClient,
 };
 use lodestone_core::units::UnixMillis;
 use lodestone_rollout::HealthBounds;
@@ -93,14 +92,7 @@ async fn recommended_on_sale(channel: &Channel) -> Vec<String> {
 }
 
 async fn is_replayed(channel: &Channel, token: &str) -> bool {
-    let request = proto::ReplayAnswerRequest { attribution_token: token.to_owned() };
-    let mut replayed = Err(Status::not_found(""));
-    wait_until("the answer is logged", Duration::from_secs(60), async || {
-        replayed = ExplainServiceClient::new(channel.clone()).replay_answer(request.clone()).await;
-        !matches!(&replayed, Err(status) if status.code() == Code::NotFound)
-    })
-    .await;
-    replayed.unwrap().into_inner().identical
+    replay(channel, token).await.identical
 }
 
 /// What a page shows of an item: price, original price, and whether it has the sale.

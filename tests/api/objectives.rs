@@ -2,14 +2,15 @@
 use crate::{
     loyalty::{self, LoyalShop},
     support::{
+        answers::replay,
         grpc::GrpcServer,
         status::{reason, violations},
         wait::wait_until,
     },
 };
 use lodestone::server::proto::{
-    self, Objective, catalog_service_client::CatalogServiceClient, explain_service_client::ExplainServiceClient,
-    ranking_service_client::RankingServiceClient, serving_config_service_client::ServingConfigServiceClient,
+    self, Objective, catalog_service_client::CatalogServiceClient, ranking_service_client::RankingServiceClient,
+    serving_config_service_client::ServingConfigServiceClient,
 };
 use lodestone_engine::OpenError;
 use lodestone_pipeline::serving::{Serving, ServingConfig};
@@ -96,18 +97,6 @@ fn price(result: &proto::Result) -> f64 {
     (2 + result.item_id[1..].parse::<usize>().unwrap() * 37 % 41) as f64
 }
 
-/// Replays an answer once its record is written.
-async fn replay(server: &GrpcServer, attribution_token: &str) -> proto::ReplayAnswerResponse {
-    let request = proto::ReplayAnswerRequest { attribution_token: attribution_token.to_owned() };
-    let mut replayed = Err(Status::not_found(""));
-    wait_until("the answer is logged", Duration::from_secs(60), async || {
-        replayed = ExplainServiceClient::new(server.channel.clone()).replay_answer(request.clone()).await;
-        !matches!(&replayed, Err(status) if status.code() == Code::NotFound)
-    })
-    .await;
-    replayed.unwrap().into_inner()
-}
-
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn objectives_order_answers_within_their_limit_and_replays_repeat_them() {
     let shop = LoyalShop::new();
@@ -186,7 +175,7 @@ async fn objectives_order_answers_within_their_limit_and_replays_repeat_them() {
         ServingConfigServiceClient::new(server.channel.clone()).delete_serving_config(request).await.unwrap();
     }
     for (token, effect) in tokens {
-        let replayed = replay(&server, &token).await;
+        let replayed = replay(&server.channel, &token).await;
         assert!(replayed.identical, "{}", replayed.first_difference);
         assert_eq!(replayed.objectives, [effect]);
         for slot in &replayed.slots {

@@ -1,5 +1,8 @@
 //! What operators see: probes over HTTP, ids of requests, slow requests, traces. Through real connections.
-use crate::support::{bundles::Shop, wait::wait_until};
+use crate::{
+    security::query,
+    support::{bundles::Shop, wait::wait_until},
+};
 use lodestone::server::{
     self, Catalogs, Collector, Health, ServerConfig, Traces, http_endpoint,
     proto::{
@@ -93,11 +96,6 @@ async fn http(address: SocketAddr, request: &str) -> (String, String) {
     let response = String::from_utf8(response).unwrap();
     let (head, body) = response.split_once("\r\n\r\n").unwrap_or_else(|| panic!("{response:?}"));
     (head.to_owned(), body.to_owned())
-}
-
-fn query(text: &str) -> proto::SearchRequest {
-    let viewer = Some(proto::Viewer { visitor_id: "browser".to_owned(), ..Default::default() });
-    proto::SearchRequest { viewer, query: text.to_owned(), page_size: 3, ..Default::default() }
 }
 
 #[tokio::test(flavor = "multi_thread")]

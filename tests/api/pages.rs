@@ -1,10 +1,10 @@
 //! Answers over gRPC while the shop changes: pages of a frozen order, what counts as a match, pins, new items, and
 //! purchases that are given back.
-use crate::support::{bundles::Shop, grpc::GrpcServer, items::all_fields, wait::wait_until};
+use crate::support::{answers::replay, bundles::Shop, grpc::GrpcServer, items::all_fields, wait::wait_until};
 use lodestone::server::proto::{
     self, EventType, QueryMatch, ReasonCode, RecommendType, catalog_service_client::CatalogServiceClient,
-    event_service_client::EventServiceClient, explain_service_client::ExplainServiceClient,
-    model_service_client::ModelServiceClient, ranking_service_client::RankingServiceClient,
+    event_service_client::EventServiceClient, model_service_client::ModelServiceClient,
+    ranking_service_client::RankingServiceClient,
 };
 use lodestone_core::units::UnixMillis;
 use lodestone_rollout::HealthBounds;
@@ -248,15 +248,7 @@ async fn the_parts_explain_the_score_of_an_answer_and_of_its_replay() {
     };
     assert_eq!((factors("i0"), factors("i1").1), ((1.0, 1.5), 1.0));
 
-    // The log of answers has a thread of its own.
-    let request = proto::ReplayAnswerRequest { attribution_token: found.attribution_token };
-    let mut replayed = Err(Status::not_found(""));
-    wait_until("the answer is logged", LOG_TIME_MAX, async || {
-        replayed = ExplainServiceClient::new(channel.clone()).replay_answer(request.clone()).await;
-        !matches!(&replayed, Err(status) if status.code() == Code::NotFound)
-    })
-    .await;
-    let replayed = replayed.unwrap().into_inner();
+    let replayed = replay(channel, &found.attribution_token).await;
     assert!(replayed.identical, "{}", replayed.first_difference);
     let slots: Vec<_> =
         replayed.slots.iter().map(|slot| (slot.score, slot.score_parts.unwrap(), &slot.heads[..])).collect();

@@ -1,15 +1,17 @@
 //! Prices and stock at places, in regions, for groups of customers and in currencies, over gRPC: what viewers see, filter
 //! and sort by, and what remains after a restart.
-use crate::support::{bundles::Shop, grpc::GrpcServer, items::all_fields, status::violations, wait::wait_until};
+use crate::support::{
+    answers::replay, bundles::Shop, grpc::GrpcServer, items::all_fields, status::violations, wait::wait_until,
+};
 use lodestone::server::proto::{
     self, Availability, ItemStatus, RecommendType, catalog_service_client::CatalogServiceClient,
-    explain_service_client::ExplainServiceClient, ranking_service_client::RankingServiceClient,
+    ranking_service_client::RankingServiceClient,
 };
 use lodestone_core::units::UnixMillis;
 use lodestone_rollout::HealthBounds;
 use prost_types::{FieldMask, Timestamp};
 use std::{collections::BTreeMap, time::Duration};
-use tonic::{Code, Status, transport::Channel};
+use tonic::{Status, transport::Channel};
 
 const COUNT: usize = 400;
 const UNIT: i64 = 1_000_000;
@@ -149,18 +151,6 @@ fn inventory(id: &str, key: proto::OfferKey, price: Option<i64>, stock: Option<i
 
 async fn set(channel: &Channel, inventories: Vec<proto::Inventory>) -> Vec<proto::ItemResult> {
     catalog(channel).set_inventory(proto::SetInventoryRequest { inventories }).await.unwrap().into_inner().results
-}
-
-/// Replays an answer as soon as it is in the log of answers.
-async fn replay(channel: &Channel, attribution_token: &str) -> proto::ReplayAnswerResponse {
-    let request = proto::ReplayAnswerRequest { attribution_token: attribution_token.to_owned() };
-    let mut replayed = Err(Status::not_found(""));
-    wait_until("the answer is logged", Duration::from_secs(60), async || {
-        replayed = ExplainServiceClient::new(channel.clone()).replay_answer(request.clone()).await;
-        !matches!(&replayed, Err(status) if status.code() == Code::NotFound)
-    })
-    .await;
-    replayed.unwrap().into_inner()
 }
 
 fn names(found: &[(String, Option<i64>, Option<i64>)]) -> Vec<&str> {

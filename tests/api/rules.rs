@@ -1,5 +1,6 @@
 //! Rules and synonyms over gRPC: each condition and action, their order, refusals, durability, previews.
 use crate::support::{
+    answers::replay,
     bundles::{Shop, search_by},
     grpc::GrpcServer,
     status::{reason, violations},
@@ -431,18 +432,6 @@ async fn each_action_has_its_effect_and_the_answer_can_be_replayed() {
     server.end().await;
 }
 
-/// Replays an answer when it is logged.
-async fn replay(server: &GrpcServer, attribution_token: &str) -> proto::ReplayAnswerResponse {
-    let request = proto::ReplayAnswerRequest { attribution_token: attribution_token.to_owned() };
-    let mut replayed = Err(Status::not_found(""));
-    wait_until("the answer is logged", Duration::from_secs(60), async || {
-        replayed = ExplainServiceClient::new(server.channel.clone()).replay_answer(request.clone()).await;
-        !matches!(&replayed, Err(status) if status.code() == Code::NotFound)
-    })
-    .await;
-    replayed.unwrap().into_inner()
-}
-
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn items_that_rules_hide_are_no_suggestions() {
     let shop = Shop::new();
@@ -497,7 +486,7 @@ async fn items_that_rules_hide_are_no_suggestions() {
     let info = answer.info.as_ref().unwrap();
     assert_eq!((applied(Some(info)), &info.applied_rules[0].unused_actions[..]), (vec!["recall"], &[0][..]));
     assert_eq!(server.metric("rule_answers_total{rule=\"recall\"}"), Some(1));
-    let replayed = replay(&server, &answer.attribution_token).await;
+    let replayed = replay(&server.channel, &answer.attribution_token).await;
     assert!(replayed.identical, "{}", replayed.first_difference);
     assert_eq!(replayed.applied_rules.len(), 1);
 

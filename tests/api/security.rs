@@ -3,10 +3,11 @@ use crate::support::{
     bundles::{Shop, search},
     events::{START, event},
     items::upsert_items,
+    server::{Server, TIME_MAX},
     wait::wait_until,
 };
 use lodestone::server::{
-    self, ApiKeys, ClientLimits, NewKey, ServerConfig, Tls, TlsFiles,
+    ApiKeys, ClientLimits, NewKey, ServerConfig, Tls, TlsFiles,
     proto::{
         self, catalog_service_client::CatalogServiceClient, event_service_client::EventServiceClient,
         model_service_client::ModelServiceClient, ranking_service_client::RankingServiceClient,
@@ -14,7 +15,7 @@ use lodestone::server::{
 };
 use lodestone_catalog::Item;
 use lodestone_core::ids::ItemId;
-use lodestone_engine::{Engine, OpenError};
+use lodestone_engine::OpenError;
 use lodestone_events::{EventKind, LogError};
 use lodestone_pipeline::{
     bundle::{Bundle, BundleError},
@@ -24,8 +25,7 @@ use lodestone_rollout::HealthBounds;
 use prost::Message;
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
 use std::{
-    fs, io,
-    net::SocketAddr,
+    fs,
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
     sync::Arc,
@@ -33,9 +33,8 @@ use std::{
 };
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
-    net::{TcpListener, TcpStream},
-    sync::{mpsc, oneshot},
-    task::JoinHandle,
+    net::TcpStream,
+    sync::mpsc,
 };
 use tonic::{
     Code, Request, Status,
@@ -46,44 +45,6 @@ use tonic::{
 use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
 use tonic_prost::ProstCodec;
 use tonic_types::StatusExt;
-
-/// The limit of waits for the server. A test on a busy machine may wait long.
-pub(crate) const TIME_MAX: Duration = Duration::from_secs(60);
-
-/// A server in this process.
-pub(crate) struct Server {
-    address: SocketAddr,
-    stop: oneshot::Sender<()>,
-    serving: JoinHandle<io::Result<()>>,
-}
-
-impl Server {
-    pub(crate) async fn start(engine: &Arc<Engine>, config: ServerConfig) -> Self {
-        let config = ServerConfig { deadline_default: TIME_MAX, deadline_max: TIME_MAX, ..config };
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let address = listener.local_addr().unwrap();
-        let (stop, stopped) = oneshot::channel::<()>();
-        let shutdown = async move { stopped.await.unwrap_or_default() };
-        let serving = tokio::spawn(server::serve(engine.clone(), config, listener, shutdown));
-        Self { address, stop, serving }
-    }
-
-    /// Returns a channel without TLS.
-    pub(crate) fn connect(&self) -> Channel {
-        Endpoint::from_shared(format!("http://{}", self.address)).unwrap().connect_lazy()
-    }
-
-    async fn try_connect(&self, tls: ClientTlsConfig) -> Result<Channel, Status> {
-        let endpoint = Endpoint::from_shared(format!("https://{}", self.address)).unwrap();
-        let channel = endpoint.tls_config(tls).unwrap().connect().await;
-        channel.map_err(|error| Status::from_error(error.into()))
-    }
-
-    pub(crate) async fn end(self) {
-        self.stop.send(()).unwrap();
-        self.serving.await.unwrap().unwrap();
-    }
-}
 
 pub(crate) fn query(text: &str) -> proto::SearchRequest {
     let viewer = Some(proto::Viewer { visitor_id: "browser".to_owned(), ..Default::default() });
@@ -317,8 +278,7 @@ async fn a_shutdown_waits_for_calls_and_not_for_connections_without_one() {
     sender.send(message("before")).await.unwrap();
     assert_eq!(responses.message().await.unwrap().unwrap().counts.unwrap().accepted_count, 1);
 
-    let Server { address, stop, serving } = server;
-    stop.send(()).unwrap();
+    let (address, serving) = server.stop();
     wait_until("no connection is accepted", TIME_MAX, async || TcpStream::connect(address).await.is_err()).await;
     sender.send(message("after")).await.unwrap();
     assert_eq!(responses.message().await.unwrap().unwrap().counts.unwrap().accepted_count, 2, "the call goes on");

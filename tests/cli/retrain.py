@@ -229,7 +229,7 @@ def refusals(work):
     refused(["declares no feature"], *shop, "--features", work / "empty.toml")
     refused(["declares no feature"], *shop, "--features", "/dev/null")
     refused(["more than 1048576 bytes"], *shop, "--features", "/dev/zero")
-    refused(["cannot be used with"], *shop, "--features", work / "features.toml", "--no-features")
+    refused(["exclude each other"], *shop, "--features", work / "features.toml", "--no-features")
     (work / "empty").mkdir()
     refused(["items"], "--data", work / "empty", "--store", work / "other")
 

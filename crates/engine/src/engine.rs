@@ -469,7 +469,7 @@ impl Engine {
 
     /// Waits until queued events are stored and applied.
     pub async fn finish_events(&self, queued: QueuedEvents) -> WriteResult {
-        let written = self.finish_write(queued.write.written().await)?;
+        let written = self.finish_write(call::timed("write", queued.write.written()).await)?;
         self.record_conversions(queued.conversions, &written.outcomes);
         self.count_accepted(&queued.accepted, &written.outcomes);
         Ok(written)

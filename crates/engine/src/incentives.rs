@@ -86,7 +86,8 @@ pub struct CampaignStatus {
     pub used: CampaignUse,
     /// The observations that its pilot lacks at most, by incentive.
     pub missing_observations: BTreeMap<String, u64>,
-    /// The price of the budget, at which or at the next one of the grid decisions are made. 0: it refuses nobody.
+    /// The lower of the two neighbouring prices of the grid between which decisions draw. At 0, a scarce budget refuses some of
+    /// the gains below the first price of the grid.
     pub budget_price: f64,
 }
 

@@ -10,6 +10,7 @@ use lodestone_rules::{
     CompiledRule, CompiledSynonyms, EntryKind, RegexLimit, Rule, RuleChange, RuleProblem, RuleSnapshot, SynonymSet,
     limits,
 };
+use lodestone_telemetry::call;
 use prost_types::Timestamp;
 use std::{
     collections::BTreeMap,
@@ -163,8 +164,8 @@ impl Engine {
         let state = self.generations.state.clone();
         // In a task of its own, because a caller that stops waiting must not release the guard before the change is in
         // effect.
-        let written = tokio::spawn(async move {
-            let written = queued.written().await;
+        let written = call::spawn(async move {
+            let written = call::timed("write", queued.written()).await;
             let rules = state.rules();
             drop(guard);
             drop(held);

@@ -107,7 +107,7 @@ struct Backlog {
 
 impl Backlog {
     /// Decides about a request with `left` until its deadline. If it cannot be answered in time, with a margin of a
-    /// fifth of the time, or of half of it while the queue stands, returns the time until the queue is empty. A request
+    /// fifth of the time, or of half of it while the queue stands, returns the expected wait. A request
     /// that finds no queue is never refused, because only computed requests correct the service time.
     fn refuses(&self, left: Duration) -> Option<Duration> {
         if self.queued == 0 {
@@ -132,7 +132,7 @@ fn time_of(count: usize, service: Duration) -> Duration {
 /// Returns whether a request that a worker takes with a batch of `share` jobs cannot be answered within `left`. One that
 /// it takes alone is computed if any time is left.
 fn is_too_late(share: usize, service: Duration, left: Duration) -> bool {
-    let needed = if share == 1 { Duration::ZERO } else { service.saturating_mul(share as u32) };
+    let needed = if share == 1 { Duration::ZERO } else { time_of(share, service) };
     left.is_zero() || needed > left
 }
 
@@ -551,15 +551,24 @@ mod tests {
         })
     }
 
-    /// Sends all numbers while the only worker is busy, so that they queue up.
-    async fn send_while_busy(workers: &Workers<(), u32, u32>, numbers: &[u32]) -> Vec<Result<u32, EngineError>> {
-        let deadline = Instant::now() + Duration::from_secs(20);
+    /// Returns a job that keeps a worker busy, its start, and what ends it.
+    fn busy_job<'w>(
+        workers: &'w Workers<(), u32, u32>,
+        deadline: Instant,
+    ) -> (impl Future<Output = Result<(), EngineError>> + 'w, oneshot::Receiver<()>, std::sync::mpsc::Sender<()>) {
         let ((started, has_started), (release, released)) = (oneshot::channel(), std::sync::mpsc::channel::<()>());
-        let busy = workers.run(Priority::Interactive, deadline, move |()| {
+        let job = workers.run(Priority::Interactive, deadline, move |()| {
             let _ = started.send(());
             let _ = released.recv();
             Ok(())
         });
+        (job, has_started, release)
+    }
+
+    /// Sends all numbers while the only worker is busy, so that they queue up.
+    async fn send_while_busy(workers: &Workers<(), u32, u32>, numbers: &[u32]) -> Vec<Result<u32, EngineError>> {
+        let deadline = Instant::now() + Duration::from_secs(20);
+        let (busy, has_started, release) = busy_job(workers, deadline);
         let sent = async {
             let _ = has_started.await;
             let answers = futures_util::future::join_all(
@@ -663,13 +672,8 @@ mod tests {
     #[tokio::test]
     async fn batch_requests_are_refused_while_interactive_ones_queue_up() {
         let workers = Workers::start(vec![()], 100, doubling(&Arc::default())).unwrap();
-        let ((started, has_started), (release, released)) = (oneshot::channel(), std::sync::mpsc::channel::<()>());
         let deadline = Instant::now() + Duration::from_secs(60);
-        let busy = workers.run(Priority::Interactive, deadline, move |()| {
-            let _ = started.send(());
-            let _ = released.recv();
-            Ok(())
-        });
+        let (busy, has_started, release) = busy_job(&workers, deadline);
         let sent = async {
             has_started.await.unwrap();
             let mut early = Box::pin(workers.answer(Priority::Batch, deadline, 1));
@@ -713,13 +717,8 @@ mod tests {
     #[tokio::test]
     async fn a_request_without_enough_time_is_refused_on_arrival_and_others_wait() {
         let workers = Workers::start(vec![()], 100, doubling(&Arc::default())).unwrap();
-        let ((started, has_started), (release, released)) = (oneshot::channel(), std::sync::mpsc::channel::<()>());
         let deadline = Instant::now() + Duration::from_secs(60);
-        let busy = workers.run(Priority::Interactive, deadline, move |()| {
-            let _ = started.send(());
-            let _ = released.recv();
-            Ok(())
-        });
+        let (busy, has_started, release) = busy_job(&workers, deadline);
         let sent = async {
             has_started.await.unwrap();
             let mut waiting = Box::pin(workers.answer(Priority::Interactive, deadline, 1));
@@ -742,13 +741,8 @@ mod tests {
     async fn a_request_that_cannot_be_answered_in_time_any_more_is_dropped_before_it_is_computed() {
         let sizes = Arc::<Mutex<Vec<usize>>>::default();
         let workers = Workers::start(vec![()], 100, doubling(&sizes)).unwrap();
-        let ((started, has_started), (release, released)) = (oneshot::channel(), std::sync::mpsc::channel::<()>());
         let (soon, late) = (Instant::now() + Duration::from_secs(60), Instant::now() + Duration::from_secs(7200));
-        let busy = workers.run(Priority::Interactive, late, move |()| {
-            let _ = started.send(());
-            let _ = released.recv();
-            Ok(())
-        });
+        let (busy, has_started, release) = busy_job(&workers, late);
         let sent = async {
             has_started.await.unwrap();
             let mut first = Box::pin(workers.answer(Priority::Interactive, soon, 1));

@@ -63,7 +63,7 @@ pub struct DecisionDemand {
     /// Of a redemption times its probability.
     #[prost(int64, tag = "2")]
     pub expected_cost_micros: i64,
-    /// Of a redemption.
+    /// What the budget holds while the incentive is open: the cost of a redemption.
     #[prost(int64, tag = "3")]
     pub cost_micros: i64,
 }

@@ -5,6 +5,7 @@
 //! Programming", Operations Research 62:4; re-solving with what is left: Jasin and Kumar 2012, Mathematics of Operations
 //! Research 37:2). Demand is a sum of integers over a fixed grid of prices, so it depends neither on the order of the
 //! decisions nor on how they were summed.
+use std::sync::LazyLock;
 
 /// Prices above 0 of the grid: from 2^-7, eight per octave, to 2^10.
 const PRICE_COUNT: usize = 17 * STEPS_PER_OCTAVE + 1;
@@ -21,6 +22,9 @@ fn price_at(point: usize) -> f64 {
         _ => (LOWEST_OCTAVE + (point - 1) as f64 / STEPS_PER_OCTAVE as f64).exp2(),
     }
 }
+
+/// The prices of all points, and the one beyond them.
+static PRICES: LazyLock<[f64; POINTS + 1]> = LazyLock::new(|| std::array::from_fn(price_at));
 
 /// An incentive that a user would receive if the budget was unlimited, or another one with a gain. In millionths of the
 /// currency's unit.
@@ -64,7 +68,7 @@ impl DemandCurve {
     /// if that is above 0.
     pub fn add(&mut self, incentives: &[DemandedIncentive]) {
         for point in 0..POINTS {
-            let price = price_at(point);
+            let price = PRICES[point];
             let gaining = incentives.iter().map(|of| (of.net_gain(price), of)).filter(|(net, _)| *net > 0.0);
             let Some((_, chosen)) = gaining.max_by(|left, right| left.0.total_cmp(&right.0)) else { break };
             let (cost, expected) = (chosen.cost_micros, chosen.expected_cost_micros);
@@ -92,7 +96,7 @@ impl DemandCurve {
         let above = (0..POINTS).find(|point| used(*point) <= planned).unwrap_or(POINTS);
         let Some(below) = above.checked_sub(1) else { return BudgetPrice::fixed(0.0) };
         let low_share = (planned - used(above)) / (used(below) - used(above));
-        BudgetPrice { low: price_at(below), high: price_at(above), low_share }
+        BudgetPrice { low: PRICES[below], high: PRICES[above], low_share }
     }
 }
 

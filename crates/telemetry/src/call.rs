@@ -5,7 +5,10 @@
 use parking_lot::Mutex;
 use std::{
     future::Future,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Duration, Instant},
 };
 use tokio::task::JoinHandle;
@@ -16,6 +19,9 @@ tokio::task_local! {
 
 /// Greatest length of the id of a call in bytes.
 pub const REQUEST_ID_BYTES_MAX: usize = 128;
+
+/// Greatest number of stages of a call. A stream has some for each of its messages, as long as it lasts.
+const STAGES_MAX: usize = 64;
 
 /// A stage of a call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -39,6 +45,8 @@ pub struct Call {
     request_id: Mutex<RequestId>,
     trace_id: Option<String>,
     stages: Mutex<Vec<StageTime>>,
+    /// Whether the metrics of requests have it.
+    is_counted: AtomicBool,
 }
 
 #[derive(Debug)]
@@ -59,7 +67,12 @@ impl Call {
     pub fn new(sent: Option<String>, trace_id: Option<String>, generate: impl FnOnce() -> String) -> Arc<Self> {
         let is_generated = sent.is_none();
         let request_id = RequestId { text: sent.unwrap_or_else(generate), is_generated };
-        Arc::new(Self { request_id: Mutex::new(request_id), trace_id, stages: Mutex::default() })
+        Arc::new(Self {
+            request_id: Mutex::new(request_id),
+            trace_id,
+            stages: Mutex::default(),
+            is_counted: AtomicBool::new(false),
+        })
     }
 
     /// Returns the call that the current task answers.
@@ -100,10 +113,19 @@ impl Call {
     }
 }
 
-/// Records stages of the current call.
+/// Records stages of the current call, the first [`STAGES_MAX`] of them.
 pub fn record_stages(stages: &[StageTime]) {
     // Fails outside of a call.
-    let _ = CURRENT.try_with(|call| call.stages.lock().extend_from_slice(stages));
+    let _ = CURRENT.try_with(|call| {
+        let mut kept = call.stages.lock();
+        let room = STAGES_MAX.saturating_sub(kept.len());
+        kept.extend_from_slice(&stages[..stages.len().min(room)]);
+    });
+}
+
+/// Notes that the metrics of requests have the current call. Returns whether they had it before; false outside of a call.
+pub fn count() -> bool {
+    CURRENT.try_with(|call| call.is_counted.swap(true, Ordering::Relaxed)).unwrap_or_default()
 }
 
 /// Records how long a future of the current call takes.
@@ -182,6 +204,15 @@ mod tests {
         assert!(call.take_stages().is_empty());
         call.clone().sync_scope(|| record_answer(now, None));
         assert_eq!(call.take_stages()[0].name, "unanswered");
+        call.clone().sync_scope(|| (0..2 * STAGES_MAX).for_each(|_| record_stages(&[stage("write", now)])));
+        assert_eq!(call.take_stages().len(), STAGES_MAX);
+    }
+
+    #[test]
+    fn a_call_is_counted_once() {
+        let call = call(None);
+        assert_eq!([call.clone().sync_scope(count), call.sync_scope(count)], [false, true]);
+        assert!(!count(), "there is no call");
     }
 
     #[tokio::test]

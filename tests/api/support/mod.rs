@@ -1,4 +1,5 @@
 //! Parts that several suites share: events, items, state over a log, a trained shop, waiting, settings.
+pub(crate) mod answers;
 pub(crate) mod bundles;
 pub(crate) mod events;
 pub(crate) mod grpc;

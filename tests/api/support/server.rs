@@ -4,7 +4,10 @@ use lodestone::server::{self, ServerConfig};
 use lodestone_engine::Engine;
 use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 use tokio::{net::TcpListener, sync::oneshot, task::JoinHandle};
-use tonic::transport::{Channel, Endpoint};
+use tonic::{
+    Status,
+    transport::{Channel, ClientTlsConfig, Endpoint},
+};
 use tonic_health::pb::{HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient};
 
 /// The limit of waits for the server. A test on a busy machine may wait long.
@@ -27,24 +30,36 @@ impl Server {
         Self { address, stop, serving }
     }
 
+    /// Returns a channel without TLS.
     pub(crate) fn connect(&self) -> Channel {
         Endpoint::from_shared(format!("http://{}", self.address)).unwrap().connect_lazy()
     }
 
-    pub(crate) async fn end(self) {
-        self.stop.send(()).unwrap();
-        self.serving.await.unwrap().unwrap();
+    pub(crate) async fn try_connect(&self, tls: ClientTlsConfig) -> Result<Channel, Status> {
+        let endpoint = Endpoint::from_shared(format!("https://{}", self.address)).unwrap();
+        let channel = endpoint.tls_config(tls).unwrap().connect().await;
+        channel.map_err(|error| Status::from_error(error.into()))
     }
 
-    /// Stops the server, and returns its address and its task when it reports that it is not ready.
+    /// Begins the shutdown. Returns the address of the server and its task.
+    pub(crate) fn stop(self) -> (SocketAddr, JoinHandle<io::Result<()>>) {
+        self.stop.send(()).unwrap();
+        (self.address, self.serving)
+    }
+
+    pub(crate) async fn end(self) {
+        self.stop().1.await.unwrap().unwrap();
+    }
+
+    /// Begins the shutdown, and returns when the server reports that it is not ready.
     pub(crate) async fn begin_end(self) -> (SocketAddr, JoinHandle<io::Result<()>>) {
         let health = HealthClient::new(self.connect());
-        self.stop.send(()).unwrap();
+        let stopping = self.stop();
         wait_until("the server is not ready", TIME_MAX, async || {
             let checked = health.clone().check(HealthCheckRequest::default()).await.unwrap();
             checked.into_inner().status() == ServingStatus::NotServing
         })
         .await;
-        (self.address, self.serving)
+        stopping
     }
 }

@@ -319,8 +319,14 @@ pub fn read_regular_up_to(path: &Path, bytes_max: u64) -> io::Result<Vec<u8>> {
     }
 }
 
+/// The same as text.
+pub fn read_regular_text(path: &Path, bytes_max: u64) -> io::Result<String> {
+    let bytes = read_regular_up_to(path, bytes_max)?;
+    String::from_utf8(bytes).map_err(|_| io::Error::new(io::ErrorKind::InvalidData, "is not UTF-8"))
+}
+
 /// Returns the size of a regular file, or of one that a link names, in bytes.
-fn length_of_regular(path: &Path) -> io::Result<u64> {
+pub fn length_of_regular(path: &Path) -> io::Result<u64> {
     let metadata = fs::metadata(path)?;
     match metadata.is_file() {
         true => Ok(metadata.len()),

@@ -1,5 +1,6 @@
 //! Parses the file of `lodestone serve --serving FILE`; `docs/serving.md` describes it.
 use super::{Arm, Arms, Compiled, Experiment, Serving, ServingConfig, ServingError};
+use crate::bundle::read_regular_text;
 use lodestone_core::{ids::check_name, toml_error};
 use lodestone_rules::{
     self as rules, CompiledServingConfig, Objective, ObjectiveWeight, RankingObjectives, SoldOut, limits,
@@ -8,7 +9,6 @@ use serde::Deserialize;
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt::Display,
-    fs,
     path::Path,
     sync::Arc,
 };
@@ -92,7 +92,8 @@ struct ArmTable {
 
 /// Reads the file and checks every value. `base` has the defaults of all configurations.
 pub(super) fn open(path: &Path, base: &ServingConfig) -> Result<Serving, ServingError> {
-    let text = fs::read_to_string(path).map_err(|source| ServingError::Io { path: path.to_owned(), source })?;
+    let text =
+        read_regular_text(path, u64::MAX).map_err(|source| ServingError::Io { path: path.to_owned(), source })?;
     parse(&text, base).map_err(|problems| ServingError::Content { path: path.to_owned(), problems })
 }
 
