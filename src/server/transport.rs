@@ -441,19 +441,22 @@ fn with_reason(response: Response<Body>, path: String, metrics: &Metrics, call: 
     if let Some(of_connection) = call.of_connection.as_ref().filter(|_| call.has_one_response) {
         of_connection.respond();
     }
-    if let Some(status) = error_of(response.headers())
+    let refused = without_reason(response.headers()).map(|refused| status::of_transport(&refused, &path));
+    if let Some(code) = refused.as_ref().map(Status::code).or_else(|| error_of(response.headers()).map(|of| of.code()))
         && !call::count()
     {
-        metrics.refused(rpc_of(&path), code_name(status.code()));
+        metrics.refused(rpc_of(&path), code_name(code));
     }
-    let Some(refused) = without_reason(response.headers()) else {
-        let frame_with_reason = move |frame| {
-            let _until_the_end = &call;
-            with_reason_in_trailers(frame, &path)
-        };
-        return response.map(|body| Body::new(body.map_frame(frame_with_reason)));
-    };
-    status::of_transport(&refused, &path).into_http()
+    match refused {
+        Some(status) => status.into_http(),
+        None => {
+            let frame_with_reason = move |frame| {
+                let _until_the_end = &call;
+                with_reason_in_trailers(frame, &path)
+            };
+            response.map(|body| Body::new(body.map_frame(frame_with_reason)))
+        }
+    }
 }
 
 fn with_reason_in_trailers<D>(frame: http_body::Frame<D>, path: &str) -> http_body::Frame<D> {
