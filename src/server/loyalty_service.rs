@@ -1,10 +1,11 @@
 //! LoyaltyService: scores of signed-in users.
 use super::{
     convert,
+    deadline::handler_deadline,
     guard::guarded,
     proto::{self, loyalty_service_server::LoyaltyService},
     rule_service::checked,
-    services::{Services, list_size, timeout_of},
+    services::{Services, list_size},
     status,
     violations::Violations,
 };
@@ -15,7 +16,7 @@ use lodestone_loyalty::{
     Condition, Driver, Estimate, Explanation, HorizonScore, LoyaltyScore, RiskScore, Segment, Spend, UserSummary,
 };
 use prost_types::Timestamp;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use tonic::{Request, Response, Status};
 
 /// Number of users per page and per batch.
@@ -80,7 +81,7 @@ impl LoyaltyService for Services {
         request: Request<proto::ListAtRiskRequest>,
     ) -> Result<Response<proto::ListAtRiskResponse>, Status> {
         let response = async {
-            let deadline = Instant::now() + timeout_of(&request).unwrap_or(LIST_DEADLINE).min(LIST_DEADLINE);
+            let deadline = handler_deadline(request.metadata().as_ref(), LIST_DEADLINE, LIST_DEADLINE);
             let sent = request.into_inner();
             let mut violations = Violations::default();
             let request = AtRiskRequest {

@@ -12,6 +12,7 @@ mod codec;
 mod codes;
 mod connections;
 mod convert;
+mod deadline;
 mod event_service;
 mod event_stream;
 pub(crate) mod explain;

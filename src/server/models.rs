@@ -1,9 +1,10 @@
 //! ModelService: lists bundles and controls which of them answers.
 use super::{
     convert,
+    deadline::handler_deadline,
     guard::guarded,
     proto::{self, model_service_server::ModelService},
-    services::{Services, timeout_of},
+    services::Services,
     status,
     violations::Violations,
 };
@@ -11,11 +12,11 @@ use lodestone_rollout::{BundleState, RolloutError};
 use std::time::{Duration, Instant};
 use tonic::{Request, Response, Status};
 
-/// Deadline of a change if the caller sets none. Loading a bundle of millions of items takes minutes.
-const CHANGE_DEADLINE_DEFAULT: Duration = Duration::from_secs(300);
+/// Longest time of a change, and that of a caller who sets none. Loading a bundle of millions of items takes minutes.
+const CHANGE_DEADLINE: Duration = Duration::from_secs(300);
 
 fn deadline<T>(request: &Request<T>) -> Instant {
-    Instant::now() + timeout_of(request).unwrap_or(CHANGE_DEADLINE_DEFAULT).min(CHANGE_DEADLINE_DEFAULT)
+    handler_deadline(request.metadata().as_ref(), CHANGE_DEADLINE, CHANGE_DEADLINE)
 }
 
 fn checked(violations: Violations) -> Result<(), Status> {

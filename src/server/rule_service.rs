@@ -1,9 +1,10 @@
 //! RuleService: maintains and previews rules.
 use super::{
     convert,
+    deadline::handler_deadline,
     guard::guarded,
     proto::{self, rule_service_server::RuleService},
-    services::{Services, timeout_of},
+    services::Services,
     status,
     violations::Violations,
 };
@@ -174,7 +175,7 @@ pub(crate) fn checked(violations: Violations) -> Result<Vec<proto::Notice>, Stat
 
 /// Returns the deadline of a preview.
 pub(crate) fn preview_deadline<T>(request: &Request<T>) -> Instant {
-    Instant::now() + timeout_of(request).unwrap_or(PREVIEW_DEADLINE).min(PREVIEW_DEADLINE)
+    handler_deadline(request.metadata().as_ref(), PREVIEW_DEADLINE, PREVIEW_DEADLINE)
 }
 
 /// Returns the number of logged answers that a preview reads.

@@ -1,8 +1,9 @@
 //! The state of all services, and RankingService.
 use super::{
     ServerConfig,
-    admission::{engine_deadline, priority_of},
+    admission::priority_of,
     convert::{self, Envelope, FilterForms, LogPosition},
+    deadline::handler_deadline,
     guard::guarded,
     proto::{self, ranking_service_server::RankingService},
     status,
@@ -17,11 +18,7 @@ use lodestone_pipeline::{
 };
 use lodestone_telemetry::{Metrics, call::Call};
 use prost::Message;
-use std::{
-    fmt::Display,
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{fmt::Display, sync::Arc, time::Instant};
 use tonic::{Request, Response, Status};
 
 /// All services over one engine.
@@ -61,8 +58,9 @@ impl Services {
                 id.to_owned()
             }
         };
+        let ServerConfig { deadline_default, deadline_max, .. } = self.config;
         CallContext {
-            deadline: engine_deadline(timeout_of(request), &self.config),
+            deadline: handler_deadline(request.metadata().as_ref(), deadline_default, deadline_max),
             request_id,
             validate_only: options.is_some_and(|options| options.validate_only),
             log: self.engine.log_id(),
@@ -219,26 +217,6 @@ fn propose(violation: &mut Violation, attribute: &str) {
     };
     let (problem, fields) = violation.description.split_once("; ").unwrap_or((&violation.description, ""));
     violation.description = format!("{problem}; {hint}; {fields}");
-}
-
-/// Returns the caller's timeout. None if it sets none.
-pub(crate) fn timeout_of<T>(request: &Request<T>) -> Option<Duration> {
-    request.metadata().get("grpc-timeout").and_then(|value| value.to_str().ok()).and_then(timeout)
-}
-
-/// Parses `grpc-timeout`: up to 8 digits and a unit.
-pub(crate) fn timeout(text: &str) -> Option<Duration> {
-    let (digits, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
-    let amount: u64 = digits.parse().ok().filter(|_| digits.len() <= 8)?;
-    Some(match unit {
-        "H" => Duration::from_secs(amount * 3600),
-        "M" => Duration::from_secs(amount * 60),
-        "S" => Duration::from_secs(amount),
-        "m" => Duration::from_millis(amount),
-        "u" => Duration::from_micros(amount),
-        "n" => Duration::from_nanos(amount),
-        _ => return None,
-    })
 }
 
 /// Says which results have no item because of [`RESULTS_BYTES_MAX`]. `field` requests the items.
@@ -406,15 +384,6 @@ pub(crate) fn echoed_id(id: &str) -> String {
 mod tests {
     use super::*;
     use crate::server::RESPONSE_BYTES_MAX;
-
-    #[test]
-    fn grpc_timeouts_are_parsed() {
-        assert_eq!(timeout("250m"), Some(Duration::from_millis(250)));
-        assert_eq!(timeout("3S"), Some(Duration::from_secs(3)));
-        for wrong in ["", "m", "12", "123456789S", "-1S", "5秒"] {
-            assert_eq!(timeout(wrong), None, "{wrong}");
-        }
-    }
 
     #[test]
     fn the_results_of_the_largest_batch_fit_into_a_response() {

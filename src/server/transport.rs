@@ -2,8 +2,8 @@
 //! reach no service, ends calls at their deadlines, limits the memory and the time of messages that arrive, and decides
 //! which responses are compressed.
 use super::{
-    guard::code_name, http2::OpenCall, message_memory::CallMemory, proto::DESCRIPTORS, request_bytes_max,
-    services::timeout, status,
+    deadline::call_time, guard::code_name, http2::OpenCall, message_memory::CallMemory, proto::DESCRIPTORS,
+    request_bytes_max, status,
 };
 use futures_util::future::{BoxFuture, FutureExt};
 use http::{HeaderMap, Request, Response, header::HeaderName};
@@ -24,15 +24,13 @@ use std::{
 use tokio::{
     runtime::Handle,
     sync::{OwnedSemaphorePermit, Semaphore, watch},
-    time::{Sleep, sleep, timeout as timeout_of},
+    time::{Sleep, sleep, timeout},
 };
 use tonic::{Code, Status, body::Body};
 use tower::Service;
 
 const ENCODING: HeaderName = HeaderName::from_static("grpc-encoding");
 const ACCEPT_ENCODING: HeaderName = HeaderName::from_static("grpc-accept-encoding");
-/// The server ends a call this much before the caller's deadline. tonic would end it at the deadline as CANCELLED.
-const DEADLINE_MARGIN: Duration = Duration::from_millis(2);
 
 /// Memory for all request messages that are arriving, in KiB.
 const ARRIVING_KIB_MAX: usize = 512 << 10;
@@ -272,7 +270,7 @@ impl Drop for RequestBody {
         if rest.as_mut().now_or_never().is_none()
             && let Ok(runtime) = Handle::try_current()
         {
-            runtime.spawn(timeout_of(REST_TIME_MAX, rest));
+            runtime.spawn(timeout(REST_TIME_MAX, rest));
         }
     }
 }
@@ -389,7 +387,7 @@ where
 
     fn call(&mut self, mut request: Request<Body>) -> Self::Future {
         mirror_compression(request.headers_mut());
-        let deadline = request.headers().get("grpc-timeout").and_then(|value| timeout(value.to_str().ok()?));
+        let time_max = call_time(request.headers());
         let path = request.uri().path().to_owned();
         let metrics = self.metrics.clone();
         let lengths = MessageLengths::new(self.budget.clone(), request_bytes_max(&path));
@@ -411,9 +409,9 @@ where
         };
         let response = memory.clone().scope(self.inner.call(request));
         Box::pin(async move {
-            let response = match deadline.map(|time| time.saturating_sub(DEADLINE_MARGIN)) {
+            let response = match time_max {
                 None => response.await?,
-                Some(time) => match tokio::time::timeout(time, response).await {
+                Some(time) => match timeout(time, response).await {
                     Ok(response) => response?,
                     Err(_) => status::deadline_exceeded().into_http(),
                 },
