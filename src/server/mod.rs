@@ -135,20 +135,24 @@ const READING: &[&str] = &[
     ModelServiceServer::<Services>::NAME,
 ];
 
-/// Accepts and sends gzip. A macro, because the generated servers share no trait.
-macro_rules! with_gzip {
-    ($server:expr) => {
-        $server.accept_compressed(CompressionEncoding::Gzip).send_compressed(CompressionEncoding::Gzip)
-    };
-}
-
+/// Accepts and sends gzip, and limits the messages. A macro, because the generated servers share no trait with these
+/// settings.
 macro_rules! with_limits {
-    ($server:expr) => {
-        with_gzip!($server).max_decoding_message_size(REQUEST_BYTES_MAX)
-    };
+    ($server:expr) => {{
+        let server = $server;
+        let bytes_max = request_bytes_max(name_of(&server));
+        server
+            .accept_compressed(CompressionEncoding::Gzip)
+            .send_compressed(CompressionEncoding::Gzip)
+            .max_decoding_message_size(bytes_max)
+    }};
 }
 
-/// Returns the greatest size of a request message of the method with this path.
+fn name_of<S: NamedService>(_: &S) -> &'static str {
+    S::NAME
+}
+
+/// Returns the greatest size of a request message of the service with this name, or of the method with this path.
 fn request_bytes_max(path: &str) -> usize {
     let service = path.trim_start_matches('/').split('/').next().unwrap_or_default();
     match service {
@@ -262,9 +266,8 @@ pub async fn serve(
     };
     let v1 = reflection().build_v1().expect("the descriptors were compiled by build.rs");
     let v1alpha = reflection().build_v1alpha().expect("the descriptors were compiled by build.rs");
-    let of_server = Routes::new(with_gzip!(health_service).max_decoding_message_size(HEALTH_REQUEST_BYTES_MAX))
-        .add_service(with_gzip!(v1).max_decoding_message_size(REFLECTION_REQUEST_BYTES_MAX))
-        .add_service(with_gzip!(v1alpha).max_decoding_message_size(REFLECTION_REQUEST_BYTES_MAX));
+    let of_server =
+        Routes::new(with_limits!(health_service)).add_service(with_limits!(v1)).add_service(with_limits!(v1alpha));
     let of_catalog = |(name, engine): (&str, &Arc<Engine>)| {
         let routes = routes(Services::new(engine.clone(), config.clone(), name)).prepare();
         (name.to_owned(), (Admission::new(engine.clone(), config.clone()), routes))
@@ -400,8 +403,7 @@ async fn set_status(health: &HealthReporter, services: &[&str], status: ServingS
 
 /// Returns the services of one catalogue.
 fn routes(services: Services) -> Routes {
-    let ranking = with_gzip!(RankingServiceServer::new(services.clone()));
-    Routes::new(ranking.max_decoding_message_size(RANKING_REQUEST_BYTES_MAX))
+    Routes::new(with_limits!(RankingServiceServer::new(services.clone())))
         .add_service(with_limits!(EventServiceServer::new(services.clone())))
         .add_service(with_limits!(ExplainServiceServer::new(services.clone())))
         .add_service(with_limits!(CatalogServiceServer::new(services.clone())))
