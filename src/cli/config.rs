@@ -2,7 +2,6 @@
 use super::{
     catalogs::CatalogSource,
     exit::Exit,
-    format_chain,
     listen::ListenAddresses,
     output::OutputArgs,
     paths::output_directory,
@@ -12,7 +11,7 @@ use super::{
 };
 use crate::audit;
 use anyhow::{Context, ensure};
-use lodestone_core::units::UnixMillis;
+use lodestone_core::{error_chain::format_error_chain, units::UnixMillis};
 use lodestone_engine::{LogMissing, event_log};
 use lodestone_events::{LogDirectory, log};
 use lodestone_pipeline::bundle::Bundle;
@@ -112,7 +111,7 @@ struct Findings {
 impl Findings {
     fn add(&mut self, check: impl Into<String>, outcome: anyhow::Result<String>) {
         let is_right = outcome.is_ok();
-        let detail = outcome.unwrap_or_else(|error| format_chain(&error));
+        let detail = outcome.unwrap_or_else(|error| format_error_chain(&*error));
         self.checks.push(Finding { check: check.into(), is_right, detail });
     }
 
@@ -241,7 +240,7 @@ fn bundle(source: &CatalogSource) -> anyhow::Result<String> {
 
 /// Appends the remedy to the problem.
 fn or_else<T>(outcome: anyhow::Result<T>, remedy: &str) -> anyhow::Result<T> {
-    outcome.map_err(|error| anyhow::anyhow!("{}; {remedy}", format_chain(&error)))
+    outcome.map_err(|error| anyhow::anyhow!("{}; {remedy}", format_error_chain(&*error)))
 }
 
 fn library(args: &ServeArgs) -> anyhow::Result<String> {

@@ -49,6 +49,7 @@ mod train;
 
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 pub use exit::Exit;
+use lodestone_core::error_chain::format_error_chain;
 use lodestone_pipeline::ranking::Runtime;
 use settings::ArgumentError;
 use std::path::PathBuf;
@@ -148,17 +149,6 @@ fn store_options() -> impl Iterator<Item = (String, String)> {
     std::env::vars().filter(is_credential).map(|(name, value)| (name.to_lowercase(), value))
 }
 
-/// Formats an error chain, skipping causes that an earlier message already contains.
-fn format_chain(error: &anyhow::Error) -> String {
-    let mut message = String::new();
-    for cause in error.chain().map(ToString::to_string) {
-        if !message.contains(&cause) {
-            message = if message.is_empty() { cause } else { format!("{message}: {cause}") };
-        }
-    }
-    message
-}
-
 /// Runs the program. Usage errors end the process with [`Exit::Error`].
 pub fn run() -> Exit {
     let (matches, settings) = match settings::parse(Cli::command(), std::env::args_os().collect()) {
@@ -197,7 +187,7 @@ pub fn run() -> Exit {
         Command::LoadTest(args) => load_test::load_test(&args),
     };
     result.unwrap_or_else(|error| {
-        eprintln!("lodestone: {}", format_chain(&error));
+        eprintln!("lodestone: {}", format_error_chain(&*error));
         Exit::Error
     })
 }
@@ -233,11 +223,5 @@ mod tests {
                 assert!(flags.contains(&flag), "{path} has no --{flag}");
             }
         });
-    }
-
-    #[test]
-    fn a_cause_that_its_parent_contains_is_not_repeated() {
-        let error = anyhow::anyhow!("no such file").context("shop.csv: no such file").context("import");
-        assert_eq!(format_chain(&error), "import: shop.csv: no such file");
     }
 }

@@ -1,6 +1,5 @@
 //! Who may reach the server: TLS, API keys, tokens, limits of clients, and the refusal to serve strangers.
 use super::{
-    format_chain,
     listen::ListenAddresses,
     numbers::{between, whole, within},
 };
@@ -8,7 +7,7 @@ use crate::{
     audit::AuditSettings,
     server::{ApiKeys, ClientLimits, Jwt, JwtSettings, KeySetLocation, Tls, TlsFiles},
 };
-use lodestone_core::units::UnixMillis;
+use lodestone_core::{error_chain::format_error_chain, units::UnixMillis};
 use std::{path::PathBuf, sync::Arc};
 
 /// Security of `lodestone serve`; see docs/security.md.
@@ -128,7 +127,7 @@ impl SecurityArgs {
     /// Reads and checks the files, and reports all mistakes at once. Refuses an address that other machines reach without TLS and authentication.
     pub(crate) fn open(&self, address: &ListenAddresses) -> anyhow::Result<Security> {
         let mut problems = Vec::new();
-        let mut note = |error: anyhow::Error| problems.push(format_chain(&error));
+        let mut note = |error: anyhow::Error| problems.push(format_error_chain(&*error));
         let tls = self.tls_files().map(Tls::open).transpose();
         let tls = tls.map_err(|error| note(error.into())).ok().flatten();
         let api_keys = self.api_keys.as_deref().map(|path| ApiKeys::open(path, self.limits())).transpose();

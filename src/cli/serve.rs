@@ -4,7 +4,6 @@ use super::{
     catalogs::{self, CatalogSource, WORKERS_MAX, currency_code},
     connections::ConnectionArgs,
     exit::Exit,
-    format_chain,
     listen::{BoundAddress, ListenAddresses},
     log,
     numbers::{between, whole, within},
@@ -19,6 +18,7 @@ use crate::{
     server::{self, Catalogs, Collector, DEFAULT_CATALOG, Health, ServerConfig, Traces, http_endpoint},
 };
 use anyhow::Context;
+use lodestone_core::error_chain::format_error_chain;
 use lodestone_engine::{Engine, EngineConfig, OpenError, OpenOptions, open};
 use lodestone_events::LogError;
 use lodestone_index::Languages;
@@ -385,7 +385,7 @@ fn open_problem(source: &CatalogSource, error: OpenError) -> anyhow::Error {
         }
         _ => return error.into(),
     };
-    let problem = format_chain(&error.into());
+    let problem = format_error_chain(&error);
     anyhow::anyhow!("{setting}: {}{remedy}", problem.strip_prefix("synonyms: ").unwrap_or(&problem))
 }
 

@@ -12,7 +12,7 @@ use jsonwebtoken::{
     errors::ErrorKind,
     jwk::{AlgorithmParameters, EllipticCurve, Jwk, KeyOperations, PublicKeyUse},
 };
-use lodestone_core::{mask::mask_url, units::UnixMillis};
+use lodestone_core::{error_chain::format_error_chain, mask::mask_url, units::UnixMillis};
 use lodestone_pipeline::bundle::read_regular_up_to;
 use moka::sync::Cache;
 use parking_lot::{Mutex, RwLock};
@@ -462,11 +462,11 @@ async fn download(url: &Url) -> Result<String, String> {
     let client = builder.build().map_err(|error| {
         format!(
             "cannot be downloaded: {}; install the certificates of authorities, such as ca-certificates",
-            chain(&error)
+            format_error_chain(&error)
         )
     })?;
     let failed = |error: reqwest::Error| {
-        format!("cannot be downloaded: {}; check the URL and the network", chain(&error.without_url()))
+        format!("cannot be downloaded: {}; check the URL and the network", format_error_chain(&error.without_url()))
     };
     let mut response = client.get(url.clone()).send().await.map_err(failed)?;
     let status = response.status();
@@ -481,12 +481,6 @@ async fn download(url: &Url) -> Result<String, String> {
         }
     }
     String::from_utf8(bytes).map_err(|_| "is not UTF-8".to_owned())
-}
-
-/// Formats an error with its causes.
-fn chain(error: &dyn std::error::Error) -> String {
-    let causes = std::iter::successors(error.source(), |cause| cause.source());
-    causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
 }
 
 /// Parses a key set. Keys for other purposes, such as encryption, are left out.

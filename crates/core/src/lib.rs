@@ -2,6 +2,7 @@
 //! inject. Apart from [`units::UnixMillis::now`], nothing here does I/O or reads the clock or the environment.
 #![forbid(unsafe_code)]
 pub mod bits;
+pub mod error_chain;
 pub mod faults;
 pub mod format;
 pub mod ids;

@@ -1,7 +1,7 @@
 //! The control thread: executes rollout commands in order, follows the store's pointer and enforces health bounds.
 use super::{
     BUNDLE_COPIES, BundleRecords, BundleSource, BundleState, Command, QueuedCommand, RolloutConfig, RolloutError,
-    RolloutInput, format_error_chain, last_served::LastServed, without_paths,
+    RolloutInput, last_served::LastServed, without_paths,
 };
 use crate::{
     generations::Generations,
@@ -13,7 +13,7 @@ use crate::{
     store::{Pointer, StoreError},
 };
 use crossbeam_channel::{Receiver, RecvTimeoutError};
-use lodestone_core::units::UnixMillis;
+use lodestone_core::{error_chain::format_error_chain, units::UnixMillis};
 use lodestone_pipeline::serving::Serving;
 use lodestone_telemetry::Metrics;
 use std::{

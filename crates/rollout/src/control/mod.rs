@@ -16,7 +16,7 @@ use crate::{
 use controller::Controller;
 use crossbeam_channel::{Sender, TrySendError};
 pub use last_served::first_bundle;
-use lodestone_core::units::UnixMillis;
+use lodestone_core::{error_chain::format_error_chain, units::UnixMillis};
 use lodestone_pipeline::serving::Serving;
 use lodestone_telemetry::Metrics;
 use parking_lot::Mutex;
@@ -303,20 +303,6 @@ fn without_paths(text: &str, roots: &[&str]) -> String {
         }
     };
     text.split(' ').map(short).collect::<Vec<_>>().join(" ")
-}
-
-/// Formats an error and its causes on one line, skipping causes that the text already contains.
-pub(crate) fn format_error_chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        let more = error.to_string();
-        if !text.contains(&more) {
-            text = format!("{text}: {more}");
-        }
-        cause = error.source();
-    }
-    text
 }
 
 #[cfg(test)]

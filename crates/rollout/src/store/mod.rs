@@ -6,10 +6,12 @@ mod directory;
 mod files;
 mod remote;
 
-use crate::control::format_error_chain;
 use directory::Directory;
 use files::{Condition, Failure, Files};
-use lodestone_core::mask::{mask_url, mask_urls};
+use lodestone_core::{
+    error_chain::format_error_chain,
+    mask::{mask_url, mask_urls},
+};
 use lodestone_events::storage;
 use lodestone_pipeline::bundle::{Bundle, BundleError, MANIFEST, Manifest, read_regular};
 use remote::Remote;
