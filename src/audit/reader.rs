@@ -182,7 +182,7 @@ pub fn read(directory: &Path, since: Option<UnixMillis>, count_max: usize) -> Re
             }
             match Entry::parse(&line.text) {
                 Ok((entry, _)) => {
-                    let at = entry.time.parse::<jiff::Timestamp>().map(|at| UnixMillis(at.as_millisecond())).ok();
+                    let at = UnixMillis::parse(&entry.time);
                     if since.is_none_or(|since| at.is_none_or(|at| at >= since)) {
                         entries.push_back(entry);
                     }

@@ -271,7 +271,7 @@ fn entry(job: &Job, sequence: u64, now: UnixMillis, previous: String) -> Entry {
     };
     Entry {
         sequence,
-        time: jiff::Timestamp::from_millisecond(now.0).map_or_else(|_| now.0.to_string(), |at| at.to_string()),
+        time: now.to_string(),
         kind: job.kind,
         client: client.clone(),
         client_kind: (*client_kind).to_owned(),

@@ -286,8 +286,7 @@ impl Shown<'_> {
 impl fmt::Display for Shown<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let record = self.record;
-        let at = jiff::Timestamp::from_millisecond(record.at_ms)
-            .map_or_else(|_| format!("{} ms", record.at_ms), |at| at.to_string());
+        let at = UnixMillis(record.at_ms);
         let configs: Vec<&str> = record.rankings.iter().map(|ranking| ranking.serving_config.as_str()).collect();
         writeln!(f, "{} for {} at {at}", record.kind().name(), record.user)?;
         writeln!(f, "  generation {}, serving configuration {}", record.generation, configs.join(" and "))?;

@@ -310,10 +310,9 @@ struct Contents<'a> {
 impl fmt::Display for Contents<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let manifest = self.manifest;
-        let time = |ms| jiff::Timestamp::from_millisecond(ms).map_or_else(|_| ms.to_string(), |time| time.to_string());
         writeln!(f, "name            {}", manifest.name)?;
-        writeln!(f, "created         {}", time(manifest.created_ms))?;
-        writeln!(f, "trained until   {}", time(manifest.trained_until_ms))?;
+        writeln!(f, "created         {}", UnixMillis(manifest.created_ms))?;
+        writeln!(f, "trained until   {}", UnixMillis(manifest.trained_until_ms))?;
         writeln!(f, "items           {}", self.item_count)?;
         writeln!(f, "item vectors    {} dimensions, {}", self.item_vector_dimensions, self.item_vector_precision)?;
         match self.has_user_encoder {

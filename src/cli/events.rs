@@ -105,12 +105,9 @@ pub(crate) fn run(command: &EventsCommand) -> anyhow::Result<Exit> {
 
 /// Parses a day into days since 1970.
 fn parse_day(flag: &str, text: &str) -> anyhow::Result<i64> {
-    let date = match text.parse::<jiff::Timestamp>() {
-        Ok(at) => return Ok(at.as_millisecond().div_euclid(UnixMillis::DAY)),
-        Err(_) => text.parse::<jiff::civil::Date>(),
-    };
-    let date = date.with_context(|| format!("{flag} is `{text}`; it must be YYYY-MM-DD or YYYY-MM-DDTHH:MM:SSZ"))?;
-    Ok(date.to_zoned(jiff::tz::TimeZone::UTC)?.timestamp().as_millisecond().div_euclid(UnixMillis::DAY))
+    let at = UnixMillis::parse(text)
+        .with_context(|| format!("{flag} is `{text}`; it must be YYYY-MM-DD or YYYY-MM-DDTHH:MM:SSZ"))?;
+    Ok(at.0.div_euclid(UnixMillis::DAY))
 }
 
 #[derive(serde::Serialize)]

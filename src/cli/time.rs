@@ -4,12 +4,8 @@ use lodestone_core::units::UnixMillis;
 
 /// Parses a day, a time, or a span before now.
 pub(crate) fn since(text: &str, now: UnixMillis) -> anyhow::Result<UnixMillis> {
-    if let Ok(at) = text.parse::<jiff::Timestamp>() {
-        return Ok(UnixMillis(at.as_millisecond()));
-    }
-    if let Ok(day) = text.parse::<jiff::civil::Date>() {
-        let at = day.to_zoned(jiff::tz::TimeZone::UTC).context("the day")?;
-        return Ok(UnixMillis(at.timestamp().as_millisecond()));
+    if let Some(at) = UnixMillis::parse(text) {
+        return Ok(at);
     }
     let (digits, unit) = text.split_at(text.trim_end_matches(|c: char| c.is_ascii_alphabetic()).len());
     let unit_ms = match unit {

@@ -225,15 +225,12 @@ fn certificates(
             .map_err(|error| problem(flag, path, format!("certificate {number} cannot be parsed: {error}")))?;
         let (validity, end) = (&parsed.tbs_certificate.validity, expiry(&parsed));
         let begin = UnixMillis(validity.not_before.to_unix_duration().as_millis() as i64);
-        let time = |at: UnixMillis| {
-            jiff::Timestamp::from_millisecond(at.0).map_or_else(|_| at.0.to_string(), |at| at.to_string())
-        };
         if now > end {
-            let text = format!("certificate {number} expired at {}; renew it", time(end));
+            let text = format!("certificate {number} expired at {end}; renew it");
             return Err(problem(flag, path, text));
         }
         if now < begin {
-            let text = format!("certificate {number} is valid from {} on; check the clock, or wait", time(begin));
+            let text = format!("certificate {number} is valid from {begin} on; check the clock, or wait");
             return Err(problem(flag, path, text));
         }
     }

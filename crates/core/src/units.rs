@@ -1,4 +1,6 @@
 //! Values with units: times, prices and quantities.
+use jiff::{Timestamp, civil::Date, tz::TimeZone};
+use std::fmt;
 
 /// A time in milliseconds since 1970-01-01 UTC.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
@@ -22,6 +24,31 @@ impl UnixMillis {
     /// Returns the days from `earlier` to `self`; 0 if `earlier` is later.
     pub fn days_since(self, earlier: UnixMillis) -> f32 {
         (self.0.saturating_sub(earlier.0).max(0) as f64 / Self::DAY as f64) as f32
+    }
+
+    /// Parses a time in the format of RFC 3339, or a date, which means midnight UTC.
+    pub fn parse(text: &str) -> Option<Self> {
+        let at = match text.parse::<Timestamp>() {
+            Ok(at) => at,
+            Err(_) => text.parse::<Date>().ok()?.to_zoned(TimeZone::UTC).ok()?.timestamp(),
+        };
+        Some(Self(at.as_millisecond()))
+    }
+
+    /// Formats the date in UTC, such as `2026-11-25`. Returns `None` for a time that [`fmt::Display`] shows as a number.
+    pub fn date(self) -> Option<String> {
+        let at = Timestamp::from_millisecond(self.0).ok()?;
+        Some(at.strftime("%Y-%m-%d").to_string())
+    }
+}
+
+/// In the format of RFC 3339, in UTC; a time outside the years that it can express, as a number of milliseconds.
+impl fmt::Display for UnixMillis {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match Timestamp::from_millisecond(self.0) {
+            Ok(at) => write!(f, "{at}"),
+            Err(_) => write!(f, "{} ms", self.0),
+        }
     }
 }
 
@@ -80,6 +107,26 @@ impl Quantity {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn times_are_formatted_and_parsed() {
+        for (at, text) in [
+            (1_764_072_000_000, "2025-11-25T12:00:00Z"),
+            (1_764_072_000_007, "2025-11-25T12:00:00.007Z"),
+            (-1, "1969-12-31T23:59:59.999Z"),
+        ] {
+            assert_eq!(UnixMillis(at).to_string(), text);
+            assert_eq!(UnixMillis::parse(text), Some(UnixMillis(at)));
+        }
+        assert_eq!(UnixMillis::parse("2025-11-25T13:00:00+01:00"), Some(UnixMillis(1_764_072_000_000)));
+        assert_eq!(UnixMillis::parse("2025-11-25"), Some(UnixMillis(1_764_028_800_000)));
+        assert_eq!(UnixMillis(1_764_072_000_000).date().as_deref(), Some("2025-11-25"));
+        for wrong in ["", "yesterday", "2025-13-01", "1764072000000"] {
+            assert_eq!(UnixMillis::parse(wrong), None, "{wrong}");
+        }
+        assert_eq!(UnixMillis(i64::MAX).to_string(), "9223372036854775807 ms");
+        assert_eq!(UnixMillis(i64::MIN).date(), None);
+    }
 
     #[test]
     fn quantities_keep_thousandths_and_their_range() {

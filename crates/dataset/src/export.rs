@@ -111,8 +111,7 @@ struct DayFile {
 
 impl DayFile {
     fn create(out: &Path, day: i64) -> Result<Self, ExportError> {
-        let at = jiff::Timestamp::from_millisecond(day.saturating_mul(UnixMillis::DAY));
-        let date = at.map_err(|_| ExportError::Day(day))?.strftime("%Y-%m-%d").to_string();
+        let date = UnixMillis(day.saturating_mul(UnixMillis::DAY)).date().ok_or(ExportError::Day(day))?;
         let directory = out.join(format!("date={date}"));
         storage::create_private_directory(&directory)
             .map_err(|source| DatasetError::Io { path: directory.clone(), source })?;

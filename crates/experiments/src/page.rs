@@ -7,10 +7,6 @@ use crate::{
 use lodestone_core::{statistics::SequentialInterval, units::UnixMillis};
 use std::fmt::{self, Write};
 
-fn time(ms: i64) -> String {
-    jiff::Timestamp::from_millisecond(ms).map_or_else(|_| ms.to_string(), |time| time.to_string())
-}
-
 fn duration(ms: i64) -> String {
     match ms % UnixMillis::DAY {
         0 => format!("{} days", ms / UnixMillis::DAY),
@@ -82,8 +78,8 @@ impl ExperimentReport {
              </style></head><body><h1>Experiment {0}</h1><p>{1} to {2}. Outcomes count for {3} after the first answer of a \
              user.</p>",
             escape(&self.experiment),
-            escape(&time(self.from_ms)),
-            escape(&time(self.until_ms)),
+            UnixMillis(self.from_ms),
+            UnixMillis(self.until_ms),
             escape(&duration(self.window_ms))
         );
         for warning in self.warnings() {
@@ -196,8 +192,8 @@ impl fmt::Display for ExperimentReport {
             f,
             "experiment {}, {} to {}; outcomes count for {} after the first answer",
             self.experiment,
-            time(self.from_ms),
-            time(self.until_ms),
+            UnixMillis(self.from_ms),
+            UnixMillis(self.until_ms),
             duration(self.window_ms)
         )?;
         for warning in self.warnings() {

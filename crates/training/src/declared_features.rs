@@ -233,8 +233,7 @@ impl Period {
             }
             _ => return None,
         };
-        let from = jiff::Timestamp::from_millisecond(self.from.0)
-            .map_or_else(|_| self.from.0.to_string(), |time| time.to_string());
+        let from = self.from;
         Some(format!(
             "it contains the label: over {} items with a value in {field}, and from {from} on, {measured}; remove the feature, or set \
              known_before = true if its values were known before that time",

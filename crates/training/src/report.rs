@@ -221,7 +221,6 @@ fn page(
     options: &EvaluateOptions,
 ) -> String {
     let manifest = &bundle.manifest;
-    let time = |ms| jiff::Timestamp::from_millisecond(ms).map_or_else(|_| ms.to_string(), |time| time.to_string());
     let mut html = format!(
         "<!doctype html><html lang=\"en\"><head><meta charset=\"utf-8\"><meta name=\"viewport\" \
          content=\"width=device-width\"><title>Bundle {0}</title><style>{PAGE_STYLE}{plot_style}</style></head><body><h1>Bundle {0}</h1>\
@@ -229,7 +228,7 @@ fn page(
          bootstrap intervals over users.</p>",
         escape(&manifest.name),
         evaluation.item_count,
-        escape(&time(manifest.trained_until_ms)),
+        UnixMillis(manifest.trained_until_ms),
         evaluation.user_count,
         plot_style = plots::STYLE
     );

@@ -93,14 +93,13 @@ pub(super) fn time(
 ) -> UnixMillis {
     let Some(sent) = sent else { return now };
     let at = sent.seconds.saturating_mul(1000).saturating_add(i64::from(sent.nanos) / 1_000_000);
-    let text = |ms: i64| jiff::Timestamp::from_millisecond(ms).map_or_else(|_| format!("{ms} ms"), |t| t.to_string());
     if let Some(max) = ahead_max.filter(|max| at.saturating_sub(now.0) > max.as_millis() as i64) {
         let seconds = max.as_secs();
-        let description = format!("is {}, more than {seconds} s ahead of the server's {}", text(at), text(now.0));
+        let description = format!("is {}, more than {seconds} s ahead of the server's {now}", UnixMillis(at));
         violations.add(&field, description);
     }
     if at < EARLIEST_MS {
-        violations.add(&field, format!("is {}, before 1990", text(at)));
+        violations.add(&field, format!("is {}, before 1990", UnixMillis(at)));
     }
     nanos(violations, field, sent);
     UnixMillis(at)

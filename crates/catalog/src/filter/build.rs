@@ -1,6 +1,7 @@
 //! Builds filters from their parts, with the checks of the filter language.
 use super::{Field, Filter, Literal, Node, Operator, Predicate, Text, ValueType, parse::FIELDS, write_text};
 use crate::Availability;
+use lodestone_core::units::UnixMillis;
 use std::fmt;
 
 /// What a distance is compared with, for errors.
@@ -160,8 +161,8 @@ impl Literal {
     }
 
     fn time(text: String) -> Result<Self, String> {
-        match time(&text) {
-            Some(at) => Ok(Self::Time(at, text)),
+        match UnixMillis::parse(&text) {
+            Some(at) => Ok(Self::Time(at.0, text)),
             None => Err("is not a time such as \"2026-01-31\" or \"2026-01-31T12:00:00Z\"".to_owned()),
         }
     }
@@ -207,13 +208,4 @@ pub(super) fn wrong_type(field: &Field, found: &dyn fmt::Display) -> String {
         ValueType::Attribute => "a text in double quotes, a number, true, false or timestamp(\"2026-01-31T12:00:00Z\")",
     };
     format!("{field} is compared with {expected}, found {found}")
-}
-
-/// Parses a time with an offset, or a date, which means midnight UTC. Returns milliseconds since 1970.
-fn time(text: &str) -> Option<i64> {
-    if let Ok(time) = text.parse::<jiff::Timestamp>() {
-        return Some(time.as_millisecond());
-    }
-    let day = text.parse::<jiff::civil::Date>().ok()?;
-    Some(day.to_zoned(jiff::tz::TimeZone::UTC).ok()?.timestamp().as_millisecond())
 }

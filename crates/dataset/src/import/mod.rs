@@ -84,7 +84,7 @@ pub enum ImportError {
     #[error("{path}: {0}", shrink)]
     Shrink { path: PathBuf, shrink: Shrink, report: Box<ImportReport> },
     #[error("--items-time {time} is in the future; the values of items cannot be of a later time than now")]
-    FutureTime { time: String },
+    FutureTime { time: UnixMillis },
     #[error(transparent)]
     Dataset(#[from] DatasetError),
 }
@@ -270,9 +270,7 @@ fn read_items_file(
 /// after now is now.
 fn items_time(path: &Path, options: ImportOptions) -> Result<UnixMillis, ImportError> {
     if let Some(time) = options.items_time {
-        let text =
-            || jiff::Timestamp::from_millisecond(time.0).map_or_else(|_| time.0.to_string(), |at| at.to_string());
-        return if time > options.now { Err(ImportError::FutureTime { time: text() }) } else { Ok(time) };
+        return if time > options.now { Err(ImportError::FutureTime { time }) } else { Ok(time) };
     }
     let modified = fs::metadata(path).and_then(|file| file.modified());
     let modified = modified.map_err(|source| ImportError::Io { path: path.to_owned(), source })?;

@@ -1,6 +1,7 @@
 //! The report of an import.
 use super::{ValueError, rows::Row};
 use crate::DatasetEvent;
+use lodestone_core::units::UnixMillis;
 use serde::Serialize;
 use std::{collections::BTreeMap, fmt};
 
@@ -308,7 +309,7 @@ impl fmt::Display for ImportReport {
             write!(f, " ({before} before)")?;
         }
         writeln!(f, ", {} users", self.user_count)?;
-        if let Some(time) = self.items_time_ms.and_then(|ms| jiff::Timestamp::from_millisecond(ms).ok()) {
+        if let Some(time) = self.items_time_ms.map(UnixMillis) {
             writeln!(f, "{:>10} values of items as of {time}", "")?;
         }
         write_dropped(f, &self.dropped, |class| class.count.to_string())?;
@@ -357,9 +358,7 @@ impl fmt::Display for InventoryReport {
         writeln!(f, "{:>10} rows read", self.row_count)?;
         write_dropped(f, &self.dropped, |class| class.count.to_string())?;
         writeln!(f, "{:>10} kept, of {} places", self.kept_count, self.place_count)?;
-        if let Ok(time) = jiff::Timestamp::from_millisecond(self.time_ms) {
-            writeln!(f, "{:>10} values as of {time}", "")?;
-        }
+        writeln!(f, "{:>10} values as of {}", "", UnixMillis(self.time_ms))?;
         if !self.missing_columns.is_empty() {
             writeln!(f, "{:>10} optional columns not in the file: {}", "", self.missing_columns.join(", "))?;
         }

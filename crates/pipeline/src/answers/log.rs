@@ -148,7 +148,7 @@ pub fn find(directory: &Path, id: &AnswerId) -> Result<Option<AnswerRecord>, Ans
 
 /// Formats the UTC day of a time, such as `2026-11-25`.
 pub fn day(at: UnixMillis) -> String {
-    jiff::Timestamp::from_millisecond(at.0).map(|at| at.strftime("%Y-%m-%d").to_string()).unwrap_or_default()
+    at.date().unwrap_or_default()
 }
 
 /// The state of the writing thread.

@@ -12,6 +12,7 @@ mod log;
 mod position_bias;
 
 pub(crate) use lists::{shown_list, with_mean_weight_one};
+use lodestone_core::units::UnixMillis;
 use lodestone_pipeline::answers::AnswerId;
 pub(crate) use log::{JoinInput, LoggedAnswers, ShownAnswer};
 pub use position_bias::PositionBias;
@@ -120,8 +121,7 @@ impl fmt::Display for AnswersReport {
             )?;
         }
         if later_count > 0 {
-            let until = jiff::Timestamp::from_millisecond(self.until_ms)
-                .map_or_else(|_| self.until_ms.to_string(), |until| until.to_string());
+            let until = UnixMillis(self.until_ms);
             writeln!(
                 f,
                 "  {later_count} answers are later than the training data without the held-out newest interactions, \
