@@ -12,7 +12,7 @@
 //! ```
 use super::{
     LogError,
-    directory::{LogDirectory, position_of},
+    directory::{LogDirectory, file_name, position_of},
     storage::StorageFile,
 };
 use lodestone_core::format::OtherVersion;
@@ -67,7 +67,7 @@ impl CheckpointWriter {
     pub fn create(directory: impl Into<LogDirectory>, position: u64) -> io::Result<Self> {
         let directory = directory.into();
         directory.check_lock().map_err(io::Error::other)?;
-        let path = directory.path().join(format!("{position:020}.{EXTENSION}"));
+        let path = directory.path().join(file_name(position, EXTENSION));
         let file = directory.storage().create(&path.with_extension("new"))?;
         let mut buffer = Vec::with_capacity(2 * BUFFER_BYTES);
         buffer.extend_from_slice(MAGIC);

@@ -12,6 +12,7 @@ use std::{
 
 /// The size after which a segment takes no more writes.
 const SEGMENT_BYTES: u64 = 64 << 20;
+const SEGMENT_EXTENSION: &str = "log";
 const LOCK: &str = "lock";
 /// The content of the lock file once the log has a segment. So a directory whose segments were all removed differs from
 /// a new one.
@@ -126,14 +127,14 @@ impl LogDirectory {
 
     /// Returns the paths of the segments in the order of their positions.
     pub(crate) fn segments(&self) -> io::Result<Vec<PathBuf>> {
-        let mut paths = self.files("log")?;
+        let mut paths = self.files(SEGMENT_EXTENSION)?;
         paths.retain(|path| position_of(path).is_some());
         Ok(paths)
     }
 
     /// Returns the path of the segment with this first position.
     pub(crate) fn segment(&self, first: u64) -> PathBuf {
-        self.path.join(format!("{first:020}.log"))
+        self.path.join(file_name(first, SEGMENT_EXTENSION))
     }
 
     /// Returns the files with an extension, sorted by name.
@@ -173,6 +174,16 @@ pub(crate) fn check_file(path: &Path, id: FileId) -> Result<(), LogError> {
         }
         _ => Err(LogError::Displaced { path: path.to_owned() }),
     }
+}
+
+/// Returns the name of a segment or checkpoint, in whose order the files are in the order of their positions.
+pub(crate) fn file_name(position: u64, extension: &str) -> String {
+    format!("{position:020}.{extension}")
+}
+
+/// Returns the path of the segment with this first position in the directory of another one.
+pub(crate) fn following_segment(path: &Path, first: u64) -> PathBuf {
+    path.with_file_name(file_name(first, SEGMENT_EXTENSION))
 }
 
 /// Returns the position in the name of a segment or checkpoint.

@@ -2,7 +2,7 @@
 use super::{check_first, damaged, header_error, missing_next, no_segments, segment::HEADER_BYTES};
 use crate::{
     LogError, checkpoint,
-    directory::LogDirectory,
+    directory::{LogDirectory, following_segment},
     log::segment::{HeaderError, Segment},
     quarantine,
     storage::{StorageFile, create_private},
@@ -53,11 +53,6 @@ fn copy_checkpoint(from: &Path, to: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// Returns the path of the segment with this first position in the directory of another one.
-fn source_of(path: &Path, first: u64) -> PathBuf {
-    path.with_file_name(format!("{first:020}.log"))
-}
-
 /// Copies segments and those that follow them meanwhile. Returns the last position.
 fn copy_segments(mut paths: Vec<PathBuf>, target: &LogDirectory) -> Result<u64, LogError> {
     let (mut index, mut next) = (0, 1);
@@ -84,7 +79,7 @@ fn copy_segments(mut paths: Vec<PathBuf>, target: &LogDirectory) -> Result<u64, 
             next = end;
             // The writer may have begun a segment after the files were listed.
             if is_last {
-                let following = source_of(&path, end);
+                let following = following_segment(&path, end);
                 if !following.exists() {
                     return Err(missing_next(&path, end));
                 }

@@ -11,7 +11,7 @@ mod segment;
 
 use super::{Change, LogError, Quarantined, checkpoint, quarantine};
 use crate::{
-    directory::{LogDirectory, check_file, position_of},
+    directory::{LogDirectory, check_file, following_segment, position_of},
     storage::{FileId, StorageFile},
 };
 use ahash::AHashSet;
@@ -450,7 +450,7 @@ fn decode(
         }
         if let (Some(end), true) = (segment.header.end, is_last) {
             // The writer may have begun a segment after the files were listed.
-            let following = path.with_file_name(format!("{end:020}.log"));
+            let following = following_segment(&path, end);
             if !following.exists() {
                 return Err(missing_next(&path, end));
             }
