@@ -391,10 +391,10 @@ impl Difference {
         Self {
             model,
             baseline,
-            auc: interval(|of| of.auc),
-            log_loss: interval(|of| of.log_loss),
-            brier: interval(|of| of.brier),
-            calibration_error: interval(|of| of.calibration_error),
+            auc: interval(|of| of.probability.auc),
+            log_loss: interval(|of| of.probability.log_loss),
+            brier: interval(|of| of.probability.brier),
+            calibration_error: interval(|of| of.probability.calibration_error),
             mae: interval(|of| of.mae),
             median_mae: interval(|of| of.median_mae),
             rmse: interval(|of| of.rmse),
@@ -441,10 +441,10 @@ impl fmt::Display for BacktestReport {
                 f,
                 "{:<10} {:>8.4} {:>9.4} {:>8.4} {:>12.4} {:>8.4} {:>10.4} {:>8.4} {:>12.4} {:>10.0} {:>15}",
                 of.model,
-                of.metrics.auc,
-                of.metrics.log_loss,
-                of.metrics.brier,
-                of.metrics.calibration_error,
+                of.metrics.probability.auc,
+                of.metrics.probability.log_loss,
+                of.metrics.probability.brier,
+                of.metrics.probability.calibration_error,
                 of.metrics.mae,
                 of.metrics.median_mae,
                 of.metrics.rmse,
@@ -537,7 +537,7 @@ mod tests {
             ["bg-nbd", "mbg-nbd", "rfm", "learned"]
         );
         for of in &report.models {
-            assert!(of.metrics.auc > 0.65 && of.metrics.calibration_error < 0.1, "{report}");
+            assert!(of.metrics.probability.auc > 0.65 && of.metrics.probability.calibration_error < 0.1, "{report}");
             assert!((of.expected_purchases / report.purchases - 1.0).abs() < 0.25, "{report}");
         }
         for of in &report.differences {

@@ -19,17 +19,24 @@ pub struct ProbabilityMetrics {
     pub calibration_error: f64,
 }
 
-/// Metrics of the probability of at least one purchase (the first four) and of the expected number of purchases.
+impl ProbabilityMetrics {
+    /// Applies `combine` to each metric of two models.
+    fn zip(left: &Self, right: &Self, combine: impl Fn(f64, f64) -> f64) -> Self {
+        Self {
+            auc: combine(left.auc, right.auc),
+            log_loss: combine(left.log_loss, right.log_loss),
+            brier: combine(left.brier, right.brier),
+            calibration_error: combine(left.calibration_error, right.calibration_error),
+        }
+    }
+}
+
+/// Metrics of the probability of at least one purchase and of the expected number of purchases.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct Metrics {
-    /// Probability that a random buyer has a higher probability than a random non-buyer.
-    pub auc: f64,
-    /// Mean negative log-likelihood, in nats.
-    pub log_loss: f64,
-    /// Mean squared error of the probability.
-    pub brier: f64,
-    /// Mean distance between the mean probability and the share of buyers, over ten bins of equal size.
-    pub calibration_error: f64,
+    /// Of at least one purchase.
+    #[serde(flatten)]
+    pub probability: ProbabilityMetrics,
     /// Mean absolute error of the expected number of purchases.
     pub mae: f64,
     /// Mean absolute error of the median number, which minimises it: a customer does not purchase with 1 − the
@@ -58,10 +65,7 @@ impl Metrics {
     pub(crate) fn zip(left: &Self, right: &Self, combine: impl Fn(f64, f64) -> f64) -> Self {
         let both = |left: Option<f64>, right: Option<f64>| left.zip(right).map(|(left, right)| combine(left, right));
         Self {
-            auc: combine(left.auc, right.auc),
-            log_loss: combine(left.log_loss, right.log_loss),
-            brier: combine(left.brier, right.brier),
-            calibration_error: combine(left.calibration_error, right.calibration_error),
+            probability: ProbabilityMetrics::zip(&left.probability, &right.probability, &combine),
             mae: combine(left.mae, right.mae),
             median_mae: combine(left.median_mae, right.median_mae),
             rmse: combine(left.rmse, right.rmse),
@@ -214,13 +218,8 @@ impl Scored {
     /// Computes all metrics. `weights`: how often each customer counts. Metrics of buyers and non-buyers are NaN if one
     /// of the two groups has no weight.
     pub(crate) fn metrics(&self, outcomes: &Outcomes, weights: &[f64]) -> Metrics {
-        let ProbabilityMetrics { auc, log_loss, brier, calibration_error } =
-            self.probabilities.metrics(&outcomes.counts, weights);
         Metrics {
-            auc,
-            log_loss,
-            brier,
-            calibration_error,
+            probability: self.probabilities.metrics(&outcomes.counts, weights),
             mae: mean_absolute_error(&self.counts, &outcomes.counts, weights),
             median_mae: mean_absolute_error(&self.medians, &outcomes.counts, weights),
             rmse: mean_squared_error(&self.counts, &outcomes.counts, weights).sqrt(),
@@ -309,16 +308,23 @@ mod tests {
     #[test]
     fn metrics_of_four_customers_are_those_computed_by_hand() {
         let of = metrics(&[0.1, 0.4, 0.4, 0.8], &[0.0, 0.0, 1.0, 3.0], &[1.0; 4]);
-        assert!((of.auc - 3.5 / 4.0).abs() < 1e-12);
-        assert!((of.brier - (0.01 + 0.16 + 0.36 + 0.04) / 4.0).abs() < 1e-12);
+        assert!((of.probability.auc - 3.5 / 4.0).abs() < 1e-12);
+        assert!((of.probability.brier - (0.01 + 0.16 + 0.36 + 0.04) / 4.0).abs() < 1e-12);
         let log_loss = -(0.9f64.ln() + 0.6f64.ln() + 0.4f64.ln() + 0.8f64.ln()) / 4.0;
-        assert!((of.log_loss - log_loss).abs() < 1e-12);
+        assert!((of.probability.log_loss - log_loss).abs() < 1e-12);
         assert!((of.mae - (0.1 + 0.4 + 0.6 + 2.2) / 4.0).abs() < 1e-12);
-        assert!((of.calibration_error - (0.1 + 0.4 + 0.6 + 0.2) / 4.0).abs() < 1e-12);
+        assert!((of.probability.calibration_error - (0.1 + 0.4 + 0.6 + 0.2) / 4.0).abs() < 1e-12);
         assert_eq!((of.value_mae, of.value_correlation), (Some(0.0), Some(1.0)));
         assert_eq!((of.value_rmse, of.value_gini, of.value_calibration_error), (Some(0.0), Some(1.0), Some(0.0)));
         // Of the four medians, one is 1 and the others 0.
         assert!((of.median_mae - (1.0 + 2.0) / 4.0).abs() < 1e-12);
+    }
+
+    #[test]
+    fn a_report_has_the_metrics_of_the_probability_among_the_others() {
+        let json = serde_json::to_value(metrics(&[0.1, 0.8], &[0.0, 1.0], &[1.0; 2])).unwrap();
+        assert_eq!(json["auc"], 1.0);
+        assert_eq!(json["value_mae"], 0.0);
     }
 
     #[test]
@@ -350,8 +356,8 @@ mod tests {
             weights[..2].fill(2.0);
             let weighted = metrics(&probabilities, &counts, &weights);
             let repeated = metrics(&twice(&probabilities), &twice(&counts), &vec![1.0; probabilities.len() + 2]);
-            prop_assert!((weighted.auc - repeated.auc).abs() < 1e-9 && (weighted.mae - repeated.mae).abs() < 1e-9);
-            prop_assert!((weighted.log_loss - repeated.log_loss).abs() < 1e-9);
+            prop_assert!((weighted.probability.auc - repeated.probability.auc).abs() < 1e-9 && (weighted.mae - repeated.mae).abs() < 1e-9);
+            prop_assert!((weighted.probability.log_loss - repeated.probability.log_loss).abs() < 1e-9);
             prop_assert!((weighted.correlation - repeated.correlation).abs() < 1e-9);
         }
     }
