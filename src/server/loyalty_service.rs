@@ -22,10 +22,8 @@ use tonic::{Request, Response, Status};
 /// Number of users per page and per batch.
 const PAGE_SIZE_DEFAULT: usize = 100;
 pub(super) const USERS_MAX: usize = 1000;
-/// Longest time of ListAtRisk, and that of a caller who sets none.
-const LIST_DEADLINE: Duration = Duration::from_secs(60);
-/// Batches yield after this many users, so that other requests do not wait for a thousand scores.
-const SCORED_AT_ONCE: usize = 32;
+/// Longest time of BatchGetLoyalty and ListAtRisk, and that of a caller who sets none.
+const DEADLINE: Duration = Duration::from_secs(60);
 
 fn user_id(violations: &mut Violations, field: &str, id: &str) -> Option<UserId> {
     violations.keep(field, UserId::signed_in(id))
@@ -56,6 +54,7 @@ impl LoyaltyService for Services {
         request: Request<proto::BatchGetLoyaltyRequest>,
     ) -> Result<Response<proto::BatchGetLoyaltyResponse>, Status> {
         let response = async {
+            let deadline = handler_deadline(request.metadata().as_ref(), DEADLINE, DEADLINE);
             let ids = request.into_inner().user_ids;
             list_size("user_ids", ids.len(), USERS_MAX)?;
             let mut violations = Violations::default();
@@ -65,12 +64,8 @@ impl LoyaltyService for Services {
             });
             let users: Vec<UserId> = parsed.collect::<Vec<_>>().into_iter().flatten().collect();
             checked(violations)?;
-            let mut loyalties = Vec::with_capacity(ids.len());
-            for (users, ids) in users.chunks(SCORED_AT_ONCE).zip(ids.chunks(SCORED_AT_ONCE)) {
-                let scored = self.engine.loyalty(users).map_err(status::of)?;
-                loyalties.extend(ids.iter().zip(&scored).map(|(id, scored)| loyalty(id.clone(), scored, false)));
-                tokio::task::yield_now().await;
-            }
+            let scored = self.engine.batch_loyalty(&users, deadline).await.map_err(status::of)?;
+            let loyalties = ids.into_iter().zip(&scored).map(|(id, scored)| loyalty(id, scored, false)).collect();
             Ok(Response::new(proto::BatchGetLoyaltyResponse { loyalties }))
         };
         guarded(&self.metrics, "BatchGetLoyalty", response).await
@@ -81,7 +76,7 @@ impl LoyaltyService for Services {
         request: Request<proto::ListAtRiskRequest>,
     ) -> Result<Response<proto::ListAtRiskResponse>, Status> {
         let response = async {
-            let deadline = handler_deadline(request.metadata().as_ref(), LIST_DEADLINE, LIST_DEADLINE);
+            let deadline = handler_deadline(request.metadata().as_ref(), DEADLINE, DEADLINE);
             let sent = request.into_inner();
             let mut violations = Violations::default();
             let request = AtRiskRequest {

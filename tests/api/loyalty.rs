@@ -1,5 +1,5 @@
 //! Loyalty over gRPC: scores with reasons, their change with each event, users at risk, refusals.
-use crate::support::{bundles::Shop, grpc::GrpcServer};
+use crate::support::{bundles::Shop, grpc::GrpcServer, server::TIME_MAX};
 use lodestone::server::proto::{
     self, event_service_client::EventServiceClient, loyalty_service_client::LoyaltyServiceClient,
 };
@@ -8,11 +8,12 @@ use lodestone_core::{
     units::{PriceMicros, Quantity, UnixMillis},
 };
 use lodestone_dataset::{DatasetEvent, into_events, read_history, write_events};
+use lodestone_engine::EngineError;
 use lodestone_events::{Event, EventKind};
 use lodestone_loyalty::{LoyaltyModel, TrainedLoyalty, UserSummary, day_of, fit_loyalty};
 use lodestone_rollout::HealthBounds;
 use rand::{Rng, SeedableRng, rngs::StdRng};
-use std::{collections::BTreeSet, sync::Arc};
+use std::{collections::BTreeSet, sync::Arc, time::Instant};
 use tonic::{Code, Status, transport::Channel};
 use tonic_types::StatusExt;
 
@@ -256,6 +257,21 @@ async fn batches_and_lists_of_users_at_risk_agree_with_single_answers() {
     assert_eq!(violated(&at_risk(&server, other).await.unwrap_err()), BTreeSet::from(["page_token".to_owned()]));
     let foreign = proto::ListAtRiskRequest { page_token: "x".to_owned(), ..Default::default() };
     assert_eq!(violated(&at_risk(&server, foreign).await.unwrap_err()), BTreeSet::from(["page_token".to_owned()]));
+    server.end().await;
+}
+
+/// The workers score the users of a batch, and so not after its deadline. One user needs no worker.
+#[tokio::test(flavor = "multi_thread")]
+async fn batches_are_work_with_a_deadline() {
+    let shop = LoyalShop::new();
+    let server = shop.serve("loyal").await;
+    let users: Vec<UserId> = (0..100).map(|user| UserId::signed_in(&format!("p{user}")).unwrap()).collect();
+    let late = server.engine.batch_loyalty(&users, Instant::now()).await;
+    assert!(matches!(late, Err(EngineError::DeadlineExceeded)));
+    let scored = server.engine.batch_loyalty(&users, Instant::now() + TIME_MAX).await.unwrap();
+    let single = server.engine.loyalty(&users).unwrap();
+    assert_eq!(scored.len(), users.len());
+    assert!(scored.iter().zip(&single).all(|(batch, single)| batch.summary == single.summary));
     server.end().await;
 }
 

@@ -6,7 +6,8 @@ use crate::{
 };
 use lodestone_core::{ids::UserId, units::UnixMillis};
 use lodestone_loyalty::{LoyaltyModel, LoyaltyScore, RiskScore, Segment, TrainedLoyalty, UserSummary, day_of};
-use lodestone_rollout::LoadedGeneration;
+use lodestone_pipeline::request::Priority;
+use lodestone_rollout::{LoadedGeneration, Routes};
 use lodestone_state::LiveState;
 use parking_lot::Mutex;
 use sha2::{Digest, Sha256};
@@ -21,6 +22,8 @@ use uuid::Uuid;
 const SNAPSHOT_AGE_MAX: Duration = Duration::from_secs(60);
 /// Snapshots that are kept, for later pages.
 const SNAPSHOTS_MAX: usize = 4;
+/// Users that a worker scores before it looks for other work.
+const SCORED_AT_ONCE: usize = 32;
 /// Users of a snapshot: those with the highest value at risk.
 pub const AT_RISK_MAX: usize = 100_000;
 
@@ -98,6 +101,18 @@ pub(crate) fn model_of(loaded: &LoadedGeneration) -> Result<&LoyaltyModel, Engin
     }
 }
 
+fn scores(routes: &Routes, state: &LiveState, users: &[UserId]) -> Result<Vec<UserLoyalty>, EngineError> {
+    let day = day_of(UnixMillis::now());
+    let score = |user: &UserId| {
+        let loaded = routes.of(user);
+        let model = model_of(loaded)?;
+        let summary = state.users.summary(user);
+        let score = model.score(summary.as_ref(), day);
+        Ok(UserLoyalty { summary, day, score, generation: Arc::from(loaded.name()) })
+    };
+    users.iter().map(score).collect()
+}
+
 impl AtRiskSnapshot {
     /// Scores all users. Reads one user at a time, so that writes do not wait.
     fn new(state: &LiveState, model: &LoyaltyModel, generation: Arc<str>, currency: String, at: UnixMillis) -> Self {
@@ -160,15 +175,19 @@ impl AtRiskRequest {
 impl Engine {
     /// Returns the scores of signed-in users, each by the bundle that answers the user's requests.
     pub fn loyalty(&self, users: &[UserId]) -> Result<Vec<UserLoyalty>, EngineError> {
-        let (routes, day) = (self.generations.routes(), day_of(UnixMillis::now()));
-        let score = |user: &UserId| {
-            let loaded = routes.of(user);
-            let model = model_of(loaded)?;
-            let summary = self.generations.state.users.summary(user);
-            let score = model.score(summary.as_ref(), day);
-            Ok(UserLoyalty { summary, day, score, generation: Arc::from(loaded.name()) })
-        };
-        users.iter().map(score).collect()
+        scores(&self.generations.routes(), &self.generations.state, users)
+    }
+
+    /// The same by the workers, after interactive requests.
+    pub async fn batch_loyalty(&self, users: &[UserId], deadline: Instant) -> Result<Vec<UserLoyalty>, EngineError> {
+        let routes = self.generations.routes();
+        let mut all = Vec::with_capacity(users.len());
+        for part in users.chunks(SCORED_AT_ONCE) {
+            let (routes, state, part) = (routes.clone(), self.generations.state.clone(), part.to_vec());
+            let work = move |_: &mut usize| scores(&routes, &state, &part);
+            all.extend(self.workers.run(Priority::Batch, deadline, work).await?);
+        }
+        Ok(all)
     }
 
     /// Lists users by the value at risk. A snapshot serves all pages of a list.
