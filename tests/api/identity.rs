@@ -3,6 +3,7 @@ use crate::{
     security::{Authority, query, reason, search_over},
     support::{
         bundles::Shop,
+        process::Process,
         server::{Server, TIME_MAX},
         wait::wait_until,
     },
@@ -26,9 +27,8 @@ use serde_json::{Value, json};
 use std::{
     collections::BTreeSet,
     fs,
-    io::{BufRead, BufReader},
     path::Path,
-    process::{Child, Command, Stdio},
+    process::Command,
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
@@ -502,19 +502,6 @@ async fn calls_of_administration_and_privacy_are_in_the_audit_log_or_refused() {
     server.end().await;
 }
 
-/// A server process, killed when it is dropped, and what it has logged.
-struct Process {
-    child: Child,
-    log: Arc<parking_lot::Mutex<String>>,
-}
-
-impl Drop for Process {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn secrets_are_in_no_log_no_error_and_no_shown_setting() {
     let shop = Shop::new();
@@ -597,34 +584,8 @@ async fn secrets_are_in_no_log_no_error_and_no_shown_setting() {
         assert_eq!(has_secret(&text), None, "{flag} {wrong}: {text}");
     }
 
-    let mut child = Command::new(env!("CARGO_BIN_EXE_lodestone"))
-        .arg("serve")
-        .args(flags("", ""))
-        .env("RUST_LOG", "debug,lodestone=trace")
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
-    let log = Arc::new(parking_lot::Mutex::new(String::new()));
-    let (lines, written) = (BufReader::new(child.stderr.take().unwrap()).lines(), log.clone());
-    let follow = move || {
-        for line in lines.map_while(Result::ok) {
-            written.lock().extend([line.as_str(), "\n"]);
-        }
-    };
-    std::thread::Builder::new().name("server-log".into()).spawn(follow).unwrap();
-    let mut process = Process { child, log };
-    let address_in = |log: &str| {
-        let (_, address) = log.split_once(" serving address=")?;
-        Some(address.split(' ').next()?.to_owned())
-    };
-    let mut address = None;
-    wait_until("the server serves", TIME_MAX, async || {
-        assert!(process.child.try_wait().unwrap().is_none(), "{}", process.log.lock());
-        address = address_in(&process.log.lock());
-        address.is_some()
-    })
-    .await;
-    let endpoint = Endpoint::from_shared(format!("https://{}", address.unwrap())).unwrap();
+    let process = Process::serve(|command| command.args(flags("", "")).env("RUST_LOG", "debug,lodestone=trace")).await;
+    let endpoint = Endpoint::from_shared(format!("https://{}", process.address)).unwrap();
     let channel = endpoint.tls_config(authority.trusted()).unwrap().connect().await.unwrap();
     let mut texts = Vec::new();
     let bearer = |secret: &str| format!("Bearer {secret}");
@@ -659,8 +620,7 @@ async fn secrets_are_in_no_log_no_error_and_no_shown_setting() {
         assert!(text.contains("RuleService/DeleteRule") && has_secret(&text).is_none(), "{text}");
     }
     // The log has an event of the last call when it is read.
-    wait_until("the log has the refusals", TIME_MAX, async || process.log.lock().contains("a client lacks a role"))
-        .await;
-    let logged = process.log.lock().clone();
+    wait_until("the log has the refusals", TIME_MAX, async || process.log().contains("a client lacks a role")).await;
+    let logged = process.log();
     assert_eq!(has_secret(&logged), None, "{logged}");
 }

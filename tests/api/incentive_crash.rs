@@ -3,63 +3,32 @@
 //! default is 3.
 use crate::{
     incentives::{campaign, request},
-    support::{bundles::Shop, number_setting, wait::wait_until},
+    support::{bundles::Shop, number_setting, process::Process},
 };
 use lodestone::server::proto::{
     self, IncentiveReason, event_service_client::EventServiceClient, incentive_service_client::IncentiveServiceClient,
 };
-use std::{
-    collections::BTreeMap,
-    net::TcpListener,
-    process::{Child, Command, Stdio},
-    time::Duration,
-};
+use std::collections::BTreeMap;
 use tokio::sync::mpsc;
-use tonic::transport::{Channel, Endpoint};
+use tonic::transport::Channel;
 
 /// Users that are asked about in each round.
 const USERS: usize = 60;
 /// What the incentives of the campaign may cost together, in millionths.
 const BUDGET: i64 = 300_000_000;
 
-/// A server in a process of its own.
-struct Process {
-    child: Child,
-    endpoint: Endpoint,
+async fn serve(shop: &Shop) -> Process {
+    std::fs::create_dir_all(shop.data_path()).unwrap();
+    Process::serve(|command| {
+        command.args(["--workers", "1", "--listen", "127.0.0.1:0"]);
+        command.arg("--bundle").arg(shop.store_path().join("a")).arg("--data").arg(shop.data_path())
+    })
+    .await
 }
 
-impl Process {
-    async fn start(shop: &Shop) -> Self {
-        std::fs::create_dir_all(shop.data_path()).unwrap();
-        let free = TcpListener::bind("127.0.0.1:0").unwrap();
-        let address = free.local_addr().unwrap().to_string();
-        drop(free);
-        let mut command = Command::new(env!("CARGO_BIN_EXE_lodestone"));
-        command.args(["serve", "--workers", "1", "--listen", &address]);
-        command.arg("--bundle").arg(shop.store_path().join("a")).arg("--data").arg(shop.data_path());
-        let child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
-        let endpoint = Endpoint::from_shared(format!("http://{address}")).unwrap();
-        let process = Self { child, endpoint };
-        wait_until("the server answers", Duration::from_secs(60), async || {
-            let request = proto::ListIncentiveCampaignsRequest::default();
-            process.client().list_incentive_campaigns(request).await.is_ok()
-        })
-        .await;
-        process
-    }
-
-    /// Returns a client with a connection of its own.
-    fn client(&self) -> IncentiveServiceClient<Channel> {
-        IncentiveServiceClient::new(self.endpoint.connect_lazy())
-    }
-}
-
-impl Drop for Process {
-    /// Kills the process by SIGKILL.
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
+/// Returns a client with a connection of its own.
+fn client(process: &Process) -> IncentiveServiceClient<Channel> {
+    IncentiveServiceClient::new(process.connect())
 }
 
 /// An acknowledged answer.
@@ -97,12 +66,12 @@ async fn introduce(process: &Process, users: &[String]) {
         ..Default::default()
     };
     let request = proto::WriteEventsRequest { events: users.iter().map(event).collect() };
-    EventServiceClient::new(process.endpoint.connect_lazy()).write_events(request).await.unwrap();
+    EventServiceClient::new(process.connect()).write_events(request).await.unwrap();
 }
 
 /// Checks that each acknowledged decision is returned again, and that its user has no further one.
 async fn check_acknowledged(process: &Process, acknowledged: &[Acknowledged]) {
-    let mut client = process.client();
+    let mut client = client(process);
     for Acknowledged { decision_id, user, answer } in acknowledged.iter().filter(|of| of.answer.decided) {
         let again = client.decide_incentive(request("c", decision_id, user)).await.unwrap().into_inner();
         let again = proto::DecideIncentiveResponse { consistency_token: String::new(), ..again };
@@ -119,18 +88,18 @@ async fn two_connections_share_one_allowance_and_one_budget_across_kills() {
     let mut acknowledged: Vec<Acknowledged> = Vec::new();
     let mut users: Vec<String> = Vec::new();
     for round in 0..kills {
-        let process = Process::start(&shop).await;
+        let process = serve(&shop).await;
         if round == 0 {
             let campaign = proto::IncentiveCampaign { budget_micros: BUDGET, ..campaign("c") };
             let request = proto::CreateIncentiveCampaignRequest { campaign: Some(campaign) };
-            process.client().create_incentive_campaign(request).await.unwrap();
+            client(&process).create_incentive_campaign(request).await.unwrap();
         }
         check_acknowledged(&process, &acknowledged).await;
         let asked: Vec<String> = (0..USERS).map(|user| format!("u{round}-{user}")).collect();
         introduce(&process, &asked).await;
         let (answers, mut received) = mpsc::channel(2 * USERS);
-        ask(process.client(), "first", asked.clone(), answers.clone());
-        ask(process.client(), "second", asked.clone(), answers);
+        ask(client(&process), "first", asked.clone(), answers.clone());
+        ask(client(&process), "second", asked.clone(), answers);
         for _ in 0..10 + round * 17 % USERS {
             acknowledged.push(received.recv().await.expect("the server answers until it is killed"));
         }
@@ -141,10 +110,10 @@ async fn two_connections_share_one_allowance_and_one_budget_across_kills() {
         users.extend(asked);
     }
 
-    let process = Process::start(&shop).await;
+    let process = serve(&shop).await;
     check_acknowledged(&process, &acknowledged).await;
     let costs = BTreeMap::from([("ten", 5_000_000), ("shipping", 3_000_000)]);
-    let (mut client, mut used) = (process.client(), 0);
+    let (mut client, mut used) = (client(&process), 0);
     for user in &users {
         // What was not stored is decided now, and only once.
         let mut decided = Vec::new();

@@ -2,6 +2,7 @@
 //! position reflects every event up to it, and no history shrinks.
 use crate::support::{
     bundles::{ITEMS, Shop},
+    process::Process,
     wait::wait_until,
 };
 use lodestone::server::proto::{
@@ -11,9 +12,7 @@ use lodestone::server::proto::{
 use parking_lot::Mutex;
 use rand::{Rng, SeedableRng, rngs::StdRng};
 use std::{
-    io::{BufRead, BufReader},
     net::TcpListener,
-    process::{Child, Command, Stdio},
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicUsize, Ordering},
@@ -33,35 +32,12 @@ const RESTART_TIME_MAX: Duration = Duration::from_secs(60);
 /// Time between two attempts while no server answers.
 const RETRY_INTERVAL: Duration = Duration::from_millis(20);
 
-/// A server process, killed with SIGKILL when it is dropped.
-struct Server(Child);
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
-/// Starts a server and waits until it serves. Panics with its log if it ends before.
-fn serve(shop: &Shop, address: &str) -> Server {
-    let mut child = Command::new(env!("CARGO_BIN_EXE_lodestone"))
-        .args(["serve", "--listen", address, "--workers", "2", "--store"])
-        .arg(shop.store_path())
-        .arg("--data")
-        .arg(shop.data_path())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
-    let mut lines = BufReader::new(child.stderr.take().unwrap()).lines().map_while(Result::ok);
-    let log: Vec<String> = lines.by_ref().take_while(|line| !line.contains("serving")).collect();
-    let is_serving = child.try_wait().unwrap().is_none();
-    // A full pipe would block the server.
-    let drain = move || lines.for_each(drop);
-    std::thread::Builder::new().name("server-log".into()).spawn(drain).unwrap();
-    let server = Server(child);
-    assert!(is_serving, "{log:?}");
-    server
+async fn serve(shop: &Shop, address: &str) -> Process {
+    Process::serve(|command| {
+        command.args(["--listen", address, "--workers", "2", "--store"]).arg(shop.store_path());
+        command.arg("--data").arg(shop.data_path())
+    })
+    .await
 }
 
 fn viewer(user: usize) -> Option<proto::Viewer> {
@@ -141,7 +117,7 @@ fn expected(count: usize) -> Vec<String> {
 async fn an_answer_reflects_every_event_up_to_an_acknowledged_position_across_kills() {
     let shop = Shop::new();
     let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
-    let mut server = serve(&shop, &address);
+    let mut server = serve(&shop, &address).await;
     let channel = || Endpoint::from_shared(format!("http://{address}")).unwrap().connect_lazy();
     // For each user: the token of the last acknowledgement, of which later ones are greater texts, and the number of
     // views up to it.
@@ -207,7 +183,7 @@ async fn an_answer_reflects_every_event_up_to_an_acknowledged_position_across_ki
     for kill in 0..KILLS {
         work_is_done(WORK_MIN + 7 * kill).await;
         drop(server);
-        server = serve(&shop, &address);
+        server = serve(&shop, &address).await;
     }
     work_is_done(WORK_MIN).await;
     let (views, read_count) = work();

@@ -5,6 +5,7 @@ pub(crate) mod events;
 pub(crate) mod grpc;
 pub(crate) mod items;
 pub(crate) mod live_state;
+pub(crate) mod process;
 pub(crate) mod rules;
 pub(crate) mod server;
 pub(crate) mod status;
