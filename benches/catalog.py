@@ -10,10 +10,7 @@ target/bench/catalog.json.
 import json
 import os
 import random
-import signal
-import socket
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -22,6 +19,8 @@ from pathlib import Path
 
 import grpc
 import tantivy
+
+from process import ServerProcess, free_port
 
 TOP = Path(__file__).resolve().parent.parent
 LODESTONE = TOP / "target/release/lodestone"
@@ -73,33 +72,25 @@ def proto_item(item):
     return catalog.UpsertItemsRequest(items=[{**sent, "attributes": attributes}]).items[0]
 
 
-class Server:
+class Server(ServerProcess):
     """A server process over an empty data directory."""
 
     def __init__(self, data):
-        with socket.socket() as listener:
-            listener.bind(("127.0.0.1", 0))
-            self.address = f"127.0.0.1:{listener.getsockname()[1]}"
-        self.log = open(OUT / "catalog-server.log", "w+")
-        command = [LODESTONE, "serve", "--bundle", BUNDLE, "--data", data, "--listen", self.address]
-        self.process = subprocess.Popen(command, stderr=self.log)
-
-    def __enter__(self):
+        self.address = f"127.0.0.1:{free_port()}"
         self.channel = grpc.insecure_channel(self.address)
-        deadline = time.monotonic() + 120
-        while True:
-            try:
-                grpc.channel_ready_future(self.channel).result(timeout=1)
-                return self
-            except grpc.FutureTimeoutError:
-                if self.process.poll() is not None or time.monotonic() > deadline:
-                    self.log.seek(0)
-                    sys.exit(f"the server did not start:\n{self.log.read()[-2000:]}")
+        command = [LODESTONE, "serve", "--bundle", BUNDLE, "--data", data, "--listen", self.address]
+        self.start(command, OUT / "catalog-server.log")
+
+    def is_ready(self):
+        try:
+            grpc.channel_ready_future(self.channel).result(timeout=1)
+            return True
+        except grpc.FutureTimeoutError:
+            return False
 
     def __exit__(self, *_):
         self.channel.close()
-        self.process.send_signal(signal.SIGTERM)
-        self.process.wait(timeout=120)
+        super().__exit__()
 
     def wait_until_idle(self):
         """Waits until the server does nothing, such as build vector indexes of the items that were written."""

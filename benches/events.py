@@ -10,7 +10,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import statistics
 import subprocess
 import sys
@@ -19,6 +18,8 @@ import threading
 import time
 import urllib.request
 from pathlib import Path
+
+from process import ServerProcess, free_port
 
 TOP = Path(__file__).resolve().parent.parent
 LODESTONE = TOP / "target/release/lodestone"
@@ -39,13 +40,7 @@ STEAL_DISTANCE_S = 0.25
 os.environ.setdefault("ORT_DYLIB_PATH", str(TOP / "target/tools/onnxruntime/libonnxruntime.so"))
 
 
-def free_port():
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
-
-
-class Server:
+class Server(ServerProcess):
     """A server process. `startup_s` is the time until it returns metrics, which it does when it serves."""
 
     def __init__(self, data, *flags, models=("--bundle", BUNDLE)):
@@ -53,36 +48,22 @@ class Server:
         # Earlier writes, such as those of a build, must not keep the disk busy during the measurement.
         os.sync()
         started = time.monotonic()
-        self.log = open(OUT / "events-server.log", "w+")
-        self.process = subprocess.Popen([LODESTONE, "serve", *models, "--data", data, "--listen", self.address,
-                                         "--metrics-listen", self.metrics_address, *flags], stderr=self.log)
-        while True:
-            try:
-                self.metric("lodestone_items")
-                break
-            except OSError:
-                if self.process.poll() is not None or time.monotonic() > started + 300:
-                    self.log.seek(0)
-                    sys.exit(f"the server did not start:\n{self.log.read()[-2000:]}")
-                time.sleep(0.02)
+        self.start([LODESTONE, "serve", *models, "--data", data, "--listen", self.address, "--metrics-listen",
+                    self.metrics_address, *flags], OUT / "events-server.log")
         self.startup_s = time.monotonic() - started
+
+    def is_ready(self):
+        try:
+            self.metric("lodestone_items")
+            return True
+        except OSError:
+            return False
 
     def metric(self, name):
         """Returns the value of a metric; 0 if it has not been counted yet."""
         with urllib.request.urlopen(f"http://{self.metrics_address}/metrics", timeout=5) as answer:
             lines = answer.read().decode().splitlines()
         return next((float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith(name + " ")), 0)
-
-    def __enter__(self):
-        return self
-
-    def end(self, signal_number=signal.SIGTERM):
-        self.process.send_signal(signal_number)
-        self.process.wait(timeout=120)
-
-    def __exit__(self, *_):
-        if self.process.poll() is None:
-            self.end()
 
     def load(self, rpc, connections, *flags, seconds=SECONDS):
         """Runs a load test and returns the report of its only run. Ends the program if a call fails."""

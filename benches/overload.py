@@ -20,7 +20,6 @@ import os
 import resource
 import select
 import shutil
-import signal
 import socket
 import statistics
 import subprocess
@@ -30,6 +29,8 @@ import threading
 import time
 import urllib.request
 from pathlib import Path
+
+from process import ServerProcess, free_port
 
 TOP = Path(__file__).resolve().parent.parent
 LODESTONE = TOP / "target/release/lodestone"
@@ -53,40 +54,23 @@ SPARE_DESCRIPTORS = 500
 os.environ.setdefault("ORT_DYLIB_PATH", str(TOP / "target/tools/onnxruntime/libonnxruntime.so"))
 
 
-def free_port():
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
-
-
-class Server:
+class Server(ServerProcess):
     """A server process with its own copy of the data. `client` are the flags of a client that connects to it."""
 
     def __init__(self, work, name, *flags, client=()):
         shutil.copytree(DATA, f"{work}/{name}")
-        self.address, metrics = f"127.0.0.1:{free_port()}", f"127.0.0.1:{free_port()}"
+        self.address, self.metrics = f"127.0.0.1:{free_port()}", f"127.0.0.1:{free_port()}"
         self.client = [str(flag) for flag in client]
-        self.log = open(OUT / f"overload-{name}.log", "w+")
-        self.process = subprocess.Popen(
-            [LODESTONE, "serve", "--bundle", BUNDLE, "--data", f"{work}/{name}", "--history-ends-now", "--listen", self.address,
-             "--metrics-listen", metrics, "--drain-wait", "0", *map(str, flags)], stderr=self.log)
-        deadline = time.monotonic() + 120
-        while True:
-            try:
-                urllib.request.urlopen(f"http://{metrics}/metrics", timeout=5).close()
-                return
-            except OSError:
-                if self.process.poll() is not None or time.monotonic() > deadline:
-                    self.log.seek(0)
-                    sys.exit(f"the server did not start:\n{self.log.read()[-2000:]}")
-                time.sleep(0.05)
+        self.start([LODESTONE, "serve", "--bundle", BUNDLE, "--data", f"{work}/{name}", "--history-ends-now", "--listen",
+                    self.address, "--metrics-listen", self.metrics, "--drain-wait", "0", *map(str, flags)],
+                   OUT / f"overload-{name}.log")
 
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        self.process.send_signal(signal.SIGTERM)
-        self.process.wait(timeout=60)
+    def is_ready(self):
+        try:
+            urllib.request.urlopen(f"http://{self.metrics}/metrics", timeout=5).close()
+            return True
+        except OSError:
+            return False
 
     def memory(self, name):
         """Returns a size in /proc/PID/status, such as VmRSS or VmHWM, in MB."""

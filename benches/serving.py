@@ -10,7 +10,6 @@ import os
 import re
 import shutil
 import signal
-import socket
 import statistics
 import subprocess
 import sys
@@ -19,6 +18,8 @@ import time
 from pathlib import Path
 
 import grpc
+
+from process import ServerProcess, free_port
 
 TOP = Path(__file__).resolve().parent.parent
 LODESTONE = TOP / "target/release/lodestone"
@@ -38,36 +39,25 @@ PEER_PROCESSES = os.cpu_count()
 sys.path.insert(0, str(STUBS))
 
 
-def free_port():
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
-
-
-class Server:
-    """A server process with its children, stopped at the end of the context."""
+class Server(ServerProcess):
+    """A server process with its children."""
 
     def __init__(self, command, port, log):
-        self.address, self.log = f"127.0.0.1:{port}", open(log, "w+")
-        self.process = subprocess.Popen(command, stdout=self.log, stderr=self.log, start_new_session=True)
+        self.address = f"127.0.0.1:{port}"
+        self.start(command, log, start_new_session=True)
 
-    def __enter__(self):
+    def is_ready(self):
         from lodestone.v1 import ranking_service_pb2 as messages, ranking_service_pb2_grpc as services
-        deadline = time.monotonic() + 120
         with grpc.insecure_channel(self.address) as channel:
-            request = messages.RecommendRequest(type=1, viewer={"visitor_id": "warm"})
-            while True:
-                try:
-                    services.RankingServiceStub(channel).Recommend(request, timeout=5)
-                    return self
-                except grpc.RpcError:
-                    if self.process.poll() is not None or time.monotonic() > deadline:
-                        self.log.seek(0)
-                        sys.exit(f"the server did not start:\n{self.log.read()[-2000:]}")
-                    time.sleep(0.3)
+            try:
+                request = messages.RecommendRequest(type=1, viewer={"visitor_id": "warm"})
+                services.RankingServiceStub(channel).Recommend(request, timeout=5)
+                return True
+            except grpc.RpcError:
+                return False
 
-    def __exit__(self, *_):
-        os.killpg(self.process.pid, signal.SIGTERM)  # The peer has child processes.
+    def end(self, signal_number=signal.SIGTERM):
+        os.killpg(self.process.pid, signal_number)  # The peer has child processes.
         self.process.wait(timeout=60)
 
     def lines(self, text):
