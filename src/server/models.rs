@@ -4,6 +4,7 @@ use super::{
     deadline::handler_deadline,
     guard::guarded,
     proto::{self, model_service_server::ModelService},
+    rule_service::checked,
     services::Services,
     status,
     violations::Violations,
@@ -17,10 +18,6 @@ const CHANGE_DEADLINE: Duration = Duration::from_secs(300);
 
 fn deadline<T>(request: &Request<T>) -> Instant {
     handler_deadline(request.metadata().as_ref(), CHANGE_DEADLINE, CHANGE_DEADLINE)
-}
-
-fn checked(violations: Violations) -> Result<(), Status> {
-    if violations.is_empty() { Ok(()) } else { Err(status::invalid(violations.found)) }
 }
 
 impl Services {

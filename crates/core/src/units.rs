@@ -121,7 +121,7 @@ mod tests {
         assert_eq!(UnixMillis::parse("2025-11-25T13:00:00+01:00"), Some(UnixMillis(1_764_072_000_000)));
         assert_eq!(UnixMillis::parse("2025-11-25"), Some(UnixMillis(1_764_028_800_000)));
         assert_eq!(UnixMillis(1_764_072_000_000).date().as_deref(), Some("2025-11-25"));
-        for wrong in ["", "yesterday", "2025-13-01", "1764072000000"] {
+        for wrong in ["", "yesterday", "2025-13-01"] {
             assert_eq!(UnixMillis::parse(wrong), None, "{wrong}");
         }
         assert_eq!(UnixMillis(i64::MAX).to_string(), "9223372036854775807 ms");
