@@ -11,6 +11,7 @@
 use crate::EngineError;
 use crossbeam_channel::{Receiver, Sender, TrySendError, bounded, select_biased};
 use lodestone_pipeline::request::Priority;
+use lodestone_rollout::be_nice;
 use std::{
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{
@@ -37,6 +38,10 @@ const STANDING_WAIT_MAX: Duration = Duration::from_secs(1);
 /// A worker takes a batch job after as many interactive ones, so that batch jobs, among them the encoding of written items,
 /// continue under any load.
 const INTERACTIVE_RUN_MAX: usize = 8;
+
+/// Nice value of the workers. Under overload they use all cores, and the threads that read calls run only for microseconds
+/// at a time: to accept, to refuse, to send an answer. With a third of their weight the workers let them run at once.
+const NICE: i32 = 5;
 
 type Reply<T> = oneshot::Sender<Result<T, EngineError>>;
 
@@ -314,6 +319,7 @@ impl<M: Send + 'static, Request: Send + 'static, Response: Send + 'static> Worke
             let jobs = Queues { interactive: interactive_jobs.clone(), batch: batch_jobs.clone() };
             let (answer_batch, shared) = (answer_batch.clone(), shared.clone());
             let body = move || {
+                be_nice(NICE);
                 let mut run = 0;
                 while let Some((priority, job)) = jobs.next(&mut run, &shared.batch_places) {
                     compute(&mut models, (priority, job), &jobs, &shared, &*answer_batch);
@@ -666,6 +672,21 @@ mod tests {
         assert_eq!(jobs.wait(&places), Some((Priority::Interactive, 2)));
         assert_eq!(places.taken.load(Ordering::Relaxed), 0);
         assert_eq!([0, 1, 2, 8].map(|workers| BatchPlaces::of(workers).count), [1, 1, 1, 7]);
+    }
+
+    /// Field 19 of the status of a thread in /proc is its nice value (man 5 proc).
+    #[cfg(target_os = "linux")]
+    #[tokio::test]
+    async fn workers_are_nice_to_the_threads_that_read_calls() {
+        fn of_this_thread() -> i32 {
+            let stat = std::fs::read_to_string("/proc/thread-self/stat").unwrap();
+            let (_, after_name) = stat.rsplit_once(')').unwrap();
+            after_name.split_whitespace().nth(19 - 3).unwrap().parse().unwrap()
+        }
+        let workers = Workers::start(vec![()], 10, doubling(&Arc::default())).unwrap();
+        let deadline = Instant::now() + Duration::from_secs(60);
+        let of_worker = workers.run(Priority::Interactive, deadline, |()| Ok(of_this_thread())).await.unwrap();
+        assert_eq!(of_worker, NICE.max(of_this_thread()));
     }
 
     /// The only worker is busy, and an interactive request has waited for longer than a queue may before it stands.

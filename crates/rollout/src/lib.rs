@@ -22,6 +22,7 @@ pub use health::{HealthBounds, HealthSummary};
 pub use load_threads::LoadThreads;
 pub use loaded::{Embedded, LoadError, LoadedGeneration, Loader};
 pub use routes::{Canary, Routes};
+pub use scheduler::be_nice;
 pub use shadow::{ShadowReport, start_shadow};
 pub use slate_cache::{FrozenAnswer, SlateCache, SlateCacheConfig};
 pub use store::{Pointer, Store, StoreError};

@@ -18,8 +18,9 @@ const STAY: Duration = Duration::from_millis(2);
 const PROBE_BYTES: usize = 16 << 20;
 /// If the probe takes longer, no core is considered idle.
 const PROBE_MAX: Duration = Duration::from_millis(250);
-/// Nice value of the threads that run if no core is ever idle: a tenth of the scheduler weight of an answering thread.
-const NICE: i32 = 10;
+/// Nice value of the threads that run if no core is ever idle: a tenth of the scheduler weight of an answering thread, whose
+/// nice value is 5.
+const NICE: i32 = 15;
 
 /// Thread pools for loading bundles.
 pub struct LoadThreads {

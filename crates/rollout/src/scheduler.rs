@@ -1,5 +1,6 @@
 //! Thread scheduling by the operating system. The only file of this crate with unsafe code.
 #![allow(unsafe_code)]
+pub use os::be_nice;
 pub(crate) use os::*;
 
 #[cfg(target_os = "linux")]
@@ -26,7 +27,8 @@ mod os {
         unsafe { libc::gettid() }
     }
 
-    pub(crate) fn be_nice(value: i32) {
+    /// Sets the nice value of the current thread, if that is a higher one.
+    pub fn be_nice(value: i32) {
         // SAFETY: the call takes numbers; 0 is the calling thread.
         let _ = unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, value) };
     }
