@@ -55,7 +55,7 @@ export ORT_DISABLE_TELEMETRY ?= 1
 # No load balancer has to notice that a server of the example, a test or a benchmark stops.
 export LODESTONE_DRAIN_WAIT ?= 0
 
-.PHONY: help setup build run demo test fuzz simulate bench bench-models bench-retrieval bench-events bench-catalog bench-train bench-loyalty bench-incentives bench-overload clean clean-demo
+.PHONY: help setup build run demo test fuzz simulate bench bench-models bench-retrieval bench-events bench-catalog bench-train bench-loyalty bench-incentives bench-overload bench-startup clean clean-demo
 .PHONY: tools-run tools-bench check-format check-lints check-proto check-docs check-image
 .PHONY: deny structure
 .PHONY: test-rust test-cli test-report test-helm test-server test-crash test-swaps test-store test-short-forms
@@ -155,7 +155,7 @@ test-server: build tools-run $(DATA) $(BUNDLE)
 	python3 tests/server/run.py $(LODESTONE) $(BUNDLE) $(TOOLS)/bin/grpcurl $(DATA) $(TOOLS)/minilm
 	$(TOOLS)/venv/bin/python tests/server/rolling.py $(LODESTONE) $(BUNDLE) $(DATA)
 
-SHORT_FORMS := bench bench-models bench-retrieval bench-events bench-catalog bench-train bench-loyalty bench-incentives bench-overload simulate test-crash test-swaps test-store
+SHORT_FORMS := bench bench-models bench-retrieval bench-events bench-catalog bench-train bench-loyalty bench-incentives bench-overload bench-startup simulate test-crash test-swaps test-store
 test-short-forms: build tools-run $(DATA) $(BUNDLE) ## Run every benchmark and every long test for a few seconds
 	$(MAKE) SHORT=1 $(SHORT_FORMS)
 
@@ -209,6 +209,9 @@ bench-catalog: build tools-run tools-bench $(BUNDLE) ## Measure category pages, 
 
 bench-overload: build tools-run $(DATA) $(BUNDLE) ## Measure the server beyond its capacity, and the cost of TLS, API keys and idle connections; BENCH_SECONDS=10
 	@python3 benches/overload.py
+
+bench-startup: build tools-run ## Measure the startup of a server with a bundle of many items; BENCH_ITEMS=1000000
+	@python3 benches/startup.py $(LODESTONE)
 
 deny: ## Check licences, versions and sources of all dependencies by the rules of deny.toml
 	@scripts/tools.sh deny

@@ -106,6 +106,12 @@ pub fn category_levels(path: &str) -> impl Iterator<Item = &str> {
     path.split('>').map(str::trim).filter(|level| !level.is_empty())
 }
 
+/// Returns the path and the paths above it, the shortest first, such as `Home` and `Home > Kitchen`.
+pub(crate) fn upper_paths(path: &str) -> impl Iterator<Item = &str> {
+    let ends = path.match_indices(PATH_SEPARATOR).map(|(at, _)| at).chain([path.len()]);
+    ends.map(move |end| &path[..end])
+}
+
 /// Returns a path of categories with one space on each side of every `>`, without empty levels.
 pub fn category_path(path: &str) -> String {
     category_levels(path).collect::<Vec<_>>().join(PATH_SEPARATOR)
@@ -418,12 +424,9 @@ impl Item {
     /// Returns the distinct paths of categories up to each level, such as `Home` and `Home > Kitchen`.
     pub fn category_paths(&self) -> Vec<&str> {
         let mut paths = Vec::new();
-        for path in &self.categories {
-            let ends = path.match_indices(PATH_SEPARATOR).map(|(at, _)| at).chain([path.len()]);
-            for upper in ends.map(|end| &path[..end]) {
-                if !paths.contains(&upper) {
-                    paths.push(upper);
-                }
+        for upper in self.categories.iter().flat_map(|path| upper_paths(path)) {
+            if !paths.contains(&upper) {
+                paths.push(upper);
             }
         }
         paths

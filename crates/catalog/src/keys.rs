@@ -32,11 +32,23 @@ struct Slot {
 impl ItemKeys {
     /// Returns the key of an item of a catalogue, and creates it if it does not exist.
     pub fn intern(&self, id: &ItemId) -> ItemKey {
+        if let Some(key) = self.keys.get(id)
+            && self.slots.read().of_key[key.0 as usize].is_of_catalogue
+        {
+            return *key;
+        }
         let entry = self.keys.entry(id.clone());
         let mut slots = self.slots.write();
         let key = *entry.or_insert_with(|| slots.create(id));
         slots.of_key[key.0 as usize].is_of_catalogue = true;
         key
+    }
+
+    /// Returns the keys of items of a catalogue, as [`ItemKeys::intern`] of each in their order.
+    pub fn intern_all<'i>(&self, ids: impl ExactSizeIterator<Item = &'i ItemId>) -> Vec<ItemKey> {
+        let room = ids.len().saturating_sub(self.len());
+        self.slots.write().of_key.reserve(room);
+        ids.map(|id| self.intern(id)).collect()
     }
 
     /// Returns the key of an item of an event, and creates it if it does not exist. It lasts until

@@ -1,7 +1,7 @@
 //! Copy-on-write snapshots of the catalogue. A request reads one snapshot.
 use super::{
     Filter, Item, ItemKeys, OfferKey, PreparedField, PreparedValue, SortText,
-    filter::{BLOCK_ROWS, Columns, Mask},
+    filter::{BLOCK_ROWS, CategoryLabels, Columns, Mask},
     groups::Groups,
     views::{Version, View, ViewCache},
 };
@@ -12,6 +12,7 @@ use lodestone_core::{
     text::normalize,
     units::UnixMillis,
 };
+use rayon::prelude::*;
 use std::sync::Arc;
 
 /// The learned vectors of one item, each of norm 1, in one allocation.
@@ -140,6 +141,64 @@ impl Catalog {
     /// Returns an empty catalogue that computes these values for each item, with the prices of a time.
     pub fn preparing(prepared: impl IntoIterator<Item = PreparedField>, time: UnixMillis) -> Self {
         Self { prepared: prepared.into_iter().collect(), time, ..Self::default() }
+    }
+
+    /// Builds the catalogue of new items, as [`Catalog::upsert`] of each in their order would, on all threads of the current
+    /// rayon pool. `keys` are those of the items, which are distinct; `vectors` returns the vectors of a row.
+    ///
+    /// # Panics
+    /// If two items have the same key, or `keys` and `items` differ in length.
+    pub fn of_items(
+        prepared: impl IntoIterator<Item = PreparedField>,
+        time: UnixMillis,
+        keys: Vec<ItemKey>,
+        items: Vec<Item>,
+        vectors: impl Fn(Row) -> ItemVectors + Sync,
+    ) -> Self {
+        assert_eq!(keys.len(), items.len(), "of_items needs one key for each item");
+        let mut catalog = Self::preparing(prepared, time);
+        let block = |labels: &mut CategoryLabels, (block, items): (usize, Vec<Item>)| {
+            let row_of = |at: usize| Row((block * BLOCK_ROWS + at) as u32);
+            let rows = items.into_iter().enumerate().map(|(at, item)| {
+                let (row, title_normal) = (row_of(at), SortText::new(&normalize(&item.title)));
+                catalog.content(keys[row.index()], Arc::new(item), vectors(row), title_normal)
+            });
+            Block::of(rows.collect(), time, labels)
+        };
+        let blocks = items.into_par_iter().chunks(BLOCK_ROWS).enumerate();
+        let blocks: Vec<Block> = blocks.map_init(CategoryLabels::default, block).collect();
+        let row_of_key = Arc::make_mut(&mut catalog.row_of_key);
+        row_of_key.resize(keys.iter().map(|key| key.0 as usize + 1).max().unwrap_or(0), NO_ROW);
+        for (row, key) in keys.iter().enumerate() {
+            let known = std::mem::replace(&mut row_of_key[key.0 as usize], row as u32);
+            assert_eq!(known, NO_ROW, "two items have the key {}", key.0);
+        }
+        (catalog.row_count, catalog.alive_count) = (keys.len(), keys.len());
+        catalog.keys = Arc::new(keys);
+        catalog.version = Version::next();
+        for block in blocks {
+            for (at, row) in block.chunks.iter().flat_map(|chunk| chunk.iter()).enumerate() {
+                let group_id = &row.item.group_id;
+                if !group_id.is_empty() {
+                    catalog.groups.set(Row((catalog.columns.len() * BLOCK_ROWS + at) as u32), Some(group_id));
+                }
+            }
+            catalog.chunks.extend(block.chunks);
+            catalog.columns.push(block.columns);
+            catalog.alive.extend(block.alive);
+            catalog.offered.extend(block.offered);
+            catalog.price_changes.push(block.price_change);
+            catalog.block_versions.push(catalog.version);
+            catalog.offer_item_count += block.offer_counts[0];
+            catalog.currency_offer_item_count += block.offer_counts[1];
+        }
+        catalog
+    }
+
+    /// Returns the content of a row.
+    fn content(&self, key: ItemKey, item: Arc<Item>, vectors: ItemVectors, title_normal: SortText) -> CatalogRow {
+        let ((log_price, prepared), created_at) = (self.dated_values(&item), item.created_at);
+        CatalogRow { item, key, vectors, log_price, created_at, title_normal, prepared }
     }
 
     /// Returns the time of the prices: those of a later time are equal until [`Catalog::next_price_change`].
@@ -344,15 +403,13 @@ impl Catalog {
     }
 
     fn put(&mut self, key: ItemKey, item: Arc<Item>, vectors: ItemVectors, is_of_request: bool) -> Row {
-        let group_id = item.group_id.clone();
-        let ((log_price, prepared), offers) = (self.dated_values(&item), offer_counts(&item));
-        let (created_at, in_stock) = (item.created_at, item.is_in_stock());
+        let (group_id, offers, in_stock) = (item.group_id.clone(), offer_counts(&item), item.is_in_stock());
         let price_change = item.next_price_change(self.time).unwrap_or(NEVER);
         let known = self.last_row_of_key(key);
         let same_title = known.map(|row| self.get(row)).filter(|known| known.item.title == item.title);
         let title_normal =
             same_title.map_or_else(|| SortText::new(&normalize(&item.title)), |known| known.title_normal.clone());
-        let content = CatalogRow { item, key, vectors, log_price, created_at, title_normal, prepared };
+        let content = self.content(key, item, vectors, title_normal);
         if let Some(known) = known {
             self.uncount_offers(known);
         }
@@ -443,7 +500,8 @@ impl Catalog {
             true => self.keys_of_request.push(content.key),
             false => Arc::make_mut(&mut self.keys).push(content.key),
         }
-        self.columns[row.index() / BLOCK_ROWS].add(row.index() % BLOCK_ROWS, &content.item, self.time);
+        let columns = &mut self.columns[row.index() / BLOCK_ROWS];
+        columns.add(row.index() % BLOCK_ROWS, &content.item, self.time, &mut CategoryLabels::default());
         Arc::make_mut(&mut self.chunks[row.index() / CHUNK_ROWS]).push(content);
         self.row_count += 1;
         if self.alive.len() * 64 <= row.index() {
@@ -451,6 +509,44 @@ impl Catalog {
             self.offered.push(0);
         }
         row
+    }
+}
+
+/// A block of the rows of new items.
+struct Block {
+    chunks: Vec<Arc<Vec<CatalogRow>>>,
+    columns: Columns,
+    alive: Vec<u64>,
+    offered: Vec<u64>,
+    price_change: UnixMillis,
+    offer_counts: [usize; 2],
+}
+
+impl Block {
+    /// `rows` have the values of a time.
+    fn of(rows: Vec<CatalogRow>, time: UnixMillis, labels: &mut CategoryLabels) -> Self {
+        let words = rows.len().div_ceil(64);
+        let mut block = Self {
+            chunks: Vec::with_capacity(rows.len().div_ceil(CHUNK_ROWS)),
+            columns: Columns::default(),
+            alive: vec![0; words],
+            offered: vec![0; words],
+            price_change: NEVER,
+            offer_counts: [0; 2],
+        };
+        for (at, CatalogRow { item, .. }) in rows.iter().enumerate() {
+            block.columns.add(at, item, time, labels);
+            set_bit(&mut block.alive, Row(at as u32), true);
+            set_bit(&mut block.offered, Row(at as u32), item.is_in_stock());
+            block.price_change = block.price_change.min(item.next_price_change(time).unwrap_or(NEVER));
+            let [any, in_currency] = offer_counts(item);
+            block.offer_counts = [block.offer_counts[0] + any, block.offer_counts[1] + in_currency];
+        }
+        let mut rows = rows.into_iter();
+        while rows.len() > 0 {
+            block.chunks.push(Arc::new(rows.by_ref().take(CHUNK_ROWS).collect()));
+        }
+        block
     }
 }
 
@@ -609,10 +705,9 @@ mod tests {
                 assert_eq!(before.next_price_change() == catalog.next_price_change(), before.time == catalog.time);
             }
         }
-        let mut fresh = Catalog::preparing(prepared(), catalog.time());
-        for item in items.into_iter().flatten() {
-            fresh.upsert(&keys, Arc::new(item), vectors());
-        }
+        let remaining: Vec<Item> = items.into_iter().flatten().collect();
+        let of_items = remaining.iter().map(|item| keys.intern(&item.id)).collect();
+        let fresh = Catalog::of_items(prepared(), catalog.time(), of_items, remaining, |_| vectors());
         assert!(catalog.row_count() <= ITEMS);
         assert_eq!(catalog.item_count(), fresh.item_count());
         let ids = |catalog: &Catalog, rows: &[u64]| {

@@ -4,16 +4,25 @@ use arrow_array::{Array, ArrayRef, BooleanArray, Float64Array, Int64Array, ListA
 use arrow_schema::{Field, Schema};
 use lodestone_events::storage;
 use parquet::{
-    arrow::{ArrowWriter, arrow_reader::ParquetRecordBatchReaderBuilder},
+    arrow::{
+        ArrowWriter,
+        arrow_reader::{ArrowReaderMetadata, ArrowReaderOptions, ParquetRecordBatchReaderBuilder},
+    },
     basic::{Compression, ZstdLevel},
     file::properties::WriterProperties,
 };
+use rayon::prelude::*;
 use std::{
     fs::File,
     io,
     path::{Path, PathBuf},
     sync::Arc,
 };
+
+/// Number of rows of a row group. Several threads read a file, each another group.
+const GROUP_ROWS: usize = 32_768;
+/// Number of rows that are read at once.
+const BATCH_ROWS: usize = 16_384;
 
 /// One batch of a file, with its path and row offset for error messages.
 pub(super) struct Columns<'a> {
@@ -85,11 +94,9 @@ impl Columns<'_> {
 
 /// Returns the texts of a row of a list column.
 pub(super) fn list_texts(lists: &ListArray, row: usize) -> Vec<String> {
-    let values = lists.value(row);
-    match values.as_any().downcast_ref::<StringArray>() {
-        Some(texts) => texts.iter().flatten().map(str::to_owned).collect(),
-        None => Vec::new(),
-    }
+    let Some(texts) = lists.values().as_any().downcast_ref::<StringArray>() else { return Vec::new() };
+    let [start, end] = [row, row + 1].map(|at| lists.value_offsets()[at] as usize);
+    (start..end).filter_map(|at| optional(texts, at)).map(str::to_owned).collect()
 }
 
 /// Returns the text of a row, or `None` for a null.
@@ -102,17 +109,69 @@ pub(super) fn read(
     path: &Path,
     mut visit: impl FnMut(&Columns) -> Result<(), DatasetError>,
 ) -> Result<(), DatasetError> {
-    let parquet = |message: String| DatasetError::Parquet { path: path.to_owned(), message };
+    let (file, metadata) = open(path)?;
+    let builder = ParquetRecordBatchReaderBuilder::new_with_metadata(file, metadata);
+    match visit_batches(path, builder, 0, &mut visit)? {
+        0 => Err(DatasetError::Empty { path: path.to_owned() }),
+        _ => Ok(()),
+    }
+}
+
+/// Returns what `read_batch` appends for each batch of a file, in their order. Reads the row groups on all threads of the
+/// current rayon pool. A file without rows is an error.
+pub(super) fn read_in_parallel<T: Send>(
+    path: &Path,
+    read_batch: impl Fn(&Columns, &mut Vec<T>) -> Result<(), DatasetError> + Sync,
+) -> Result<Vec<T>, DatasetError> {
+    let (_, metadata) = open(path)?;
+    let mut row_count = 0;
+    let groups = metadata.metadata().row_groups().iter().map(|group| {
+        let first_row = row_count;
+        row_count += group.num_rows() as usize;
+        first_row
+    });
+    let first_rows: Vec<usize> = groups.collect();
+    let read_group = |(group, first_row): (usize, usize)| {
+        // A file of its own, because copies of one share the position.
+        let file = File::open(path).map_err(|source| DatasetError::Io { path: path.to_owned(), source })?;
+        let builder = ParquetRecordBatchReaderBuilder::new_with_metadata(file, metadata.clone());
+        let mut rows = Vec::new();
+        visit_batches(path, builder.with_row_groups(vec![group]), first_row, &mut |columns| {
+            rows.reserve(columns.len());
+            read_batch(columns, &mut rows)
+        })?;
+        Ok::<_, DatasetError>(rows)
+    };
+    let groups: Vec<Vec<T>> =
+        first_rows.into_par_iter().enumerate().map(read_group).collect::<Result<_, DatasetError>>()?;
+    let mut rows = Vec::with_capacity(groups.iter().map(Vec::len).sum());
+    groups.into_iter().for_each(|mut group| rows.append(&mut group));
+    if rows.is_empty() { Err(DatasetError::Empty { path: path.to_owned() }) } else { Ok(rows) }
+}
+
+fn open(path: &Path) -> Result<(File, ArrowReaderMetadata), DatasetError> {
     let file = File::open(path).map_err(|source| DatasetError::Io { path: path.to_owned(), source })?;
-    let reader = ParquetRecordBatchReaderBuilder::try_new(file).map_err(|e| parquet(e.to_string()))?;
-    let reader = reader.with_batch_size(16_384).build().map_err(|e| parquet(e.to_string()))?;
-    let mut first_row = 0;
-    for batch in reader {
-        let columns = Columns { path, batch: batch.map_err(|e| parquet(e.to_string()))?, first_row };
-        first_row += columns.len();
+    let metadata = ArrowReaderMetadata::load(&file, ArrowReaderOptions::default());
+    let parquet = |message: String| DatasetError::Parquet { path: path.to_owned(), message };
+    Ok((file, metadata.map_err(|error| parquet(error.to_string()))?))
+}
+
+/// Calls `visit` with each batch of a reader whose first row is `first_row` of the file. Returns the number of rows.
+fn visit_batches(
+    path: &Path,
+    builder: ParquetRecordBatchReaderBuilder<File>,
+    first_row: usize,
+    visit: &mut dyn FnMut(&Columns) -> Result<(), DatasetError>,
+) -> Result<usize, DatasetError> {
+    let parquet = |message: String| DatasetError::Parquet { path: path.to_owned(), message };
+    let mut row_count = 0;
+    for batch in builder.with_batch_size(BATCH_ROWS).build().map_err(|error| parquet(error.to_string()))? {
+        let batch = batch.map_err(|error| parquet(error.to_string()))?;
+        let columns = Columns { path, batch, first_row: first_row + row_count };
+        row_count += columns.len();
         visit(&columns)?;
     }
-    if first_row == 0 { Err(DatasetError::Empty { path: path.to_owned() }) } else { Ok(()) }
+    Ok(row_count)
 }
 
 /// Returns the number of rows of a file without reading them.
@@ -218,7 +277,10 @@ impl ParquetRows {
         let io = |source| DatasetError::Io { path: path.to_owned(), source };
         let schema = Arc::new(schema);
         let same = file.try_clone().map_err(io)?;
-        let properties = WriterProperties::builder().set_compression(Compression::ZSTD(ZstdLevel::default())).build();
+        let properties = WriterProperties::builder()
+            .set_compression(Compression::ZSTD(ZstdLevel::default()))
+            .set_max_row_group_row_count(Some(GROUP_ROWS))
+            .build();
         let writer = ArrowWriter::try_new(same, schema.clone(), Some(properties));
         let writer = writer.map_err(|e| DatasetError::Parquet { path: path.to_owned(), message: e.to_string() })?;
         Ok(Self { path: path.to_owned(), schema, writer, file })

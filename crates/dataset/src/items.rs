@@ -75,11 +75,9 @@ pub(super) fn count_items(path: &Path) -> Result<u64, DatasetError> {
     columns::count(path)
 }
 
-/// Reads the items in file order.
+/// Reads the items in file order, on all threads of the current rayon pool.
 pub fn read_items(path: &Path) -> Result<Vec<Item>, DatasetError> {
-    let mut items = Vec::new();
-    columns::read(path, |columns| read_batch(columns, &mut items))?;
-    Ok(items)
+    columns::read_in_parallel(path, read_batch)
 }
 
 fn read_batch(columns: &Columns, items: &mut Vec<Item>) -> Result<(), DatasetError> {
@@ -219,6 +217,24 @@ mod tests {
         write_items(&path, &items).unwrap();
         assert_eq!(read_items(&path).unwrap(), items);
         assert_eq!(count_items(&path).unwrap(), 2);
+    }
+
+    #[test]
+    fn the_items_of_several_row_groups_are_read_in_their_order_and_errors_name_the_row() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("items.parquet");
+        let mut items: Vec<Item> = (0..70_000)
+            .map(|n| Item {
+                tags: vec![format!("t{n}"); n % 3],
+                ..Item::titled(ItemId::parse(&format!("i{n}")).unwrap(), "title")
+            })
+            .collect();
+        write_items(&path, &items).unwrap();
+        assert_eq!(read_items(&path).unwrap(), items);
+        items[69_000].rating = Some(limits::RATING + 1.0);
+        write_items(&path, &items).unwrap();
+        let error = read_items(&path).unwrap_err();
+        assert!(matches!(&error, DatasetError::Value { row: 69_001, column: "rating", .. }), "{error}");
     }
 
     #[test]

@@ -71,6 +71,11 @@ pub(crate) struct Forms {
 }
 
 impl Forms {
+    /// No words of texts in these languages.
+    pub(crate) fn new(languages: Languages) -> Self {
+        Self { languages, ..Self::default() }
+    }
+
     /// Adds a word in normal form that is new to the catalogue.
     pub(crate) fn add(&mut self, word: &str) {
         for stem in self.languages.stems(word) {

@@ -1,4 +1,5 @@
 //! A forward index, from which the best rows of BM25 are rescored by coverage and order of words.
+use crate::arrays::{ArrayReader, ArrayWriter, ArraysError, check};
 use ahash::AHashMap;
 use lodestone_core::ids::Row;
 
@@ -125,6 +126,38 @@ impl ForwardIndex {
         self.ids.insert(word.into(), id);
         self.row_counts.push(0);
         id
+    }
+
+    /// Writes the words by id with the number of their rows, and the word ids of each row.
+    pub(crate) fn write(&self, out: &mut ArrayWriter) {
+        let mut texts: Vec<&str> = vec![""; self.row_counts.len()];
+        self.ids.iter().for_each(|(text, id)| texts[*id as usize] = text);
+        out.texts(texts.into_iter());
+        out.numbers(self.row_counts.iter().copied());
+        out.numbers(self.spans.iter().map(|(start, end)| end - start));
+        let words: Vec<u32> = (0..self.spans.len()).flat_map(|row| self.of(Row(row as u32))).copied().collect();
+        out.numbers(words.into_iter());
+    }
+
+    /// Reads the output of [`ForwardIndex::write`].
+    pub(crate) fn read(reader: &mut ArrayReader) -> Result<Self, ArraysError> {
+        let (texts, row_counts) = (reader.texts()?, reader.numbers()?);
+        let (lengths, words) = (reader.numbers()?, reader.numbers()?);
+        check(texts.len() == row_counts.len(), "the counts of its words are not those of the words")?;
+        check(words.iter().all(|word| (*word as usize) < texts.len() || *word == BREAK), "a word id is out of range")?;
+        let mut ids = AHashMap::with_capacity(texts.len());
+        ids.extend(texts.iter().zip(0..).map(|(text, id)| (Box::from(*text), id)));
+        check(ids.len() == texts.len(), "a word occurs twice")?;
+        let mut end = 0u32;
+        let mut spans = Vec::with_capacity(lengths.len());
+        for length in &lengths {
+            let start = end;
+            end = start.checked_add(*length).unwrap_or(u32::MAX);
+            spans.push((start, end));
+        }
+        check(end as usize == words.len(), "the lengths of the rows are not those of their words")?;
+        let row_count = lengths.iter().filter(|length| **length > 0).count();
+        Ok(Self { ids, row_counts, words, spans, row_count, dead_count: 0 })
     }
 
     /// Returns the number of rows that have the word.

@@ -22,9 +22,9 @@
 //! - [`Neighbours`] and [`KeyedNeighbours`]: a sparse matrix of item-to-item weights, such as transitions and
 //!   co-purchases.
 //!
-//! Files: [`FrozenGraph`] and [`Neighbours`] are parts of a bundle and have a file format; parsers check every offset
-//! and id, so that a corrupt file is an error. All other indexes are in memory only and are rebuilt when a generation
-//! is loaded.
+//! Files: [`FrozenGraph`], [`Neighbours`], [`Histories`], [`Lexical`] and [`Suggester`] are parts of a bundle and have a
+//! file format, because building them takes longer than a startup may; parsers check every offset and id, so that a
+//! corrupt file is an error. What was written since is in memory only.
 //!
 //! SIMD is in `kernels`, which chooses the instruction set at run time. `unsafe` code is denied except in `kernels` and
 //! in those modules of `frozen` that call kernels or read arrays of files.
@@ -39,6 +39,7 @@
 //!   catalogue.
 #![deny(unsafe_code)]
 
+mod arrays;
 mod forms;
 mod forward;
 mod frozen;
@@ -52,12 +53,15 @@ mod neighbours;
 mod spelling;
 mod suggest;
 
+pub use arrays::ArraysError;
 pub use forms::{Languages, UnknownLanguage};
 pub use frozen::{BuildConfig, FileError, FrozenError, FrozenGraph, Precision, SearchStrategy, UnknownPrecision};
 pub use histories::{Histories, HistoriesError, SimilarHistories};
 pub use hnsw::{InvalidVector, LiveGraph, LiveGraphConfig, VectorError, best_first, check_vector, exact_search};
 pub use index::VectorIndex;
 pub use kernels::{LANES, LaneVectors, dot};
-pub use lexical::{Lexical, LexicalError, MatchMode, MatchScope, Matches, MatchingRows, QueryText, RowChange};
+pub use lexical::{
+    Lexical, LexicalError, LexicalFileError, MatchMode, MatchScope, Matches, MatchingRows, QueryText, RowChange,
+};
 pub use neighbours::{KeyedNeighbours, Neighbours, NeighboursError};
 pub use suggest::{Completion, CompletionCandidate, CompletionSource, Suggester, has_prefix, phrases};

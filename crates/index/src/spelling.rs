@@ -1,4 +1,5 @@
 //! Spelling correction from the vocabulary of the catalogue.
+use crate::arrays::{ArrayReader, ArrayWriter, ArraysError, check};
 use ahash::AHashMap;
 use lodestone_core::text;
 
@@ -53,7 +54,41 @@ struct Word {
     text: Box<str>,
 }
 
+impl Word {
+    fn of(text: Box<str>, frequency: u32) -> Self {
+        Self { letters: letters(&text), char_count: text.chars().count() as u8, frequency, text }
+    }
+}
+
 impl Vocabulary {
+    /// Writes the words with their frequencies.
+    pub(crate) fn write(&self, out: &mut ArrayWriter) {
+        out.texts(self.texts());
+        out.numbers(self.words.iter().map(|word| word.frequency));
+    }
+
+    /// Reads the output of [`Vocabulary::write`].
+    pub(crate) fn read(reader: &mut ArrayReader) -> Result<Self, ArraysError> {
+        let (texts, frequencies) = (reader.texts()?, reader.numbers()?);
+        check(texts.len() == frequencies.len(), "the frequencies are not those of the vocabulary")?;
+        let words: Vec<Word> =
+            texts.into_iter().zip(frequencies).map(|(text, count)| Word::of(text.into(), count)).collect();
+        let mut by_text = AHashMap::with_capacity(words.len());
+        by_text.extend(words.iter().zip(0..).map(|(word, at)| (word.text.clone(), at)));
+        check(by_text.len() == words.len(), "a word of the vocabulary occurs twice")?;
+        Ok(Self {
+            words,
+            by_text,
+            #[cfg(test)]
+            scans: Default::default(),
+        })
+    }
+
+    /// Returns the words.
+    pub(crate) fn texts(&self) -> impl ExactSizeIterator<Item = &str> + Clone {
+        self.words.iter().map(|word| &*word.text)
+    }
+
     /// Counts each distinct word of a text once. Returns the words that were unknown.
     pub(crate) fn add(&mut self, mut words: Vec<String>) -> Vec<String> {
         words.sort_unstable();
@@ -65,8 +100,7 @@ impl Vocabulary {
                 None => {
                     let text: Box<str> = word.as_str().into();
                     self.by_text.insert(text.clone(), self.words.len() as u32);
-                    let char_count = text.chars().count() as u8;
-                    self.words.push(Word { letters: letters(&text), char_count, frequency: 1, text });
+                    self.words.push(Word::of(text, 1));
                     return true;
                 }
             }

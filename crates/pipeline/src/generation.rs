@@ -6,6 +6,7 @@ use crate::{
     popularity::PopularityView,
     ranking::RankingError,
     saved_vectors::{self, SavedVectors},
+    text_indexes::completion_candidates,
 };
 use ahash::{AHashSet, RandomState};
 use arc_swap::ArcSwap;
@@ -18,13 +19,14 @@ use lodestone_core::{
 };
 use lodestone_events::{PopularitySnapshot, panic_message};
 use lodestone_index::{
-    CompletionCandidate, CompletionSource, FrozenError, FrozenGraph, InvalidVector, KeyedNeighbours, Lexical,
-    LexicalError, RowChange, SimilarHistories, Suggester, VectorError, VectorIndex, phrases,
+    ArraysError, FrozenError, FrozenGraph, InvalidVector, KeyedNeighbours, Languages, Lexical, LexicalError,
+    LexicalFileError, RowChange, SimilarHistories, Suggester, VectorError, VectorIndex,
 };
 use lodestone_loyalty::TrainedLoyalty;
-use lodestone_rules::searchable_attributes;
+use lodestone_rules::{Synonyms, searchable_attributes};
 use lodestone_state::LiveState;
 use parking_lot::Mutex;
+use rayon::prelude::*;
 use std::{
     io, iter,
     panic::{AssertUnwindSafe, catch_unwind},
@@ -33,6 +35,7 @@ use std::{
         Arc,
         atomic::{AtomicU64, Ordering},
     },
+    time::Instant,
 };
 
 /// A loaded bundle with the catalogue changes since. One thread at a time writes; all threads read.
@@ -91,6 +94,10 @@ pub enum GenerationError {
     Merge(#[from] FrozenError),
     #[error(transparent)]
     Lexical(#[from] LexicalError),
+    #[error("the bundle's lexical index: {0}")]
+    LexicalFile(#[from] LexicalFileError),
+    #[error("the bundle's index of completions {0}")]
+    Completions(#[from] ArraysError),
     #[error(transparent)]
     Ranking(#[from] RankingError),
     #[error("{0}")]
@@ -142,33 +149,60 @@ pub type ChangedItem = (ItemId, Option<Arc<Item>>);
 pub type EmbeddedChange = (ChangedItem, Option<ItemVectors>);
 
 impl Generation {
-    /// Builds a generation of a bundle, without catalogue changes. `lexical` must be empty. The vector indexes have
-    /// room for `live_rows` more items.
+    /// Builds a generation of a bundle, without catalogue changes and declarations, on all threads of the current rayon pool. `languages`
+    /// are those of the items' texts. The vector indexes have room for `live_rows` more items.
     pub fn new(
         bundle: Bundle,
         state: Arc<LiveState>,
-        lexical: Lexical,
+        languages: Languages,
+        synonyms: Synonyms,
         live_rows: usize,
     ) -> Result<Self, GenerationError> {
-        let keys: Vec<ItemKey> = bundle.items.iter().map(|item| state.keys.intern(&item.id)).collect();
-        let generation = Self {
-            bundle_texts: bundle.items.iter().map(text_hash).collect(),
-            bundle_vectors: [bundle.item_vectors.clone(), bundle.title_vectors.clone()],
-            catalog: ArcSwap::from_pointee(Catalog::default()),
+        let keys = state.keys.intern_all(bundle.items.iter().map(|item| &item.id));
+        let (item_count, trained_until) = (bundle.items.len(), UnixMillis(bundle.manifest.trained_until_ms));
+        let bundle_texts = bundle.items.par_iter().map(text_hash).collect();
+        let bundle_vectors = [bundle.item_vectors.clone(), bundle.title_vectors.clone()];
+        let vectors_of = |row: Row| vectors_of(&bundle_vectors, row).expect("a bundle has vectors of all its items");
+        let ((lexical, completions), (tables, catalog)) = rayon::join(
+            || {
+                let lexical = || bundle.text_indexes.read_lexical(item_count, languages);
+                rayon::join(|| timed(lexical), || timed(|| bundle.text_indexes.read_completions()))
+            },
+            || {
+                let tables = || {
+                    let tables = [bundle.transitions, bundle.co_purchases, bundle.item_to_item, bundle.similar_texts];
+                    (tables.map(|table| table.by_key(&keys)), bundle.histories.by_key(&keys))
+                };
+                let tables = timed(tables);
+                let prepared = bundle.manifest.features.prepared();
+                let catalog = || Catalog::of_items(prepared, trained_until, keys.clone(), bundle.items, vectors_of);
+                (tables, timed(catalog))
+            },
+        );
+        let ((lexical, lexical_ms), (titles, completions_ms)) = (lexical, completions);
+        let ((tables, tables_ms), (catalog, catalogue_ms)) = (tables, catalog);
+        let ([transitions, co_purchases, item_to_item, similar_texts], histories) = tables;
+        tracing::info!(lexical_ms, completions_ms, tables_ms, catalogue_ms, "built the indexes of the bundle");
+        let mut lexical = lexical?;
+        lexical.set_synonyms(synonyms);
+        Ok(Self {
+            bundle_texts,
             user_index: VectorIndex::new(bundle.item_vectors.clone(), live_rows),
             query_index: VectorIndex::new(bundle.title_vectors.clone(), live_rows),
+            bundle_vectors,
+            catalog: ArcSwap::from_pointee(catalog),
             lexical,
-            titles: Suggester::build(bundle.items.iter().flat_map(completion_candidates)),
-            transitions: bundle.transitions.by_key(&keys),
-            co_purchases: bundle.co_purchases.by_key(&keys),
-            item_to_item: bundle.item_to_item.by_key(&keys),
-            similar_texts: bundle.similar_texts.by_key(&keys),
-            histories: bundle.histories.by_key(&keys),
+            titles: titles?,
+            transitions,
+            co_purchases,
+            item_to_item,
+            similar_texts,
+            histories,
             context_counts: bundle.context_counts.by_key(&keys),
             trained_popularity: Arc::new(PopularitySnapshot::new(
                 bundle.popularity.renumbered(&keys),
                 &PopularitySnapshot::default(),
-                UnixMillis(bundle.manifest.trained_until_ms),
+                trained_until,
             )),
             text_projection: TextProjection {
                 matrix: bundle.text_projection,
@@ -183,26 +217,12 @@ impl Generation {
             catalogue_version: AtomicU64::new(0),
             manifest: bundle.manifest,
             state,
-        };
-        // The frozen indexes contain these items already, in the same order.
-        let trained_until = UnixMillis(generation.manifest.trained_until_ms);
-        let mut catalog = Catalog::preparing(generation.schema().prepared(), trained_until);
-        for item in bundle.items {
-            let row = Row(catalog.row_count() as u32);
-            let vectors = generation.bundle_vectors(row).expect("a bundle has vectors of all its items");
-            catalog.upsert(&generation.state.keys, Arc::new(item), vectors);
-        }
-        let documents: Vec<(Row, &Item)> =
-            (0..catalog.row_count() as u32).map(|row| (Row(row), &*catalog.get(Row(row)).item)).collect();
-        generation.lexical.set_searchable(generation.searchable_attributes(), std::iter::empty())?;
-        generation.lexical.upsert(&documents)?;
-        generation.catalog.store(Arc::new(catalog));
-        Ok(generation)
+        })
     }
 
     /// Builds a generation over an empty state. The items have the keys 0, 1, 2, … in order.
     pub fn standalone(bundle: Bundle, live_rows: usize) -> Result<Self, GenerationError> {
-        Self::new(bundle, Arc::default(), Lexical::new()?, live_rows)
+        Self::new(bundle, Arc::default(), Languages::default(), Synonyms::default(), live_rows)
     }
 
     pub fn name(&self) -> &str {
@@ -229,8 +249,7 @@ impl Generation {
 
     /// Returns the vectors of a row of the bundle; none for a row of another item.
     pub fn bundle_vectors(&self, row: Row) -> Option<ItemVectors> {
-        let [user_space, query_space] = &self.bundle_vectors;
-        Some(ItemVectors::new(&user_space.vector(row)?, &query_space.vector(row)?).of_bundle())
+        vectors_of(&self.bundle_vectors, row)
     }
 
     /// Returns the vectors of an item whose texts are those of the bundle or of the current catalogue. So a change of a
@@ -590,6 +609,17 @@ impl Generation {
     }
 }
 
+/// Returns the vectors of a row in the user space and in the query space; none for a row that the graphs do not have.
+fn vectors_of([user_space, query_space]: &[Arc<FrozenGraph>; 2], row: Row) -> Option<ItemVectors> {
+    Some(ItemVectors::new(&user_space.vector(row)?, &query_space.vector(row)?).of_bundle())
+}
+
+/// Runs `body` and returns its result with the milliseconds that it took.
+fn timed<T>(body: impl FnOnce() -> T) -> (T, u64) {
+    let begun = Instant::now();
+    (body(), begun.elapsed().as_millis() as u64)
+}
+
 /// Returns whether the vectors of a row are not those of the bundle, but those of its text.
 fn is_written(catalog: &Catalog, row: Row) -> bool {
     !catalog.get(row).vectors.is_of_bundle()
@@ -636,21 +666,4 @@ impl Space {
 
 fn invalid_vector(catalog: &Catalog, InvalidVector { row, problem }: InvalidVector) -> GenerationError {
     GenerationError::Vector { item: catalog.get(row).item.id.clone(), source: problem }
-}
-
-/// Returns the completions of an item: its title and the phrases of it, its categories and its brand.
-fn completion_candidates(item: &Item) -> Vec<CompletionCandidate> {
-    use CompletionSource::{Brand, Category, Phrase, Title};
-    let of_item = item.primary_category().last().unwrap_or_default();
-    let candidate = |text: &str, category: &str, source| CompletionCandidate {
-        text: text.to_owned(),
-        category: category.to_owned(),
-        weight: 1.0,
-        source,
-    };
-    let title = candidate(&item.title, of_item, Title);
-    let phrases = phrases(&item.title).into_iter().map(|phrase| candidate(&phrase, of_item, Phrase));
-    let categories = item.category_names().into_iter().map(|name| candidate(name, name, Category));
-    let brand = (!item.brand.is_empty()).then(|| candidate(&item.brand, of_item, Brand));
-    std::iter::once(title).chain(phrases).chain(categories).chain(brand).collect()
 }

@@ -26,6 +26,7 @@ pub mod serving;
 pub mod slate;
 pub mod source;
 pub mod tail;
+mod text_indexes;
 pub mod trace;
 
 pub use attributes::{AttributePurpose, AttributeUse};
@@ -36,3 +37,4 @@ pub use generation::{Generation, GenerationError};
 pub use golden::{GoldenError, golden_requests};
 pub use models::Models;
 pub use request::*;
+pub use text_indexes::TextIndexes;

@@ -7,7 +7,7 @@ use crate::{
 use ahash::AHashMap;
 use lodestone_catalog::{ItemChange, ItemVectors};
 use lodestone_core::ids::ItemId;
-use lodestone_index::{Languages, Lexical};
+use lodestone_index::Languages;
 use lodestone_pipeline::{
     bundle::{Bundle, BundleError},
     generation::{ChangedItem, EmbeddedChange, Generation, GenerationError, text_hash},
@@ -25,7 +25,7 @@ use std::{
         Arc,
         atomic::{AtomicU64, Ordering},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 /// Number of rows in the indexes for items that are not in the bundle.
@@ -141,30 +141,34 @@ impl Loader {
         threads: &LoadThreads,
         saved: &SavedVectors,
     ) -> Result<LoadedGeneration, LoadError> {
+        let begun = Instant::now();
         let models = threads.install(|| {
             let opened =
                 (0..=self.worker_count).map(|_| Models::open(&self.runtime, &bundle, self.device).map(Mutex::new));
             opened.collect::<Result<Box<[_]>, RankingError>>().map_err(GenerationError::from)
         })?;
+        let models_ms = begun.elapsed().as_millis() as u64;
         let golden = bundle.golden.clone();
-        let generation = threads.install(|| {
-            let mut lexical = Lexical::new()?;
-            lexical.set_synonyms(self.synonyms.clone());
-            lexical.set_languages(self.languages.clone());
-            let generation = Generation::new(bundle, self.state.clone(), lexical, SPARE_ROWS)?;
-            // Later writes create their own indexing threads, which do not inherit the low priority of these threads.
-            generation.lexical.end_writing()?;
-            Ok::<_, GenerationError>(generation)
-        })?;
+        let (languages, synonyms) = (self.languages.clone(), self.synonyms.clone());
+        let generation =
+            threads.install(|| Generation::new(bundle, self.state.clone(), languages, synonyms, SPARE_ROWS))?;
+        let indexes_ms = begun.elapsed().as_millis() as u64 - models_ms;
         let number = 1 + self.loads.fetch_add(1, Ordering::Relaxed);
         let (window, slates) = (HealthWindow::new(self.window), self.slates.build());
         let loaded = LoadedGeneration { number, generation, models, window, slates };
         threads.install(|| -> Result<(), LoadError> {
+            let begun = Instant::now();
             if let Some(golden) = golden {
                 golden::self_test(&loaded.generation, &mut loaded.spare_models(), &golden)?;
             }
+            let self_test_ms = begun.elapsed().as_millis() as u64;
             loaded.generation.load_changes(&mut loaded.spare_models(), saved)?;
-            Ok(loaded.generation.lexical.end_writing().map_err(GenerationError::from)?)
+            // Later writes create their own indexing threads, which do not inherit the low priority of these threads.
+            loaded.generation.lexical.end_writing().map_err(GenerationError::from)?;
+            let changes_ms = begun.elapsed().as_millis() as u64 - self_test_ms;
+            let (bundle, items) = (loaded.name(), loaded.generation.catalog.load().item_count());
+            tracing::info!(bundle, items, models_ms, indexes_ms, self_test_ms, changes_ms, "loaded the bundle");
+            Ok(())
         })?;
         Ok(loaded)
     }

@@ -34,7 +34,7 @@ use lodestone_loyalty::{
     CampaignUplift, HorizonModel, LeftOutHorizon, TrainedLoyalty, Validation, fit_campaign_uplift, fit_loyalty,
 };
 use lodestone_pipeline::{
-    Generation, Models,
+    Generation, GenerationError, Models, TextIndexes,
     bundle::{Bundle, Head, Manifest},
     features::{ContextCounts, FeatureSchema},
     golden_requests,
@@ -492,6 +492,8 @@ impl Training {
             },
             item_vectors,
             title_vectors,
+            text_indexes: TextIndexes::build(&shop.items, &options.searchable_attributes)
+                .map_err(GenerationError::from)?,
             encoder_weights: user.as_ref().map(|user| encoder_weights(user).encode_to_vec()),
             text_projection: match &user {
                 Some(user) => user.text_projection.clone(),
@@ -703,6 +705,7 @@ pub(crate) fn without_models(bundle: &Bundle) -> Bundle {
         items: bundle.items.clone(),
         item_vectors: bundle.item_vectors.clone(),
         title_vectors: bundle.title_vectors.clone(),
+        text_indexes: bundle.text_indexes.clone(),
         text_projection: bundle.text_projection.clone(),
         transitions: bundle.transitions.clone(),
         co_purchases: bundle.co_purchases.clone(),

@@ -4,8 +4,7 @@ use crate::{
     AttributeKind, AttributeValue, Availability, GeoPoint, Item, OfferKey,
     counts::ValueCounts,
     groups::BlockGroups,
-    item::Pricing,
-    item::margin,
+    item::{Pricing, category_levels, margin, upper_paths},
     offers::OfferRows,
     order::{SortText, SortValue},
     prepared::hash,
@@ -65,6 +64,35 @@ pub struct Columns {
     costs: Arc<Option<Numbers>>,
     /// The stated availability of each item: what the stock of an offer means follows from it. None: no item has one.
     stated_availability: Arc<Option<Box<[Option<Availability>; BLOCK_ROWS]>>>,
+}
+
+/// The labels of paths of categories, which many items share.
+#[derive(Default)]
+pub(crate) struct CategoryLabels {
+    of_path: AHashMap<Box<str>, LabelsOfPath>,
+}
+
+/// The distinct names of the levels of a path and the paths up to each level, in normal form.
+struct LabelsOfPath {
+    names: Vec<String>,
+    paths: Vec<String>,
+}
+
+impl CategoryLabels {
+    /// Paths that are kept.
+    const PATHS_MAX: usize = 10_000;
+
+    fn of(&mut self, path: &str) -> &LabelsOfPath {
+        if !self.of_path.contains_key(path) {
+            if self.of_path.len() == Self::PATHS_MAX {
+                self.of_path.clear();
+            }
+            let names = category_levels(path).map(normalize).collect();
+            self.of_path
+                .insert(path.into(), LabelsOfPath { names, paths: upper_paths(path).map(path_normal).collect() });
+        }
+        &self.of_path[path]
+    }
 }
 
 /// The texts of a field with several values for each item.
@@ -182,8 +210,11 @@ impl Numbers {
 
 impl LabelColumn {
     /// Adds a label in normal form.
-    fn insert(&mut self, at: usize, label: String) {
-        self.items.entry(label.into()).or_insert_with(|| Items::Sparse(Vec::new())).insert(at);
+    fn insert(&mut self, at: usize, label: &str) {
+        match self.items.get_mut(label) {
+            Some(items) => items.insert(at),
+            None => _ = self.items.insert(label.into(), Items::Sparse(vec![at as u16])),
+        }
     }
 
     fn remove(&mut self, at: usize, label: &str) {
@@ -441,7 +472,7 @@ impl Column {
 
     fn list(&mut self, at: usize, texts: &[String]) {
         let lists = self.lists.get_or_insert_default();
-        texts.iter().for_each(|text| lists.insert(at, normalize(text)));
+        texts.iter().for_each(|text| lists.insert(at, &normalize(text)));
     }
 
     fn remove_list(&mut self, at: usize, texts: &[String]) {
@@ -574,25 +605,32 @@ impl Column {
 }
 
 impl Columns {
-    /// Adds the values that an item has at a time, at a position that has none.
-    pub fn add(&mut self, at: usize, item: &Item, time: UnixMillis) {
+    /// Adds the values that an item has at a time, at a position that has none. `labels` are those of earlier items.
+    pub fn add(&mut self, at: usize, item: &Item, time: UnixMillis, labels: &mut CategoryLabels) {
+        let [names, paths] = [&mut self.category, &mut self.category_path].map(Arc::make_mut);
+        for path in &item.categories {
+            let of_path = labels.of(path);
+            of_path.names.iter().for_each(|label| names.insert(at, label));
+            of_path.paths.iter().for_each(|label| paths.insert(at, label));
+        }
         self.change(at, None, (item, time));
     }
 
     /// Replaces the values that an item has at a time by those of an item and a time. Columns in which both have the
     /// same values are not copied.
     pub fn replace(&mut self, at: usize, old: (&Item, UnixMillis), new: (&Item, UnixMillis)) {
+        if old.0.categories != new.0.categories {
+            let names = |item: &Item| item.category_names().into_iter().map(normalize).collect();
+            change_labels(&mut self.category, at, Some(names(old.0)), names(new.0));
+            let paths = |item: &Item| item.category_paths().into_iter().map(path_normal).collect();
+            change_labels(&mut self.category_path, at, Some(paths(old.0)), paths(new.0));
+        }
         self.change(at, Some(old), new);
     }
 
+    /// Changes all columns but those of categories.
     fn change(&mut self, at: usize, dated: Option<(&Item, UnixMillis)>, (new, time): (&Item, UnixMillis)) {
         let old = dated.map(|(old, _)| old);
-        if old.map(|old| &old.categories) != Some(&new.categories) {
-            let normal = |item: &Item| item.category_names().into_iter().map(normalize).collect();
-            change_labels(&mut self.category, at, old.map(normal), normal(new));
-            let normal = |item: &Item| item.category_paths().into_iter().map(path_normal).collect();
-            change_labels(&mut self.category_path, at, old.map(normal), normal(new));
-        }
         if old.map(|old| &old.tags) != Some(&new.tags) {
             let normal = |item: &Item| item.tags.iter().map(|tag| normalize(tag)).collect();
             change_labels(&mut self.tags, at, old.map(normal), normal(new));
@@ -606,7 +644,11 @@ impl Columns {
         if old.is_none_or(|old| old.is_in_stock() != new.is_in_stock()) {
             Arc::make_mut(&mut self.in_stock).flag(at, new.is_in_stock());
         }
-        change_text(&mut self.availability, at, old.map(|old| old.availability().name()), new.availability().name());
+        let availability = new.availability();
+        if old.map(Item::availability) != Some(availability) {
+            let (normal, written) = (availability_normal(availability), availability.name());
+            Arc::make_mut(&mut self.availability).text(at, normal, Some(written));
+        }
         for (field, column) in NUMBERS.iter().zip(&mut self.numbers) {
             let before = dated.and_then(|(old, time)| field.plain_number(old, time));
             let after = field.plain_number(new, time);
@@ -786,7 +828,11 @@ impl Columns {
         }
         for (name, value) in &new.attributes {
             if old.and_then(|old| old.attributes.get(name)) != Some(value) {
-                let column = Arc::make_mut(attributes.entry(name.as_str().into()).or_default());
+                let column = match attributes.get_mut(name.as_str()) {
+                    Some(column) => column,
+                    None => attributes.entry(name.as_str().into()).or_default(),
+                };
+                let column = Arc::make_mut(column);
                 match value {
                     AttributeValue::Text(text) => column.text(at, &normalize(text), Some(&**text)),
                     AttributeValue::Texts(texts) => column.list(at, texts),
@@ -943,7 +989,7 @@ fn mask_of<T: Copy>(values: &[T; BLOCK_ROWS], meets: impl Fn(T) -> bool) -> Mask
 fn change_labels(column: &mut Arc<LabelColumn>, at: usize, old: Option<Vec<String>>, new: Vec<String>) {
     let column = Arc::make_mut(column);
     old.into_iter().flatten().for_each(|label| column.remove(at, &label));
-    new.into_iter().for_each(|label| column.insert(at, label));
+    new.iter().for_each(|label| column.insert(at, label));
 }
 
 /// Sets the text of one item to a normal form. A column that has it already is not copied.

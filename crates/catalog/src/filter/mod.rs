@@ -7,7 +7,7 @@ mod parse;
 use super::{AttributeValue, Availability, GeoPoint, Item, item::PATH_SEPARATOR};
 pub use attributes::AttributeCondition;
 pub use build::FilterValue;
-pub(super) use columns::{BLOCK_ROWS, Column, Columns, Mask};
+pub(super) use columns::{BLOCK_ROWS, CategoryLabels, Column, Columns, Mask};
 use lodestone_core::{
     text::{self, normalize},
     units::UnixMillis,
@@ -805,7 +805,7 @@ mod tests {
             let filter = Filter::parse(filter).unwrap();
             assert!(filter.matches(&item, NOW), "{filter}");
             let mut columns = Columns::default();
-            columns.add(0, &item, NOW);
+            columns.add(0, &item, NOW, &mut CategoryLabels::default());
             let mask = filter.mask(&columns, &|_| &item, {
                 let mut first: Mask = [0; 16];
                 first[0] = 1;
@@ -986,7 +986,8 @@ mod tests {
         ) {
             let filter = Filter::parse(&text).unwrap();
             let mut columns = Columns::default();
-            items.iter().enumerate().for_each(|(at, item)| columns.add(at, item, NOW));
+            let mut labels = CategoryLabels::default();
+            items.iter().enumerate().for_each(|(at, item)| columns.add(at, item, NOW, &mut labels));
             let none = Item::titled(ItemId::parse("none").unwrap(), "none");
             let item_of = |index: usize| items.get(index).unwrap_or(&none);
             let mut among: Mask = among;

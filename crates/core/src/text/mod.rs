@@ -142,8 +142,9 @@ impl Terms {
     }
 }
 
-/// Hashes kind and term by FNV-1a and a finalizer, because the low bits of plain FNV are weak for short terms.
-fn stable_hash(kind: char, term: &str) -> u64 {
+/// Hashes kind and term by FNV-1a and a finalizer, because the low bits of plain FNV are weak for short terms. The same on
+/// all machines and in all versions, because bundles depend on it.
+pub fn stable_hash(kind: char, term: &str) -> u64 {
     let mut hash = 0xcbf2_9ce4_8422_2325_u64;
     for byte in std::iter::once(kind as u8).chain(term.bytes()) {
         hash = (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3);

@@ -137,11 +137,10 @@ const ZEROS: &[u32] = &[
 ///
 /// The normal form of a normal form is itself.
 pub fn normalize(text: &str) -> String {
-    let mut normal = Normal { text: String::with_capacity(text.len()), space_due: false };
     if text.is_ascii() && !text.contains('&') {
-        text.chars().for_each(|c| normal.push(if c == '`' { '\'' } else { c.to_ascii_lowercase() }));
-        return normal.text;
+        return normalize_ascii(text);
     }
+    let mut normal = Normal { text: String::with_capacity(text.len()), space_due: false };
     for c in decode_entities(text).chars() {
         match c {
             '\u{2122}' | '\u{2120}' | '\u{ae}' | '\u{a9}' | '\u{2117}' => normal.space_due = true,
@@ -160,6 +159,22 @@ pub fn normalize(text: &str) -> String {
         // Decomposed again, because marks that were sent separately may be in another order.
         false => normal.text.nfd().nfc().collect(),
     }
+}
+
+/// Returns the normal form of an ASCII text without `&`: most texts of most catalogues.
+fn normalize_ascii(text: &str) -> String {
+    let (mut normal, mut space_due) = (Vec::with_capacity(text.len()), false);
+    for byte in text.bytes() {
+        if byte == b' ' || byte.is_ascii_control() {
+            space_due = !normal.is_empty();
+            continue;
+        }
+        if std::mem::take(&mut space_due) {
+            normal.push(b' ');
+        }
+        normal.push(if byte == b'`' { b'\'' } else { byte.to_ascii_lowercase() });
+    }
+    String::from_utf8(normal).expect("ASCII is UTF-8")
 }
 
 /// A normal form under construction.

@@ -2,6 +2,7 @@
 mod collect;
 mod correct;
 mod document;
+mod file;
 mod query;
 
 use super::{
@@ -13,6 +14,7 @@ use super::{
 use ahash::AHashSet;
 use collect::{add_rows_of, any_of, best_of, best_of_some, scores_of};
 use document::{ItemTexts, has_equal_texts, has_texts, joined, ordered};
+pub use file::LexicalFileError;
 use lodestone_catalog::Item;
 use lodestone_core::{bits, ids::Row, text};
 use lodestone_rules::Synonyms;
@@ -21,8 +23,8 @@ use query::ParsedQuery;
 use rayon::prelude::*;
 use std::sync::Arc;
 use tantivy::{
-    Directory, Index, IndexReader, IndexWriter, ReloadPolicy, Searcher, TantivyDocument, Term,
-    directory::{WatchCallback, WatchHandle},
+    Directory, Index, IndexBuilder, IndexReader, IndexWriter, ReloadPolicy, Searcher, TantivyDocument, Term,
+    directory::{RamDirectory, WatchCallback, WatchHandle},
     indexer::{IndexWriterOptions, LogMergePolicy},
     query::Query,
     schema::{FAST, Field, INDEXED, IndexRecordOption, Schema, TextFieldIndexing, TextOptions},
@@ -200,6 +202,8 @@ pub struct Lexical {
     /// Attributes whose texts are searched, ascending.
     searchable: RwLock<Arc<[String]>>,
     index: Index,
+    /// The files of the index.
+    files: RamDirectory,
     reader: IndexReader,
     /// Held while the reader reloads, so that an earlier state never replaces a later one.
     reloading: Arc<Mutex<()>>,
@@ -214,6 +218,11 @@ pub struct Lexical {
 impl Lexical {
     /// Creates an empty index.
     pub fn new() -> Result<Self, LexicalError> {
+        Self::open(RamDirectory::create())
+    }
+
+    /// Opens the index of a directory, without its words; creates one in an empty directory.
+    fn open(files: RamDirectory) -> Result<Self, LexicalError> {
         let mut schema = Schema::builder();
         let indexing = TextFieldIndexing::default()
             .set_tokenizer("raw")
@@ -227,7 +236,7 @@ impl Lexical {
             labels: schema.add_text_field("labels", words.clone()),
             description: schema.add_text_field("description", words),
         };
-        let index = Index::create_in_ram(schema.build());
+        let index = IndexBuilder::new().schema(schema.build()).open_or_create(files.clone())?;
         let reader: IndexReader = index.reader_builder().reload_policy(ReloadPolicy::Manual).try_into()?;
         let reloading = Arc::new(Mutex::new(()));
         let (merged, lock) = (reader.clone(), reloading.clone());
@@ -241,6 +250,7 @@ impl Lexical {
             fields,
             searchable: RwLock::new(Arc::default()),
             index,
+            files,
             reader,
             reloading,
             _merges: merges,

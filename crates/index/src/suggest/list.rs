@@ -4,8 +4,10 @@ use super::{
     match_kind::{ALL_WORDS_FACTOR, ERROR_FACTOR, MatchKind, has_all_words, may_have_error, word_starts},
     phrases::PHRASE_ITEMS_MIN,
 };
+use crate::arrays::{ArrayReader, ArrayWriter, ArraysError, check};
 use ahash::AHashMap;
 use lodestone_core::text;
+use rayon::prelude::*;
 use std::{
     ops::Range,
     sync::atomic::{AtomicU32, Ordering},
@@ -39,6 +41,10 @@ pub(super) struct Entry {
 pub(super) struct ItemCount(AtomicU32);
 
 impl ItemCount {
+    fn of(count: u32) -> Self {
+        Self(AtomicU32::new(count))
+    }
+
     pub(super) fn get(&self) -> u32 {
         self.0.load(Ordering::Relaxed)
     }
@@ -54,7 +60,7 @@ impl ItemCount {
 
 impl Clone for ItemCount {
     fn clone(&self) -> Self {
-        Self(AtomicU32::new(self.get()))
+        Self::of(self.get())
     }
 }
 
@@ -64,7 +70,7 @@ impl Entry {
         let CompletionCandidate { text, category, weight, source } = candidate;
         let normal = normal(&text);
         let text = text.split_whitespace().collect::<Vec<_>>().join(" ");
-        let (weight, items) = (finite(weight), ItemCount(AtomicU32::new(1)));
+        let (weight, items) = (finite(weight), ItemCount::of(1));
         (!normal.is_empty()).then_some(Self { text, normal, category, weight, source, items })
     }
 
@@ -131,10 +137,82 @@ impl List {
             })
             .collect();
         let tail = |start: &Start| &entries[start.entry as usize].normal[start.byte as usize..];
-        starts.sort_unstable_by(|a, b| tail(a).cmp(tail(b)).then(a.entry.cmp(&b.entry)));
+        starts.par_sort_unstable_by(|a, b| tail(a).cmp(tail(b)).then(a.entry.cmp(&b.entry)));
         let mut list = Self { entries, categories, category_of, starts, short_lists: AHashMap::new() };
         list.build_short_lists();
         list
+    }
+
+    /// Writes the list.
+    pub(super) fn write(&self, out: &mut ArrayWriter) {
+        let entries = self.entries.iter();
+        out.texts(self.categories.iter().map(String::as_str));
+        out.texts(entries.clone().map(|entry| entry.text.as_str()));
+        out.texts(entries.clone().map(|entry| entry.normal.as_str()));
+        out.numbers(self.category_of.iter().copied());
+        out.numbers(entries.clone().map(|entry| entry.weight.to_bits()));
+        out.numbers(entries.clone().map(|entry| entry.source as u32));
+        out.numbers(entries.map(|entry| entry.items.get()));
+        let write_starts = |out: &mut ArrayWriter, starts: &[Start]| {
+            out.numbers(starts.iter().map(|start| start.entry));
+            out.numbers(starts.iter().map(|start| start.byte));
+        };
+        write_starts(out, &self.starts);
+        let mut short_lists: Vec<_> = self.short_lists.iter().collect();
+        short_lists.sort_unstable_by_key(|(range, _)| **range);
+        out.numbers(short_lists.iter().map(|(range, _)| range.0));
+        out.numbers(short_lists.iter().map(|(range, _)| range.1));
+        out.numbers(short_lists.iter().map(|(_, starts)| starts.len() as u32));
+        write_starts(out, &short_lists.iter().flat_map(|(_, starts)| starts.iter().copied()).collect::<Vec<Start>>());
+    }
+
+    /// Reads the output of [`List::write`]. Checks all indices, and not the order of the starts: another one would only
+    /// find other texts.
+    pub(super) fn read(reader: &mut ArrayReader) -> Result<Self, ArraysError> {
+        let categories: Vec<String> = reader.texts()?.into_iter().map(str::to_owned).collect();
+        let (texts, normals, category_of) = (reader.texts()?, reader.texts()?, reader.numbers()?);
+        let (weights, sources, items) = (reader.numbers()?, reader.numbers()?, reader.numbers()?);
+        let count = texts.len();
+        let lengths = [normals.len(), category_of.len(), weights.len(), sources.len(), items.len()];
+        check(lengths == [count; 5], "the columns of its texts differ in length")?;
+        let is_category = |category: &u32| (*category as usize) < categories.len();
+        check(category_of.par_iter().all(is_category), "a category is out of range")?;
+        let entry = |at: usize| {
+            let weight = f32::from_bits(weights[at]);
+            let source = CompletionSource::ALL.get(sources[at] as usize).copied();
+            check(weight.is_finite() && source.is_some(), "a weight or a source is invalid")?;
+            Ok(Entry {
+                text: texts[at].to_owned(),
+                normal: normals[at].to_owned(),
+                category: categories[category_of[at] as usize].clone(),
+                weight,
+                source: source.unwrap_or(CompletionSource::Title),
+                items: ItemCount::of(items[at]),
+            })
+        };
+        let entries: Vec<Entry> = (0..count).into_par_iter().map(entry).collect::<Result<_, ArraysError>>()?;
+        let read_starts = |reader: &mut ArrayReader| {
+            let (of_entries, bytes) = (reader.numbers()?, reader.numbers()?);
+            check(of_entries.len() == bytes.len(), "the columns of its word starts differ in length")?;
+            let start = |(entry, byte): (u32, u32)| Start { entry, byte };
+            let starts: Vec<Start> = of_entries.into_par_iter().zip(bytes).map(start).collect();
+            let is_inside = |start: &Start| {
+                entries.get(start.entry as usize).is_some_and(|of| of.normal.is_char_boundary(start.byte as usize))
+            };
+            check(starts.par_iter().all(is_inside), "a word start is out of range")?;
+            Ok::<_, ArraysError>(starts)
+        };
+        let starts = read_starts(reader)?;
+        let (froms, tos, lengths) = (reader.numbers()?, reader.numbers()?, reader.numbers()?);
+        let mut of_short_lists = read_starts(reader)?.into_iter();
+        let total: u64 = lengths.iter().map(|length| u64::from(*length)).sum();
+        let matches =
+            froms.len() == lengths.len() && tos.len() == lengths.len() && total == of_short_lists.len() as u64;
+        check(matches, "the columns of its short lists differ in length")?;
+        let ranges = froms.into_iter().zip(tos).zip(lengths);
+        let short_lists =
+            ranges.map(|(range, length)| (range, of_short_lists.by_ref().take(length as usize).collect())).collect();
+        Ok(Self { entries, categories, category_of, starts, short_lists })
     }
 
     /// Builds the short list of each prefix with more than [`SCAN_MAX`] starts, one for each range, because a longer
@@ -177,6 +255,11 @@ impl List {
             }
         }
         best
+    }
+
+    #[cfg(test)]
+    pub(super) fn short_lists_is_empty(&self) -> bool {
+        self.short_lists.is_empty()
     }
 
     /// Returns the text from a start.
@@ -292,7 +375,7 @@ impl List {
 
     /// Splits a range by the character at a byte offset from the start. Skips texts that end there.
     fn by_next_char(&self, range: &Range<usize>, offset: usize) -> impl Iterator<Item = (char, Range<usize>)> {
-        let next = move |start: Start| self.tail(start)[offset..].chars().next();
+        let next = move |start: Start| self.tail(start).get(offset..)?.chars().next();
         let mut rest = range.clone();
         rest.start += self.starts[rest.clone()].partition_point(|&start| next(start).is_none());
         std::iter::from_fn(move || {

@@ -4,17 +4,17 @@ mod list;
 mod match_kind;
 mod phrases;
 
+use crate::arrays::{ArrayReader, ArrayWriter, ArraysError, check};
 use ahash::AHashMap;
 use hits::{CategoryFactors, Hits, category_factor};
 use list::{Entry, List, normal};
+use lodestone_core::text;
 use match_kind::MatchKind;
 use parking_lot::{Mutex, RwLock};
 use phrases::PHRASE_ITEMS_MIN;
 pub use phrases::phrases;
-use std::{
-    hash::{DefaultHasher, Hash, Hasher},
-    sync::Arc,
-};
+use rayon::prelude::*;
+use std::sync::Arc;
 
 /// Maximum queries of a list; beyond it the half with the lower weights is dropped.
 const QUERIES_MAX: usize = 20_000;
@@ -22,6 +22,7 @@ const QUERIES_MAX: usize = 20_000;
 const LIVE_TEXTS_MAX: usize = 100_000;
 /// Number of fresh texts, which are scanned one by one, at which they are merged into the lists.
 const FRESH_MAX: usize = 1024;
+const MAGIC: &[u8; 8] = b"LSCOMPL1";
 
 /// A suggested text.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -50,6 +51,11 @@ pub enum CompletionSource {
     Phrase,
 }
 
+impl CompletionSource {
+    /// By discriminant.
+    const ALL: [Self; 5] = [Self::Query, Self::Title, Self::Category, Self::Brand, Self::Phrase];
+}
+
 /// A text that may be suggested.
 #[derive(Debug, Clone, PartialEq)]
 pub struct CompletionCandidate {
@@ -76,41 +82,69 @@ pub struct Suggester {
 /// are in one title, so their texts are not kept.
 #[derive(Default)]
 struct RarePhrases {
-    counts: AHashMap<u64, u32>,
+    /// The phrases of the built list's items with one item, and with two, ascending.
+    built: [Vec<u64>; (PHRASE_ITEMS_MIN - 1) as usize],
+    /// The phrases whose number has changed since, with the number.
+    changed: AHashMap<u64, u32>,
 }
 
 impl RarePhrases {
+    /// The same in all versions, because bundles have the hashes.
     fn hash(entry: &Entry) -> u64 {
-        let mut hasher = DefaultHasher::new();
-        entry.normal.hash(&mut hasher);
-        hasher.finish()
+        text::stable_hash('p', &entry.normal)
     }
 
-    /// Counts an item of a phrase. Returns the entry, with its items, once they are enough, and other entries at once.
+    fn of(counts: AHashMap<u64, u32>) -> Self {
+        let mut built: [Vec<u64>; (PHRASE_ITEMS_MIN - 1) as usize] = Default::default();
+        for (hash, count) in counts {
+            // The entries of other phrases count from now on.
+            if let Some(hashes) = built.get_mut(count as usize - 1) {
+                hashes.push(hash);
+            }
+        }
+        built.iter_mut().for_each(|hashes| hashes.par_sort_unstable());
+        Self { built, changed: AHashMap::new() }
+    }
+
+    fn built_count(&self, hash: u64) -> u32 {
+        let found = (1..).zip(&self.built).find(|(_, hashes)| hashes.binary_search(&hash).is_ok());
+        found.map_or(0, |(count, _)| count)
+    }
+
+    fn set(&mut self, hash: u64, count: u32) {
+        if count == self.built_count(hash) {
+            self.changed.remove(&hash);
+        } else {
+            self.changed.insert(hash, count);
+        }
+    }
+
+    fn count(&self, hash: u64) -> u32 {
+        self.changed.get(&hash).copied().unwrap_or_else(|| self.built_count(hash))
+    }
+
+    /// Counts an item of a phrase. Returns the entry, with its items, once they are enough, and forgets the phrase then;
+    /// returns other entries at once.
     fn add(&mut self, entry: Entry) -> Option<Entry> {
         if entry.source != CompletionSource::Phrase {
             return Some(entry);
         }
-        let count = self.counts.entry(Self::hash(&entry)).or_default();
-        *count += 1;
-        if *count == PHRASE_ITEMS_MIN {
-            entry.items.add(PHRASE_ITEMS_MIN - 1);
+        let hash = Self::hash(&entry);
+        let count = self.count(hash) + 1;
+        if count < PHRASE_ITEMS_MIN {
+            self.set(hash, count);
+            return None;
         }
-        (*count >= PHRASE_ITEMS_MIN).then_some(entry)
-    }
-
-    /// Forgets the phrases of enough items, whose entries count from now on.
-    fn forget_frequent(&mut self) {
-        self.counts.retain(|_, count| *count < PHRASE_ITEMS_MIN);
+        self.set(hash, 0);
+        entry.items.add(PHRASE_ITEMS_MIN - 1);
+        Some(entry)
     }
 
     fn remove(&mut self, entry: &Entry) {
         let hash = Self::hash(entry);
-        if let Some(count) = self.counts.get_mut(&hash) {
-            *count -= 1;
-            if *count == 0 {
-                self.counts.remove(&hash);
-            }
+        let count = self.count(hash);
+        if count > 0 {
+            self.set(hash, count - 1);
         }
     }
 }
@@ -130,11 +164,41 @@ impl Suggester {
     /// Builds the index of texts in any order, each of one item. Merges texts with the same normal form and source: the
     /// sum of their weights, the spelling and category of the first.
     pub fn build(candidates: impl IntoIterator<Item = CompletionCandidate>) -> Self {
-        let mut rare = RarePhrases::default();
-        let entries = candidates.into_iter().filter_map(Entry::of).filter_map(|entry| rare.add(entry));
+        let mut counts: AHashMap<u64, u32> = AHashMap::new();
+        let entries = candidates.into_iter().filter_map(Entry::of).filter(|entry| {
+            if entry.source != CompletionSource::Phrase {
+                return true;
+            }
+            let count = counts.entry(RarePhrases::hash(entry)).or_default();
+            *count += 1;
+            if *count == PHRASE_ITEMS_MIN {
+                entry.items.add(PHRASE_ITEMS_MIN - 1);
+            }
+            *count >= PHRASE_ITEMS_MIN
+        });
         let built = List::build(entries);
-        rare.forget_frequent();
-        Self { built, live: RwLock::default(), adding: Mutex::new(rare) }
+        Self { built, live: RwLock::default(), adding: Mutex::new(RarePhrases::of(counts)) }
+    }
+
+    /// Serializes the index that was built, without what was added since.
+    pub fn to_bytes(&self) -> Vec<u8> {
+        let mut out = ArrayWriter::new(MAGIC);
+        self.built.write(&mut out);
+        self.adding.lock().built.iter().for_each(|hashes| out.hashes(hashes));
+        out.finish()
+    }
+
+    /// Reads the output of [`Suggester::to_bytes`].
+    pub fn read(bytes: &[u8]) -> Result<Self, ArraysError> {
+        let mut reader = ArrayReader::new(bytes, MAGIC)?;
+        let built = List::read(&mut reader)?;
+        let mut rare = RarePhrases::default();
+        for hashes in &mut rare.built {
+            *hashes = reader.hashes()?;
+            check(hashes.is_sorted(), "the hashes of phrases are not ascending")?;
+        }
+        reader.finish()?;
+        Ok(Self { built, live: RwLock::default(), adding: Mutex::new(rare) })
     }
 
     /// Adds a query, or its weight if it is known. The caller decides which queries may be shown to other users.
@@ -155,9 +219,6 @@ impl Suggester {
             return;
         }
         let Some(entry) = rare.add(entry) else { return };
-        if entry.source == CompletionSource::Phrase {
-            rare.counts.remove(&RarePhrases::hash(&entry));
-        }
         let fresh = self.live.write().add(entry);
         if fresh >= FRESH_MAX {
             // The new list is built under a read lock, because sorting takes longer than a search may wait.
@@ -286,6 +347,35 @@ mod tests {
 
     fn candidate(text: &str, category: &str, weight: f32, source: CompletionSource) -> CompletionCandidate {
         CompletionCandidate { text: text.to_owned(), category: category.to_owned(), weight, source }
+    }
+
+    #[test]
+    fn an_index_that_is_read_completes_as_the_one_that_was_written() {
+        use CompletionSource::{Phrase, Title};
+        // More starts with a common prefix than are scanned, so that there are short lists.
+        let titles =
+            (0..SCAN_MAX + 10).map(|n| candidate(&format!("Mug {n} ü"), &format!("c{}", n % 3), n as f32, Title));
+        let phrases = ["red mug"; 4].into_iter().chain(["tea mug"; 2]).chain(["old mug"]);
+        let phrases = phrases.map(|text| candidate(text, "", 1.0, Phrase));
+        let built = Suggester::build(titles.chain(phrases));
+        let bytes = built.to_bytes();
+        let read = Suggester::read(&bytes).unwrap();
+        assert!(!built.built.short_lists_is_empty());
+        assert_eq!(read.to_bytes(), bytes);
+        for suggester in [&built, &read] {
+            suggester.add(candidate("tea mug", "", 1.0, Phrase));
+            suggester.add(candidate("old mug", "", 1.0, Phrase));
+            suggester.remove(candidate("red mug", "", 1.0, Phrase));
+        }
+        for typed in ["m", "mug", "mug 20", "mgu", "re", "red m", "tea", "old", "ü"] {
+            let complete = |suggester: &Suggester| suggester.complete(typed, 20, &|category| category.len() as f32);
+            assert_eq!(complete(&read), complete(&built), "{typed}");
+        }
+        assert_eq!(texts(&read, "tea m"), ["tea mug"], "the third item has the phrase");
+        assert!(texts(&read, "old m").is_empty());
+        for length in (0..bytes.len()).step_by(5) {
+            assert!(Suggester::read(&bytes[..length]).is_err(), "{length} bytes");
+        }
     }
 
     fn shop() -> Suggester {

@@ -89,7 +89,7 @@ pub struct FileSum {
 }
 
 impl Manifest {
-    pub const FORMAT: u32 = 17;
+    pub const FORMAT: u32 = 18;
 
     pub fn new(
         name: String,
@@ -127,6 +127,11 @@ impl Manifest {
             true => Ok(serde_json::from_slice(text)?),
             false => Err(ManifestError::Version(OtherVersion { found: format, expected: Self::FORMAT })),
         }
+    }
+
+    /// Returns the size of all files.
+    pub fn byte_count(&self) -> u64 {
+        self.files.values().map(|file| file.bytes).sum()
     }
 
     /// Records the size and SHA-256 of a file.

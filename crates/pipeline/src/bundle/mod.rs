@@ -7,6 +7,7 @@ mod manifest;
 use crate::{
     features::ContextCounts,
     ranking::{KnownAnswer, QueryEncoderFiles, QueryEncoderKind},
+    text_indexes::TextIndexes,
 };
 use lodestone_catalog::Item;
 use lodestone_dataset::{self as dataset, DatasetError};
@@ -16,17 +17,21 @@ use lodestone_loyalty::TrainedLoyalty;
 use lodestone_state::users::EVENTS_MAX;
 pub use manifest::{FileSum, Head, Manifest, ManifestError, RelevanceFloor, sha256};
 use prost::Message;
+use rayon::prelude::*;
 use std::{
     fs,
     io::{self, Read},
     path::{Path, PathBuf},
     sync::Arc,
+    time::Instant,
 };
 
 pub const MANIFEST: &str = "manifest.json";
 const ITEMS: &str = "items.parquet";
 const ITEM_VECTORS: &str = "item_vectors.index";
 const TITLE_VECTORS: &str = "title_vectors.index";
+const LEXICAL: &str = "lexical.index";
+const COMPLETIONS: &str = "completions.index";
 const TEXT_PROJECTION: &str = "text_projection.f32";
 const TRANSITIONS: &str = "transitions.neighbours";
 const CO_PURCHASES: &str = "co_purchases.neighbours";
@@ -54,6 +59,7 @@ pub struct Bundle {
     pub item_vectors: Arc<FrozenGraph>,
     /// The titles' vectors in the query space: the query encoder's dimensions, length 1.
     pub title_vectors: Arc<FrozenGraph>,
+    pub text_indexes: TextIndexes,
     /// `[query dimensions × user dimensions]`, row-major. A title's vector times this matrix, normalised, is the
     /// vector of an item without training data.
     pub text_projection: Vec<f32>,
@@ -117,55 +123,68 @@ pub enum BundleError {
 }
 
 impl Bundle {
-    /// Reads a bundle. Verifies each file against the manifest's checksum before its content is used.
+    /// Reads a bundle on all threads of the current rayon pool. Verifies each file against the manifest's checksum before
+    /// its content is used.
     pub fn open(directory: &Path) -> Result<Self, BundleError> {
+        let begun = Instant::now();
         let path = directory.join(MANIFEST);
         let text = read_regular(&path).map_err(|source| BundleError::Io { path: path.clone(), source })?;
         let manifest = Manifest::parse(&text).map_err(|source| BundleError::Manifest { path: path.clone(), source })?;
         manifest.check(directory)?;
         let file = |name: &str| read_verified(directory, name, &manifest);
-        file(ITEMS)?;
-        let items = dataset::read_items(&directory.join(ITEMS))?;
+        let items = || {
+            file(ITEMS)?;
+            Ok::<_, BundleError>(dataset::read_items(&directory.join(ITEMS))?)
+        };
+        let index = |name: &str| {
+            file(name)?;
+            Ok::<_, BundleError>(Arc::new(FrozenGraph::open(&directory.join(name))?))
+        };
+        let neighbours = |name: &str| {
+            Neighbours::from_bytes(&file(name)?)
+                .map_err(|error| BundleError::Content { path: directory.join(name), problem: error.to_string() })
+        };
+        let text_index = |name: &str| file(name).map(Arc::new);
+        // The large files, the longest first.
+        let ((items, (item_vectors, title_vectors)), ((lexical, completions), tables)) = rayon::join(
+            || rayon::join(items, || rayon::join(|| index(ITEM_VECTORS), || index(TITLE_VECTORS))),
+            || {
+                rayon::join(
+                    || rayon::join(|| text_index(LEXICAL), || text_index(COMPLETIONS)),
+                    || {
+                        let names = [TRANSITIONS, CO_PURCHASES, ITEM_TO_ITEM, SIMILAR_TEXTS];
+                        names.into_par_iter().map(neighbours).collect::<Result<Vec<Neighbours>, BundleError>>()
+                    },
+                )
+            },
+        );
+        let (items, item_vectors, title_vectors) = (items?, item_vectors?, title_vectors?);
+        let text_indexes = TextIndexes { lexical: lexical?, completions: completions? };
+        let check_rows = |name: &str, rows: &str, found: usize| match found == items.len() {
+            true => Ok(()),
+            false => Err(BundleError::Content {
+                path: directory.join(name),
+                problem: format!("{found} {rows} for {} items", items.len()),
+            }),
+        };
+        check_rows(ITEM_VECTORS, "vectors", item_vectors.row_count())?;
+        check_rows(TITLE_VECTORS, "vectors", title_vectors.row_count())?;
+        let tables: [Neighbours; 4] = tables?.try_into().expect("one table for each name");
+        for (name, table) in [TRANSITIONS, CO_PURCHASES, ITEM_TO_ITEM, SIMILAR_TEXTS].into_iter().zip(&tables) {
+            check_rows(name, "rows", table.row_count())?;
+        }
+        let [transitions, co_purchases, item_to_item, similar_texts] = tables;
         let projection = |from: usize, to: usize| {
             let bytes = file(TEXT_PROJECTION)?;
             parse_projection(&bytes, from, to)
                 .map_err(|problem| BundleError::Content { path: directory.join(TEXT_PROJECTION), problem })
         };
-        let index = |name: &str| {
-            let path = directory.join(name);
-            file(name)?;
-            let index = FrozenGraph::open(&path)?;
-            match index.row_count() == items.len() {
-                true => Ok(Arc::new(index)),
-                false => Err(BundleError::Content {
-                    path,
-                    problem: format!("{} vectors for {} items", index.row_count(), items.len()),
-                }),
-            }
-        };
-        let neighbours = |name: &str| {
-            let path = directory.join(name);
-            let neighbours = Neighbours::from_bytes(&file(name)?)
-                .map_err(|error| BundleError::Content { path: path.clone(), problem: error.to_string() })?;
-            match neighbours.row_count() == items.len() {
-                true => Ok(neighbours),
-                false => Err(BundleError::Content {
-                    path,
-                    problem: format!("{} rows for {} items", neighbours.row_count(), items.len()),
-                }),
-            }
-        };
         let histories = || {
             let path = directory.join(HISTORIES);
             let histories = Histories::from_bytes(&file(HISTORIES)?)
-                .map_err(|error| BundleError::Content { path: path.clone(), problem: error.to_string() })?;
-            match histories.row_count() == items.len() {
-                true => Ok(histories),
-                false => Err(BundleError::Content {
-                    path,
-                    problem: format!("items of {} rows for {} items", histories.row_count(), items.len()),
-                }),
-            }
+                .map_err(|error| BundleError::Content { path, problem: error.to_string() })?;
+            check_rows(HISTORIES, "rows of histories", histories.row_count())?;
+            Ok::<_, BundleError>(histories)
         };
         let popularity = || {
             let path = directory.join(POPULARITY);
@@ -203,20 +222,20 @@ impl Bundle {
         let known_answer = optional(KNOWN_ANSWER)?.map(|json| serde_json::from_slice(&json)).transpose();
         let known_answer = known_answer
             .map_err(|error| BundleError::Content { path: directory.join(KNOWN_ANSWER), problem: error.to_string() })?;
-        let (item_vectors, title_vectors) = (index(ITEM_VECTORS)?, index(TITLE_VECTORS)?);
-        Ok(Self {
+        let bundle = Self {
             text_projection: projection(title_vectors.dimensions(), item_vectors.dimensions())?,
             item_vectors,
             title_vectors,
+            text_indexes,
             tokenizer,
             known_answer,
             encoder_weights: optional(ENCODER_WEIGHTS)?,
             training: optional(TRAINING)?,
             golden: optional(GOLDEN)?,
-            transitions: neighbours(TRANSITIONS)?,
-            co_purchases: neighbours(CO_PURCHASES)?,
-            item_to_item: neighbours(ITEM_TO_ITEM)?,
-            similar_texts: neighbours(SIMILAR_TEXTS)?,
+            transitions,
+            co_purchases,
+            item_to_item,
+            similar_texts,
             histories: histories()?,
             popularity: popularity()?,
             context_counts: context_counts()?,
@@ -226,7 +245,10 @@ impl Bundle {
             loyalty: loyalty()?,
             items,
             manifest,
-        })
+        };
+        let (bytes, read_ms) = (bundle.manifest.byte_count(), begun.elapsed().as_millis() as u64);
+        tracing::info!(bundle = %bundle.manifest.name, items = bundle.items.len(), bytes, read_ms, "read the bundle");
+        Ok(bundle)
     }
 
     pub fn query_encoder_files(&self) -> QueryEncoderFiles<'_> {
@@ -283,6 +305,10 @@ impl Bundle {
             (GOLDEN, self.golden),
         ];
         let optional = optional.into_iter().filter_map(|(name, bytes)| Some((name, bytes?)));
+        for (name, bytes) in [(LEXICAL, &self.text_indexes.lexical), (COMPLETIONS, &self.text_indexes.completions)] {
+            self.manifest.add_file(name, bytes);
+            write_synced(&temporary.join(name), bytes).map_err(|source| io(&temporary.join(name), source))?;
+        }
         for (name, bytes) in files.into_iter().chain(optional) {
             self.manifest.add_file(name, &bytes);
             write_synced(&temporary.join(name), &bytes).map_err(|source| io(&temporary.join(name), source))?;
