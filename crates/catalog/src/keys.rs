@@ -2,6 +2,7 @@
 use dashmap::DashMap;
 use lodestone_core::ids::{ItemId, ItemKey};
 use parking_lot::RwLock;
+use rayon::prelude::*;
 
 /// Interns item ids as numbers. User histories store the numbers, because 4 bytes are smaller than a string.
 ///
@@ -32,10 +33,8 @@ struct Slot {
 impl ItemKeys {
     /// Returns the key of an item of a catalogue, and creates it if it does not exist.
     pub fn intern(&self, id: &ItemId) -> ItemKey {
-        if let Some(key) = self.keys.get(id)
-            && self.slots.read().of_key[key.0 as usize].is_of_catalogue
-        {
-            return *key;
+        if let Some(key) = self.key_of_catalogue(id) {
+            return key;
         }
         let entry = self.keys.entry(id.clone());
         let mut slots = self.slots.write();
@@ -45,10 +44,15 @@ impl ItemKeys {
     }
 
     /// Returns the keys of items of a catalogue, as [`ItemKeys::intern`] of each in their order.
-    pub fn intern_all<'i>(&self, ids: impl ExactSizeIterator<Item = &'i ItemId>) -> Vec<ItemKey> {
-        let room = ids.len().saturating_sub(self.len());
-        self.slots.write().of_key.reserve(room);
-        ids.map(|id| self.intern(id)).collect()
+    pub fn intern_all<'i>(&self, ids: impl IndexedParallelIterator<Item = &'i ItemId>) -> Vec<ItemKey> {
+        let known: Vec<(&ItemId, Option<ItemKey>)> = ids.map(|id| (id, self.key_of_catalogue(id))).collect();
+        known.into_iter().map(|(id, key)| key.unwrap_or_else(|| self.intern(id))).collect()
+    }
+
+    /// Returns the key of an item if it is known to be one of a catalogue.
+    fn key_of_catalogue(&self, id: &ItemId) -> Option<ItemKey> {
+        let key = self.keys.get(id)?;
+        self.slots.read().of_key[key.0 as usize].is_of_catalogue.then_some(*key)
     }
 
     /// Returns the key of an item of an event, and creates it if it does not exist. It lasts until
@@ -136,6 +140,10 @@ mod tests {
         assert_eq!((keys.intern(&id("a")), keys.intern_for_event(&id("a"))), (first, first));
         assert_eq!(keys.id(first), Some(id("a")));
         assert_eq!(keys.get(&id("c")), None);
+        let ids = ["c", "b", "a", "d"].map(id);
+        let all = keys.intern_all(ids.par_iter());
+        assert_eq!(all, [2, 1, 0, 3].map(ItemKey), "in their order, whichever threads look them up");
+        assert_eq!(all, ids.each_ref().map(|id| keys.intern(id)));
     }
 
     #[test]

@@ -14,7 +14,7 @@ use lodestone_catalog::{Catalog, Item, ItemState, ItemVectors};
 use lodestone_core::{
     bits,
     faults::{self, InjectedFault},
-    ids::{ItemId, ItemKey, Row},
+    ids::{ItemId, Row},
     units::UnixMillis,
 };
 use lodestone_events::{PopularitySnapshot, panic_message};
@@ -149,8 +149,8 @@ pub type ChangedItem = (ItemId, Option<Arc<Item>>);
 pub type EmbeddedChange = (ChangedItem, Option<ItemVectors>);
 
 impl Generation {
-    /// Builds a generation of a bundle, without catalogue changes and declarations, on all threads of the current rayon pool. `languages`
-    /// are those of the items' texts. The vector indexes have room for `live_rows` more items.
+    /// Builds a generation of a bundle, without catalogue changes and declarations, on all threads of the current rayon
+    /// pool. `languages` are those of the items' texts. The vector indexes have room for `live_rows` more items.
     pub fn new(
         bundle: Bundle,
         state: Arc<LiveState>,
@@ -158,7 +158,7 @@ impl Generation {
         synonyms: Synonyms,
         live_rows: usize,
     ) -> Result<Self, GenerationError> {
-        let keys = state.keys.intern_all(bundle.items.iter().map(|item| &item.id));
+        let keys = state.keys.intern_all(bundle.items.par_iter().map(|item| &item.id));
         let (item_count, trained_until) = (bundle.items.len(), UnixMillis(bundle.manifest.trained_until_ms));
         let bundle_texts = bundle.items.par_iter().map(text_hash).collect();
         let bundle_vectors = [bundle.item_vectors.clone(), bundle.title_vectors.clone()];

@@ -9,7 +9,7 @@ use lodestone_core::{
 use lodestone_dataset::{DatasetEvent, write_events, write_items};
 use lodestone_events::EventKind;
 use lodestone_pipeline::{
-    Generation, Models,
+    Generation, Models, TextIndexes,
     bundle::{Bundle, BundleError},
     features::{DeclaredFeature, FEATURES, FeatureSchema},
     golden,
@@ -327,6 +327,9 @@ fn parts_of_bundles_with_other_encoder_settings_are_refused() {
             bundle.manifest.encoder_events = events;
         });
     }
+    let text_indexes = TextIndexes::build(&small.items[1..], &[]).unwrap();
+    let error = Generation::standalone(Bundle { text_indexes, ..small.clone() }, 16).err().unwrap().to_string();
+    assert!(error.contains("lexical index") && error.contains("rows"), "{error}");
 
     // An external user encoder and its item vectors determine the width, and must agree.
     let vectors = |of: &Bundle| -> Vec<f32> {

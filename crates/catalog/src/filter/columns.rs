@@ -606,7 +606,7 @@ impl Column {
 
 impl Columns {
     /// Adds the values that an item has at a time, at a position that has none. `labels` are those of earlier items.
-    pub fn add(&mut self, at: usize, item: &Item, time: UnixMillis, labels: &mut CategoryLabels) {
+    pub(crate) fn add(&mut self, at: usize, item: &Item, time: UnixMillis, labels: &mut CategoryLabels) {
         let [names, paths] = [&mut self.category, &mut self.category_path].map(Arc::make_mut);
         for path in &item.categories {
             let of_path = labels.of(path);
