@@ -5,7 +5,8 @@ use lodestone_core::{
     text::plain_name,
     units::{PriceMicros, UnixMillis},
 };
-use std::{collections::BTreeMap, sync::Arc};
+use serde::{Deserialize, Deserializer, de};
+use std::{collections::BTreeMap, fmt, sync::Arc};
 
 /// A product. The server's conversion of requests and the import check its limits.
 #[derive(Debug, Clone, PartialEq)]
@@ -162,8 +163,11 @@ impl Availability {
 
     /// Parses a name, regardless of letter case, spaces and punctuation.
     pub fn parse(name: &str) -> Option<Self> {
-        let name = plain_name(name);
-        Self::ALL.into_iter().find(|availability| plain_name(availability.name()) == name)
+        let exact = Self::ALL.into_iter().find(|availability| availability.name() == name);
+        exact.or_else(|| {
+            let name = plain_name(name);
+            Self::ALL.into_iter().find(|availability| plain_name(availability.name()) == name)
+        })
     }
 }
 
@@ -224,7 +228,7 @@ impl Sale {
     }
 }
 
-#[derive(Debug, Clone, PartialEq, serde::Serialize, serde::Deserialize)]
+#[derive(Debug, Clone, PartialEq, serde::Serialize)]
 #[serde(untagged)]
 pub enum AttributeValue {
     Flag(bool),
@@ -235,6 +239,66 @@ pub enum AttributeValue {
     Texts(Vec<String>),
     Time(AttributeTime),
     GeoPoint(GeoPoint),
+}
+
+/// By the kind of the value. What serde derives tries each variant in turn, and formats an error for each that does not
+/// match, which takes most of the time of reading items.
+impl<'de> Deserialize<'de> for AttributeValue {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(AttributeValueVisitor)
+    }
+}
+
+struct AttributeValueVisitor;
+
+impl<'de> de::Visitor<'de> for AttributeValueVisitor {
+    type Value = AttributeValue;
+
+    fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        f.write_str("a flag, a number, a text, a list of texts, a time or a location")
+    }
+
+    fn visit_bool<E: de::Error>(self, flag: bool) -> Result<AttributeValue, E> {
+        Ok(AttributeValue::Flag(flag))
+    }
+
+    fn visit_f64<E: de::Error>(self, number: f64) -> Result<AttributeValue, E> {
+        Ok(AttributeValue::Number(number))
+    }
+
+    fn visit_i64<E: de::Error>(self, number: i64) -> Result<AttributeValue, E> {
+        Ok(AttributeValue::Number(number as f64))
+    }
+
+    fn visit_u64<E: de::Error>(self, number: u64) -> Result<AttributeValue, E> {
+        Ok(AttributeValue::Number(number as f64))
+    }
+
+    fn visit_str<E: de::Error>(self, text: &str) -> Result<AttributeValue, E> {
+        Ok(AttributeValue::Text(text.to_owned()))
+    }
+
+    fn visit_seq<A: de::SeqAccess<'de>>(self, texts: A) -> Result<AttributeValue, A::Error> {
+        Deserialize::deserialize(de::value::SeqAccessDeserializer::new(texts)).map(AttributeValue::Texts)
+    }
+
+    fn visit_map<A: de::MapAccess<'de>>(self, fields: A) -> Result<AttributeValue, A::Error> {
+        /// The fields of [`AttributeTime`] and [`GeoPoint`].
+        #[derive(Deserialize)]
+        #[serde(deny_unknown_fields)]
+        struct Fields {
+            time_ms: Option<i64>,
+            latitude: Option<f64>,
+            longitude: Option<f64>,
+        }
+        let Fields { time_ms, latitude, longitude } =
+            Deserialize::deserialize(de::value::MapAccessDeserializer::new(fields))?;
+        match (time_ms, latitude, longitude) {
+            (Some(time_ms), None, None) => Ok(AttributeValue::Time(AttributeTime { time_ms })),
+            (None, Some(latitude), Some(longitude)) => Ok(AttributeValue::GeoPoint(GeoPoint { latitude, longitude })),
+            _ => Err(de::Error::custom("an attribute has either time_ms, or latitude and longitude")),
+        }
+    }
 }
 
 impl AttributeValue {

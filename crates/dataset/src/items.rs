@@ -160,10 +160,11 @@ fn group_id(columns: &Columns, row: usize, id: &str) -> Result<String, DatasetEr
 }
 
 fn availability(columns: &Columns, row: usize, name: &str) -> Result<Option<Availability>, DatasetError> {
-    match Availability::parse(name) {
-        None if !name.is_empty() => Err(columns.bad(row, "availability", format!("`{name}` is unknown"))),
-        availability => Ok(availability),
+    if name.is_empty() {
+        return Ok(None);
     }
+    let unknown = || columns.bad(row, "availability", format!("`{name}` is unknown"));
+    Availability::parse(name).map(Some).ok_or_else(unknown)
 }
 
 fn absent_fields(columns: &Columns, row: usize, names: &[String]) -> Result<FieldSet, DatasetError> {
@@ -210,6 +211,8 @@ mod tests {
         item.attributes.insert("released".into(), AttributeValue::time(UnixMillis(-9)));
         item.attributes
             .insert("location".into(), AttributeValue::GeoPoint(GeoPoint { latitude: 52.5, longitude: 13.4 }));
+        item.attributes.insert("watts".into(), AttributeValue::Number(-7.5));
+        item.attributes.insert("colours".into(), AttributeValue::Texts(vec!["red".into(), "blue".into()]));
         item.created_at = Some(UnixMillis(5));
         item.values_at = Some(UnixMillis(6));
         item.absent_fields.insert(&ItemField::StockQuantity);
@@ -235,6 +238,16 @@ mod tests {
         write_items(&path, &items).unwrap();
         let error = read_items(&path).unwrap_err();
         assert!(matches!(&error, DatasetError::Value { row: 69_001, column: "rating", .. }), "{error}");
+    }
+
+    #[test]
+    fn attributes_are_of_one_kind() {
+        let value = |json: &str| serde_json::from_str::<AttributeValue>(json).map_err(|error| error.to_string());
+        assert_eq!(value("7"), Ok(AttributeValue::Number(7.0)));
+        assert_eq!(value("-7"), Ok(AttributeValue::Number(-7.0)));
+        for json in ["null", "[1]", "{}", r#"{"time_ms": 1, "latitude": 1}"#, r#"{"latitude": 1}"#, r#"{"x": 1}"#] {
+            assert!(value(json).is_err(), "{json}");
+        }
     }
 
     #[test]
