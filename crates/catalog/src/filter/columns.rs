@@ -979,8 +979,14 @@ fn by_cost(nodes: &[Node]) -> impl Iterator<Item = &Node> {
 
 fn mask_of<T: Copy>(values: &[T; BLOCK_ROWS], meets: impl Fn(T) -> bool) -> Mask {
     let mut mask = NONE;
-    for (word, values) in mask.iter_mut().zip(values.chunks_exact(64)) {
-        *word = values.iter().enumerate().fold(0, |word, (at, value)| word | u64::from(meets(*value)) << at);
+    for (word, values) in mask.iter_mut().zip(values.as_chunks::<64>().0) {
+        // Comparisons that set bytes use vector instructions, unlike those that set bits.
+        let met: [u8; 64] = std::array::from_fn(|at| u8::from(meets(values[at])));
+        for (byte, met) in met.as_chunks::<8>().0.iter().enumerate() {
+            // The product has the lowest bits of the eight bytes in its highest byte.
+            let bits = u64::from_le_bytes(*met).wrapping_mul(0x0102_0408_1020_4080) >> 56;
+            *word |= bits << (8 * byte);
+        }
     }
     mask
 }
@@ -1032,4 +1038,22 @@ fn and_not(a: Mask, b: &Mask) -> Mask {
 
 fn or(a: Mask, b: &Mask) -> Mask {
     std::array::from_fn(|at| a[at] | b[at])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn a_mask_has_the_items_whose_values_meet_a_condition(drawn in prop::collection::vec(0..4u8, BLOCK_ROWS)) {
+            let numbers: [f64; BLOCK_ROWS] = std::array::from_fn(|at| if drawn[at] == 0 { f64::NAN } else { f64::from(drawn[at]) });
+            let codes: [u16; BLOCK_ROWS] = std::array::from_fn(|at| u16::from(drawn[at]));
+            let with = |meets: &dyn Fn(u8) -> bool| (0..BLOCK_ROWS).filter(|at| meets(drawn[*at])).collect::<Vec<_>>();
+            let of = |mask: Mask| bits::ones(&mask, 0).collect::<Vec<_>>();
+            prop_assert_eq!(of(mask_of(&codes, |code| code == 2)), with(&|drawn| drawn == 2));
+            prop_assert_eq!(of(mask_of(&numbers, |number| number < 3.0)), with(&|drawn| (1..3).contains(&drawn)));
+        }
+    }
 }
