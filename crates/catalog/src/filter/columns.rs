@@ -41,6 +41,8 @@ const NUMBERS: [Field; 8] = [
     Field::StockQuantity,
     Field::CreateTime,
 ];
+/// The index of [`Field::CreateTime`] in [`NUMBERS`].
+const CREATE_TIME: usize = 7;
 
 /// The columns of one block. Titles, descriptions and ids have no column, because almost every item has a different
 /// value. They are read from the items that the other conditions leave. Snapshots of the catalogue share the columns
@@ -127,13 +129,24 @@ pub(crate) struct Column {
 
 /// Texts as numbers, so that texts of many items are compared and counted without reading them.
 #[derive(Debug, Clone)]
-struct Texts {
+pub(crate) struct Texts {
     /// For each item 1 + the index of its text, which may be empty, or 0 without a text.
     codes: [u16; BLOCK_ROWS],
     known: Vec<KnownText>,
+    /// By code: the first bytes of the text, so that most texts are compared with few reads; 0 for the code 0.
+    prefixes: Vec<u64>,
     index_of: AHashMap<Arc<str>, u16>,
     /// Indices of texts that no item has any more.
     free: Vec<u16>,
+}
+
+/// The values of a column by which items sort.
+pub(crate) enum OnlyValues<'c> {
+    /// NaN for items without a value.
+    Numbers(&'c [f64; BLOCK_ROWS]),
+    Texts(&'c Texts),
+    /// Flags, or values of several types.
+    Mixed,
 }
 
 #[derive(Debug, Clone)]
@@ -322,7 +335,13 @@ impl Items {
 
 impl Default for Texts {
     fn default() -> Self {
-        Self { codes: [0; BLOCK_ROWS], known: Vec::new(), index_of: AHashMap::new(), free: Vec::new() }
+        Self {
+            codes: [0; BLOCK_ROWS],
+            known: Vec::new(),
+            prefixes: vec![0],
+            index_of: AHashMap::new(),
+            free: Vec::new(),
+        }
     }
 }
 
@@ -346,14 +365,17 @@ impl Texts {
         let text = SortText::new(normal);
         let shared = text.shared();
         let spelling = written.map(|written| if written == normal { shared.clone() } else { written.into() });
+        let prefix = text.prefix();
         let known = KnownText { text, hash: hash(normal), item_count: 0, spelling };
         let index = match self.free.pop() {
             Some(index) => {
                 self.known[usize::from(index)] = known;
+                self.prefixes[usize::from(index) + 1] = prefix;
                 index
             }
             None => {
                 self.known.push(known);
+                self.prefixes.push(prefix);
                 (self.known.len() - 1) as u16
             }
         };
@@ -378,6 +400,20 @@ impl Texts {
     fn known(&self, at: usize) -> Option<&KnownText> {
         let index = self.codes[at].checked_sub(1)?;
         Some(&self.known[usize::from(index)])
+    }
+
+    /// Returns the first bytes of an item's text as [`SortText`] has them. 0: no text, an empty one, or one of zeros.
+    #[inline]
+    pub(crate) fn prefix(&self, at: usize) -> u64 {
+        self.prefixes[usize::from(self.codes[at])]
+    }
+
+    /// Returns the value by which an item sorts. A text whose normal form is empty is no value.
+    pub(crate) fn value(&self, at: usize) -> SortValue<'_> {
+        match self.get(at) {
+            Some(text) if !text.as_str().is_empty() => SortValue::Text(text.as_ref()),
+            _ => SortValue::Missing,
+        }
     }
 
     fn with_text(&self, normal: &str) -> Mask {
@@ -408,16 +444,32 @@ impl Texts {
 impl Column {
     /// Returns the value of the item at a position. A text whose normal form is empty is no value.
     pub(crate) fn value(&self, at: usize) -> SortValue<'_> {
-        let text = self.texts.as_ref().and_then(|texts| texts.get(at));
-        if let Some(text) = text.filter(|text| !text.as_str().is_empty()) {
-            return SortValue::Text(text.as_ref());
+        if let Some(texts) = &self.texts
+            && let text @ SortValue::Text(_) = texts.value(at)
+        {
+            return text;
         }
         let number = Numbers::get(&self.numbers, at).or_else(|| Numbers::get(&self.times, at));
+        if let Some(number) = number {
+            return SortValue::number(number);
+        }
         let flag = || {
             let [is_true, present] = self.flags.as_ref()?;
             bits::has(present, at).then(|| SortValue::Flag(bits::has(is_true, at)))
         };
-        number.map(|number| SortValue::Number(number + 0.0)).or_else(flag).unwrap_or(SortValue::Missing)
+        flag().unwrap_or(SortValue::Missing)
+    }
+
+    /// Returns the values by which items sort if they are of one type.
+    pub(crate) fn only(&self) -> OnlyValues<'_> {
+        match self {
+            Self { texts: None, numbers: Some(numbers), times: None, flags: None, .. }
+            | Self { texts: None, numbers: None, times: Some(numbers), flags: None, .. } => {
+                OnlyValues::Numbers(&numbers.values)
+            }
+            Self { texts: Some(texts), numbers: None, times: None, flags: None, .. } => OnlyValues::Texts(texts),
+            _ => OnlyValues::Mixed,
+        }
     }
 
     /// Returns the distance of the item's location; missing without a location.
@@ -744,6 +796,11 @@ impl Columns {
         }
     }
 
+    /// Returns the value by which an item sorts by its time of creation.
+    pub(crate) fn create_time(&self, at: usize) -> SortValue<'_> {
+        self.numbers[CREATE_TIME].value(at)
+    }
+
     /// Returns the items in stock.
     pub(crate) fn in_stock(&self) -> Mask {
         self.in_stock.with_flag(true)
@@ -1043,7 +1100,27 @@ fn or(a: Mask, b: &Mask) -> Mask {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use lodestone_core::ids::ItemId;
     use proptest::prelude::*;
+
+    #[test]
+    fn texts_that_replace_others_have_their_own_first_bytes() {
+        let branded = |brand: &str| {
+            let item = Item::titled(ItemId::parse("a").unwrap(), "a");
+            Item { brand: brand.to_owned(), ..item }
+        };
+        let (mut columns, at) = (Columns::default(), UnixMillis(0));
+        let mut known = branded("Zeta");
+        columns.add(5, &known, at);
+        for brand in ["Acme", "", "Zenith & Co", "Acme"] {
+            let new = branded(brand);
+            columns.replace(5, (&known, at), (&new, at));
+            let OnlyValues::Texts(texts) = columns.brand.only() else { panic!("the column has texts alone") };
+            assert_eq!(texts.prefix(5), SortText::new(&normalize(brand)).prefix(), "{brand}");
+            assert_eq!(texts.prefix(4), 0);
+            known = new;
+        }
+    }
 
     proptest! {
         #[test]

@@ -7,7 +7,7 @@ mod parse;
 use super::{AttributeValue, Availability, GeoPoint, Item, item::PATH_SEPARATOR};
 pub use attributes::AttributeCondition;
 pub use build::FilterValue;
-pub(super) use columns::{BLOCK_ROWS, CategoryLabels, Column, Columns, Mask};
+pub(super) use columns::{BLOCK_ROWS, CategoryLabels, Column, Columns, Mask, OnlyValues, Texts};
 use lodestone_core::{
     text::{self, normalize},
     units::UnixMillis,
