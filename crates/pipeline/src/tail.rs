@@ -156,7 +156,7 @@ impl Tail {
             let value = move |at: usize| match at {
                 0 => self.in_stock(catalog, row),
                 1 | 2 => SortValue::Number(counts[at - 1]),
-                _ => catalog.own(row).created_at.map_or(SortValue::Missing, |at| SortValue::Number(at.0 as f64)),
+                _ => catalog.create_time(row),
             };
             (row, value)
         });
