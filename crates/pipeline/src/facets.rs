@@ -150,8 +150,12 @@ pub fn count(catalog: &Catalog, spec: &FacetSpec, among: &[u64], one_per_group: 
     if !spec.value_query.is_empty() {
         texts.retain(|(text, _)| has_word_prefix(text, &spec.value_query));
     }
-    texts.sort_unstable_by(|a, b| b.1.cmp(&a.1).then(a.0.cmp(b.0)));
-    texts.truncate(spec.value_count);
+    let most_frequent_first = |a: &(&str, u64), b: &(&str, u64)| b.1.cmp(&a.1).then(a.0.cmp(b.0));
+    if texts.len() > spec.value_count {
+        texts.select_nth_unstable_by(spec.value_count, most_frequent_first);
+        texts.truncate(spec.value_count);
+    }
+    texts.sort_unstable_by(most_frequent_first);
     let text = |(normal, item_count)| {
         let key = FacetKey::Text(catalog.spelling(&spec.field, normal, among));
         FacetValue { key, item_count }
@@ -245,8 +249,10 @@ fn bounds_of<'n>(numbers: impl Iterator<Item = &'n f64> + Clone) -> Vec<f64> {
         (least, most, count) = (least.min(*number), most.max(*number), count + 1);
     }
     let mut sample: Vec<f64> = numbers.copied().step_by(count.div_ceil(BOUNDS_SAMPLE)).collect();
-    sample.sort_unstable_by(f64::total_cmp);
-    let quantile = |part: usize| sample[sample.len() * part / RANGE_COUNT];
+    let mut quantile = |part: usize| {
+        let index = sample.len() * part / RANGE_COUNT;
+        *sample.select_nth_unstable_by(index, f64::total_cmp).1
+    };
     let mut bounds: Vec<f64> = (1..RANGE_COUNT).map(|part| rounded(quantile(part))).collect();
     bounds.retain(|bound| *bound > least && *bound <= most);
     bounds.dedup();
