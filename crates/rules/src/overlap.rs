@@ -10,8 +10,8 @@ use std::sync::Arc;
 
 impl RuleSnapshot {
     /// Returns the other rules, in the order of their ids, that pin a rank which a rule pins too, have not ended at `now`,
-    /// and apply to requests to which the rule applies. Conditions on queries are compared by their texts: a request that has
-    /// two words of which no condition has both is not found.
+    /// and apply to requests to which the rule applies. Conditions on queries are compared by their normal forms: a request
+    /// that has two words of which no condition has both is not found.
     pub fn competing_pins<'s>(
         &'s self,
         rule: &'s CompiledRule,
@@ -27,7 +27,7 @@ impl RuleSnapshot {
 }
 
 impl CompiledRule {
-    /// Returns whether both rules apply to some request, as far as their conditions on queries show it by their texts.
+    /// Returns whether both rules apply to some request, as far as the normal forms of their conditions on queries show it.
     fn shares_requests_with(&self, other: &Self) -> bool {
         let unset = RuleCondition::default();
         let [of, of_other] = [self, other].map(|rule| rule.rule.condition.as_ref().unwrap_or(&unset));
@@ -114,6 +114,9 @@ mod tests {
             (RuleCondition::default(), RuleCondition::default(), true),
             (of(Exact, "heart"), RuleCondition::default(), true),
             (of(Exact, "Heart"), of(Exact, "heart"), true),
+            (of(Exact, "Mug "), of(Exact, "mug"), true),
+            (of(Prefix, " RED  Mug"), of(Prefix, "red mug"), true),
+            (of(Contains, "Black & Mug"), of(Exact, "big black and mug"), true),
             (of(Exact, "heart"), of(Exact, "hearts"), false),
             (of(Exact, "red heart"), of(Contains, "heart"), true),
             (of(Exact, "red hearts"), of(Contains, "heart"), false),
