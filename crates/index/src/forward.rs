@@ -152,7 +152,7 @@ impl ForwardIndex {
         let mut spans = Vec::with_capacity(lengths.len());
         for length in &lengths {
             let start = end;
-            end = start.checked_add(*length).unwrap_or(u32::MAX);
+            end = start.saturating_add(*length);
             spans.push((start, end));
         }
         check(end as usize == words.len(), "the lengths of the rows are not those of their words")?;

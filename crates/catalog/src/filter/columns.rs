@@ -1111,7 +1111,7 @@ mod tests {
         };
         let (mut columns, at) = (Columns::default(), UnixMillis(0));
         let mut known = branded("Zeta");
-        columns.add(5, &known, at);
+        columns.add(5, &known, at, &mut CategoryLabels::default());
         for brand in ["Acme", "", "Zenith & Co", "Acme"] {
             let new = branded(brand);
             columns.replace(5, (&known, at), (&new, at));
