@@ -4,7 +4,9 @@ use crate::files::{in_directory, select, selecting, with_file, written};
 use lodestone::cli;
 use lodestone_core::ids::{ItemKey, Row};
 use lodestone_events::ItemCounts;
-use lodestone_index::{BuildConfig, FrozenGraph, Histories, Neighbours, Precision};
+use lodestone_index::{
+    BuildConfig, CompletionCandidate, CompletionSource, FrozenGraph, Histories, Neighbours, Precision, Suggester,
+};
 use lodestone_pipeline::{
     bundle::{Head, Manifest},
     features::{ContextCounts, ContextField},
@@ -16,7 +18,8 @@ const NEIGHBOURS: usize = 0;
 const HISTORIES: usize = 1;
 const POPULARITY: usize = 2;
 const CONTEXT_COUNTS: usize = 3;
-const TABLES: usize = 4;
+const COMPLETIONS: usize = 4;
+const TABLES: usize = 5;
 /// Rows of the catalogue of these tables.
 const ROWS: usize = 4;
 
@@ -26,7 +29,16 @@ pub(crate) fn table_seeds() -> Vec<Vec<u8>> {
     // The users of the platform `web` chose the items 0 and 2.
     let users = b"\x0a\x03web\x12\x02\x00\x02\x1a\x02\x03\x01";
     let field = [&b"\x0a\x08platform\x12\x0d"[..], users].concat();
+    let candidate = |text: &str, source| CompletionCandidate {
+        text: text.to_owned(),
+        category: "Kitchen".to_owned(),
+        weight: 1.0,
+        source,
+    };
+    let completions =
+        Suggester::build([candidate("Red mug", CompletionSource::Title), candidate("mug", CompletionSource::Phrase)]);
     vec![
+        selecting(COMPLETIONS, completions.to_bytes()),
         selecting(NEIGHBOURS, Neighbours::from_counts(ROWS, pairs, 3).to_bytes()),
         selecting(HISTORIES, Histories::new(ROWS, &[vec![0, 1, 2], vec![3, 1]]).to_bytes()),
         selecting(POPULARITY, ItemCounts::default().to_bytes(ROWS)),
@@ -58,6 +70,12 @@ pub(crate) fn accepts_table(input: &[u8]) -> bool {
             true
         }),
         POPULARITY => ItemCounts::from_bytes(bytes).is_ok(),
+        COMPLETIONS => Suggester::read(bytes).is_ok_and(|completions| {
+            for prefix in ["", "m", "red m"] {
+                assert!(completions.complete(prefix, 5, &|_| 0.0).len() <= 5);
+            }
+            true
+        }),
         _ => ContextCounts::from_bytes(bytes, ROWS, &[ContextField::Platform]).is_ok_and(|counts| {
             counts.by_key(&keys);
             true
