@@ -154,7 +154,7 @@ async fn messages_have_stated_sizes_and_every_refusal_has_a_reason() {
     pages_of_large_items(&server).await;
     compression(&server).await;
     let metrics = server.engine.metrics_text();
-    for line in ["rpc=\"unknown\",code=\"UNIMPLEMENTED\"} 2", "rpc=\"UpsertItems\",code=\"RESOURCE_EXHAUSTED\"} 2"] {
+    for line in ["rpc=\"unknown\",code=\"UNIMPLEMENTED\"} 2", "rpc=\"UpsertItems\",code=\"RESOURCE_EXHAUSTED\"} 3"] {
         assert!(metrics.contains(line), "{line} is missing in {metrics}");
     }
     server.end().await;

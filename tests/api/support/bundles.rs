@@ -10,7 +10,7 @@ use lodestone_engine::{Engine, EngineConfig, EngineError, OpenError, OpenOptions
 use lodestone_events::{EventKind, LogError};
 use lodestone_index::{BuildConfig, FrozenGraph, Languages, Precision};
 use lodestone_pipeline::{
-    Answer, Options, Page, RecommendKind, RecommendRequest, SearchRequest, Viewer,
+    Answer, Options, Page, RecommendKind, RecommendRequest, SearchRequest, TextIndexes, Viewer,
     answers::AnswerLogConfig,
     bundle::Bundle,
     features::FeatureSchema,
@@ -125,6 +125,7 @@ impl Shop {
         bundle.manifest.files.clear();
         bundle.golden = None;
         change(&mut bundle);
+        bundle.text_indexes = TextIndexes::build(&bundle.items, &bundle.manifest.searchable_attributes).unwrap();
         if bundle.golden.is_none() {
             bundle.golden = golden_requests(&bundle, &runtime()).ok();
         }
