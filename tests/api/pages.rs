@@ -67,6 +67,60 @@ fn reasons(result: &proto::Result) -> Vec<ReasonCode> {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_query_has_the_same_total_and_facets_with_and_without_function_words() {
+    let shop = Shop::new();
+    let server = GrpcServer::start(shop.open(HealthBounds::default())).await;
+    let channel = &server.channel;
+    let item = |id: String, title: &str, description: &str, brand: &str, price: usize| proto::Item {
+        item_id: id,
+        title: title.to_owned(),
+        description: description.to_owned(),
+        brand: brand.to_owned(),
+        price_micros: Some(price as i64 * 1_000_000),
+        ..Default::default()
+    };
+    let teapot = |number: usize| {
+        let title = ["stoneware teapot", "stoneware teapot handle"][number % 2];
+        item(format!("teapot-{number}"), title, "", "Acme", 10 + 2 * number)
+    };
+    let shirt = |number: usize| {
+        item(
+            format!("shirt-{number}"),
+            "linen shirt",
+            "a shirt with a collar for the summer",
+            "Bramble",
+            5 + 2 * number,
+        )
+    };
+    upsert(channel, (0..14).map(teapot).chain((0..12).map(shirt)).collect()).await;
+    for (text, plain, total) in [
+        ("a teapot", "teapot", 14),
+        ("teapot with handle", "teapot handle", 7),
+        ("a teapot for the summer handle", "teapot summer handle", 26),
+    ] {
+        for order_by in ["", "price"] {
+            let mut answers = Vec::new();
+            for text in [text, plain] {
+                let request = proto::SearchRequest {
+                    facet_specs: vec![proto::FacetSpec { field: "brand".to_owned(), ..Default::default() }],
+                    options: Some(proto::RankingOptions { order_by: order_by.to_owned(), ..Default::default() }),
+                    ..query(text)
+                };
+                answers.push(search(channel, request).await.unwrap());
+            }
+            let (with, without) = (&answers[0], &answers[1]);
+            assert_eq!((with.total_size, without.total_size), (total, total), "`{text}` `{order_by}`");
+            assert_eq!(with.facets, without.facets, "`{text}` `{order_by}`");
+            assert_eq!(with.corrected_query, "", "`{text}`");
+            if order_by == "price" {
+                assert_eq!(ids(&with.results), ids(&without.results), "`{text}`");
+            }
+        }
+    }
+    server.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn later_pages_keep_the_order_and_show_the_items_of_now() {
     let shop = Shop::new();
     let server = GrpcServer::start(shop.open(HealthBounds::default())).await;

@@ -1,4 +1,5 @@
 //! Inflected forms: the words of the catalogue that share a stem with a query's word.
+use crate::function_words;
 use ahash::AHashMap;
 use frostem::{Algorithm, Stemmer};
 use lodestone_core::text::{self, Token};
@@ -52,6 +53,11 @@ impl Languages {
     fn stems(&self, word: &str) -> impl Iterator<Item = Stem> {
         let stem = |(at, stemmer): (usize, &Stemmer)| (at as u8, stemmer.stem(word).into_owned().into_boxed_str());
         self.0.iter().enumerate().map(stem)
+    }
+
+    /// Returns whether a word in lower case, with its accents, is a function word of a language.
+    pub(crate) fn has_function_word(&self, word: &str) -> bool {
+        self.0.iter().any(|stemmer| function_words::of(stemmer.algorithm()).contains(&word))
     }
 
     /// Returns whether a language has forms that the tokens of a text do not merge. Tokens merge English plurals, and

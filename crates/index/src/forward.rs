@@ -20,7 +20,8 @@ pub(crate) struct Group {
     pub alternatives: Vec<Vec<String>>,
     /// The number of first alternatives that mean the same as the query; the others are forms of its word.
     pub equal_count: usize,
-    /// A row without any alternative still has all words of the query.
+    /// The group changes the score alone: a row needs another group to match, and no alternative of this one to have all
+    /// words of the query.
     pub is_optional: bool,
 }
 
@@ -214,7 +215,8 @@ impl ForwardIndex {
         let weight = |words: &Vec<(u32, f32)>| words.iter().map(|(_, weight)| weight).sum::<f32>();
         let lightest = alternatives.iter().map(weight).fold(f32::INFINITY, f32::min);
         let factors = (0..alternatives.len()).map(|at| group.alternative_weight(at)).collect();
-        WeightedGroup { weight: if lightest.is_finite() { lightest } else { 0.0 }, alternatives, factors }
+        let counts = lightest.is_finite() && !group.is_optional;
+        WeightedGroup { weight: if counts { lightest } else { 0.0 }, alternatives, factors }
     }
 }
 
@@ -228,7 +230,7 @@ fn distinct(words: &[u32]) -> Vec<u32> {
 
 /// A group with word ids and inverse document frequencies.
 struct WeightedGroup {
-    /// Sum of the inverse document frequencies of the alternative with the least sum.
+    /// Sum of the inverse document frequencies of the alternative with the least sum; 0 if the group is optional.
     weight: f32,
     /// Word ids with their inverse document frequencies.
     alternatives: Vec<Vec<(u32, f32)>>,

@@ -43,6 +43,7 @@ mod arrays;
 mod forms;
 mod forward;
 mod frozen;
+mod function_words;
 mod histories;
 mod hnsw;
 mod index;

@@ -21,7 +21,7 @@ impl Lexical {
     /// the query is an item's id, or if no row that passes `keep` has all words of the corrected query.
     ///
     /// Does not change codes (words with a digit), units, scripts without spaces, short words, forms of known words and
-    /// words of the synonyms.
+    /// words of the synonyms, function words.
     pub fn correct<'q>(
         &self,
         query: impl Into<QueryText<'q>>,
@@ -80,7 +80,8 @@ impl Lexical {
             let words = self.words.read();
             !words.forms.of(word, &token.text, false, |form| words.forward.frequency(form)).is_empty()
         };
-        if text::is_unit(word) || synonyms.longest_at(&[&token.text]).is_some() || has_forms() {
+        let is_function_word = self.words.read().forms.languages.has_function_word(word);
+        if is_function_word || text::is_unit(word) || synonyms.longest_at(&[&token.text]).is_some() || has_forms() {
             return Ok(None);
         }
         *scans_left -= 1;

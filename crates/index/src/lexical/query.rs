@@ -1,7 +1,12 @@
 //! Conversion of a query's words to tantivy queries.
 use super::{
-    super::forward::{ForwardIndex, Group},
+    super::{
+        forms::Languages,
+        forward::{ForwardIndex, Group},
+        function_words,
+    },
     Fields, Lexical, LexicalError, MatchMode, QueryText, SCANNED_WORDS_MAX, Words,
+    collect::any_of,
     document::ordered,
 };
 use ahash::AHashMap;
@@ -18,6 +23,8 @@ const QUERY_TOKENS_MAX: usize = 48;
 /// Maximum terms to which a prefix expands.
 const EXPANSIONS_MAX: usize = 32;
 
+type Clause = (Occur, Box<dyn Query>);
+
 /// A query after tokenization and expansion of synonyms and compounds.
 pub(super) struct ParsedQuery {
     pub normal: String,
@@ -30,11 +37,14 @@ pub(super) struct ParsedQuery {
 impl ParsedQuery {
     /// Returns the words of which a row must have one, and nothing else; none if some rows must have several.
     pub(super) fn alternative_words(&self, matching: MatchMode) -> Option<Vec<&str>> {
-        let words = self.groups.iter().flat_map(|group| &group.alternatives);
+        let required: Vec<&Group> = self.groups.iter().filter(|group| !group.is_optional).collect();
         match matching {
-            MatchMode::Any => Some(words.flatten().chain(&self.optional).map(String::as_str).collect()),
+            MatchMode::Any => {
+                let words = required.into_iter().flat_map(|group| group.alternatives.iter().flatten());
+                Some(words.chain(&self.optional).map(String::as_str).collect())
+            }
             // Optional words change the score alone.
-            MatchMode::All if self.groups.len() == 1 => words
+            MatchMode::All if required.len() == 1 => (required[0].alternatives.iter())
                 .map(|words| if let [word] = &words[..] { Some(&**word) } else { None }.filter(|w| !has_parts(w)))
                 .collect(),
             MatchMode::All | MatchMode::Prefix => None,
@@ -49,11 +59,27 @@ fn has_parts(word: &str) -> bool {
 
 impl Lexical {
     /// Parses a query.
-    pub(super) fn parse(&self, query: QueryText) -> ParsedQuery {
+    pub(super) fn parse(&self, searcher: &Searcher, query: QueryText) -> Result<ParsedQuery, LexicalError> {
         let normal = text::normalize(query.text);
         let mut tokens = text::tokens(&normal);
         tokens.truncate(QUERY_TOKENS_MAX);
-        self.parse_tokens(normal, &tokens, self.synonyms(query))
+        let mut parsed = self.parse_tokens(query, normal, &tokens);
+        if parsed.groups.iter().any(|group| group.is_optional) && !self.has_required_word(searcher, &parsed)? {
+            parsed.groups.iter_mut().for_each(|group| group.is_optional = false);
+        }
+        Ok(parsed)
+    }
+
+    /// Returns whether an item has one of the words that are not optional.
+    fn has_required_word(&self, searcher: &Searcher, parsed: &ParsedQuery) -> Result<bool, LexicalError> {
+        let required = parsed.groups.iter().filter(|group| !group.is_optional);
+        for word in required.flat_map(|group| group.alternatives.iter().flatten()) {
+            let is_known = self.words.read().forward.frequency(word) > 0;
+            if is_known || any_of(searcher, &*self.required_word(word), &|_| true)? {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 
     /// Returns the synonyms that apply to a query.
@@ -61,10 +87,13 @@ impl Lexical {
         MergedSynonyms { of_index: &self.synonyms, others: query.synonyms }
     }
 
-    fn parse_tokens(&self, normal: String, tokens: &[text::Token], synonyms: MergedSynonyms) -> ParsedQuery {
+    /// Parses the tokens of a query. Its function words are optional, even if it has no other words.
+    fn parse_tokens(&self, query: QueryText, normal: String, tokens: &[text::Token]) -> ParsedQuery {
+        let synonyms = self.synonyms(query);
         let sequence: Vec<&str> = ordered(tokens).collect();
         let written = written_by_token(&normal);
         let words = &self.words.read();
+        let function_tokens = function_tokens(&words.forms.languages, query.text);
         let mut scans_left = SCANNED_WORDS_MAX;
         let mut groups: Vec<Group> = Vec::with_capacity(sequence.len());
         let mut at = 0;
@@ -77,15 +106,21 @@ impl Lexical {
                         (2, Group::of(vec![apart, vec![joined]]))
                     }
                     None => {
-                        let written = written.get(sequence[at]).map(String::as_str);
-                        (1, words.group(sequence[at], written, &mut scans_left))
+                        let word = sequence[at];
+                        let mut group = words.group(word, written.get(word).map(String::as_str), &mut scans_left);
+                        // "in" after a number is a unit.
+                        let is_unit = at > 0 && is_number(sequence[at - 1]) && text::is_unit(word);
+                        // "and" between other words may be a "&" without spaces.
+                        let is_between = at > 0 && at + 1 < sequence.len();
+                        group.is_optional = !is_unit
+                            && (function_tokens.iter().any(|other| other == word)
+                                || function_words::is_chinese(word)
+                                || is_between && word == "and");
+                        (1, group)
                     }
                 },
             };
-            // "and" between other words is optional, because titles leave it out.
-            let is_optional = at > 0 && at + count < sequence.len() && sequence[at..at + count] == ["and"];
             at += count;
-            let group = Group { is_optional, ..group };
             if !groups.contains(&group) {
                 groups.push(group);
             }
@@ -100,7 +135,13 @@ impl Lexical {
     }
 
     pub(super) fn query(&self, parsed: &ParsedQuery, matching: MatchMode) -> Box<dyn Query> {
-        let mut clauses = self.clauses(parsed, if matching == MatchMode::Any { Occur::Should } else { Occur::Must });
+        let occur = if matching == MatchMode::Any { Occur::Should } else { Occur::Must };
+        let (mut clauses, optional) = self.clauses(parsed, occur);
+        if matching == MatchMode::Any && !optional.is_empty() && !clauses.is_empty() {
+            let others: Box<dyn Query> = Box::new(BooleanQuery::new(clauses));
+            clauses = vec![(Occur::Must, others)];
+        }
+        clauses.extend(optional);
         match clauses.len() {
             0 => Box::new(EmptyQuery),
             // A single clause without a BooleanQuery lets tantivy skip documents that cannot be among the best.
@@ -109,8 +150,9 @@ impl Lexical {
         }
     }
 
-    fn clauses(&self, parsed: &ParsedQuery, occur: Occur) -> Vec<(Occur, Box<dyn Query>)> {
-        let groups = parsed.groups.iter().map(|group| {
+    /// Returns the clauses that decide which rows match, and those of the optional groups, which change the score alone.
+    fn clauses(&self, parsed: &ParsedQuery, occur: Occur) -> (Vec<Clause>, Vec<Clause>) {
+        let clause = |group: &Group| {
             let alternative = |(at, words): (usize, &Vec<String>)| match group.alternative_weight(at) {
                 1.0 => self.words_query(words, occur),
                 weight => boosted(self.words_query(words, occur), weight),
@@ -122,9 +164,11 @@ impl Lexical {
                 _ => Box::new(DisjunctionMaxQuery::new(alternatives)),
             };
             (if group.is_optional { Occur::Should } else { occur }, query)
-        });
-        let optional = parsed.optional.iter().map(|term| (Occur::Should, self.word(term)));
-        groups.chain(optional).collect()
+        };
+        let (optional, required): (Vec<&Group>, Vec<&Group>) =
+            parsed.groups.iter().partition(|group| group.is_optional);
+        let terms = parsed.optional.iter().map(|term| (Occur::Should, self.word(term)));
+        (required.into_iter().map(clause).chain(terms).collect(), optional.into_iter().map(clause).collect())
     }
 
     /// Matches all (`Must`) or some (`Should`) of the words of an alternative.
@@ -140,13 +184,13 @@ impl Lexical {
         let normal = &text::normalize(query.text);
         let mut tokens = text::tokens(normal);
         tokens.truncate(QUERY_TOKENS_MAX);
-        let unfinished = take_last_word(normal, &mut tokens);
-        let mut clauses =
-            self.clauses(&self.parse_tokens(normal.to_owned(), &tokens, self.synonyms(query)), Occur::Must);
-        if let Some((typed, stemmed)) = unfinished {
-            clauses.push((Occur::Must, self.prefix(searcher, &typed, &stemmed)?));
-        }
-        Ok(if clauses.is_empty() { Box::new(EmptyQuery) } else { Box::new(BooleanQuery::new(clauses)) })
+        let Some((typed, stemmed)) = take_last_word(normal, &mut tokens) else {
+            return Ok(self.query(&self.parse(searcher, query)?, MatchMode::All));
+        };
+        let (mut clauses, optional) = self.clauses(&self.parse_tokens(query, normal.to_owned(), &tokens), Occur::Must);
+        clauses.push((Occur::Must, self.prefix(searcher, &typed, &stemmed)?));
+        clauses.extend(optional);
+        Ok(Box::new(BooleanQuery::new(clauses)))
     }
 
     /// Matches a word, or all its bigrams if it is a CJK word of three or more characters, because the segmenter may
@@ -230,6 +274,17 @@ impl Words {
     }
 }
 
+/// Returns the tokens of those words of a query that are function words, as they were sent: between white space, so
+/// that "in-ear" stays a compound, and with accents, because "für" has the normal form of the English "fur".
+fn function_tokens(languages: &Languages, sent: &str) -> Vec<String> {
+    let words = sent.split_whitespace().map(str::to_lowercase).filter(|word| languages.has_function_word(word));
+    words.flat_map(|word| text::tokens(&word)).map(|token| token.text).collect()
+}
+
+fn is_number(word: &str) -> bool {
+    word.bytes().all(|byte| byte.is_ascii_digit())
+}
+
 /// Maps the tokens of a normalized query to its words before stemming.
 fn written_by_token(normal: &str) -> AHashMap<String, String> {
     let written = text::written_words(normal).into_iter().filter_map(|word| match &text::tokens(&word)[..] {
@@ -242,7 +297,6 @@ fn written_by_token(normal: &str) -> AHashMap<String, String> {
 /// Joins the first two words to one ("dish washer" to "dishwasher", "ps 5" to "ps5") if items have it.
 fn joined(forward: &ForwardIndex, words: &[&str]) -> Option<String> {
     let [first, second, ..] = words else { return None };
-    let is_number = |word: &str| word.bytes().all(|byte| byte.is_ascii_digit());
     let is_part = |word: &str| word.chars().all(|c| c.is_alphanumeric() && !text::is_unspaced(c));
     // "a" is an article, and two numbers are two measures.
     let is_separate = *first == "a" || is_number(first) && is_number(second);

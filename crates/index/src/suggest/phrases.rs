@@ -1,4 +1,5 @@
 //! Phrases: short runs of words that the titles of several items have in common.
+use crate::function_words;
 use lodestone_core::text::{self, TokenKind};
 
 /// Minimum items with a phrase.
@@ -8,16 +9,10 @@ const WORDS_MAX: usize = 3;
 /// Minimum characters of a phrase; in scripts without spaces, where a word is short.
 const CHARS_MIN: usize = 3;
 const UNSPACED_CHARS_MIN: usize = 2;
-/// Words with which no phrase starts or ends, as single letters, because they belong to what is before or after them.
-const FUNCTION_WORDS: &[&str] = &[
-    "a", "an", "and", "at", "by", "for", "from", "in", "of", "on", "or", "the", "to", "with", "without", "aus", "das",
-    "der", "die", "für", "im", "mit", "ohne", "und", "von", "zum", "zur", "au", "aux", "avec", "de", "des", "du", "en",
-    "et", "la", "le", "les", "ou", "par", "pour", "sans", "sur", "un", "une", "con", "del", "el", "los", "para", "por",
-    "sin", "y", "een", "het", "met", "van", "voor", "的", "和", "与",
-];
 
 /// Returns the phrases of a title, each once: its runs of one to three words, in lower case, without numbers, codes and
-/// punctuation between them. They neither start nor end with a function word. Chinese runs are of the segmenter's words.
+/// punctuation between them. They neither start nor end with a function word or a single letter, because these belong to
+/// the words before or after them. Chinese runs are of the segmenter's words.
 pub fn phrases(title: &str) -> Vec<String> {
     let mut phrases = Vec::new();
     let mut run: Vec<(String, bool)> = Vec::new();
@@ -57,7 +52,7 @@ pub fn phrases(title: &str) -> Vec<String> {
 /// Adds the phrases of a run of words, each with whether its script has no spaces, and empties the run.
 fn push_phrases(run: &mut Vec<(String, bool)>, phrases: &mut Vec<String>) {
     let is_function = |(word, is_unspaced): &(String, bool)| {
-        FUNCTION_WORDS.contains(&word.as_str()) || !is_unspaced && word.chars().count() == 1
+        function_words::is_any(word) || !is_unspaced && word.chars().count() == 1
     };
     for count in 1..=WORDS_MAX {
         for words in run.windows(count) {
