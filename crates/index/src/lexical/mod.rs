@@ -972,7 +972,17 @@ mod tests {
 
     #[test]
     fn function_words_count_without_another_known_word_and_while_they_are_typed() {
-        let items = ["The Who", "Over the top", "Toy van", "Toy car", "In-ear phones", "Pan 10 in", "Pan 10 cm"];
+        let items = [
+            "The Who",
+            "Over the top",
+            "Toy van",
+            "Toy car",
+            "In-ear phones",
+            "Pan 10 in",
+            "Pan 10 cm",
+            "Pipe 1/2 in",
+            "Pipe 1/2 ft",
+        ];
         let lexical = index(&items);
         assert_eq!(rows(&lexical, "the", MatchMode::All).len(), 2);
         assert_eq!(rows(&lexical, "the of", MatchMode::Any).len(), 2);
@@ -985,6 +995,7 @@ mod tests {
         assert_eq!(rows(&lexical, "toy van", MatchMode::All), [2], "a function word of another language");
         assert_eq!(rows(&lexical, "in-ear phones", MatchMode::All), [4]);
         assert_eq!(rows(&lexical, "pan 10 in", MatchMode::All), [5], "a unit");
+        assert_eq!(rows(&lexical, "pipe 1/2 in", MatchMode::All), [7], "a unit");
         assert_eq!(rows(&lexical, "toy with car", MatchMode::All), [3], "no item has the function word");
         assert_eq!(lexical.correct("toy with car", &|_| true).unwrap(), None);
     }

@@ -109,7 +109,7 @@ impl Lexical {
                         let word = sequence[at];
                         let mut group = words.group(word, written.get(word).map(String::as_str), &mut scans_left);
                         // "in" after a number is a unit.
-                        let is_unit = at > 0 && is_number(sequence[at - 1]) && text::is_unit(word);
+                        let is_unit = at > 0 && is_quantity(sequence[at - 1]) && text::is_unit(word);
                         // "and" between other words may be a "&" without spaces.
                         let is_between = at > 0 && at + 1 < sequence.len();
                         group.is_optional = !is_unit
@@ -281,8 +281,9 @@ fn function_tokens(languages: &Languages, sent: &str) -> Vec<String> {
     words.flat_map(|word| text::tokens(&word)).map(|token| token.text).collect()
 }
 
-fn is_number(word: &str) -> bool {
-    word.bytes().all(|byte| byte.is_ascii_digit())
+/// Returns whether a unit may follow a word: "10", "1/2", and "sq" of "10 sq in".
+fn is_quantity(word: &str) -> bool {
+    word.starts_with(|c: char| c.is_ascii_digit()) || word == "sq" || word == "cu"
 }
 
 /// Maps the tokens of a normalized query to its words before stemming.
@@ -297,6 +298,7 @@ fn written_by_token(normal: &str) -> AHashMap<String, String> {
 /// Joins the first two words to one ("dish washer" to "dishwasher", "ps 5" to "ps5") if items have it.
 fn joined(forward: &ForwardIndex, words: &[&str]) -> Option<String> {
     let [first, second, ..] = words else { return None };
+    let is_number = |word: &str| word.bytes().all(|byte| byte.is_ascii_digit());
     let is_part = |word: &str| word.chars().all(|c| c.is_alphanumeric() && !text::is_unspaced(c));
     // "a" is an article, and two numbers are two measures.
     let is_separate = *first == "a" || is_number(first) && is_number(second);
