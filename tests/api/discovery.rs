@@ -1,9 +1,8 @@
 //! What shoppers find over gRPC: boosts beyond the first candidates, completions from titles, lists and identifiers.
 use crate::support::{bundles::Shop, grpc::GrpcServer};
 use lodestone::server::proto::{
-    self, CompletionSource, DebugLevel, DegradationCode, ReasonCode, RecommendType,
-    catalog_service_client::CatalogServiceClient, ranking_service_client::RankingServiceClient, rule_action::Action,
-    rule_service_client::RuleServiceClient,
+    self, CompletionSource, DebugLevel, DegradationCode, RecommendType, catalog_service_client::CatalogServiceClient,
+    ranking_service_client::RankingServiceClient, rule_action::Action, rule_service_client::RuleServiceClient,
 };
 use lodestone_rollout::HealthBounds;
 use tonic::{Code, transport::Channel};
@@ -172,8 +171,7 @@ async fn lists_and_identifiers_say_what_they_are() {
     let answer = recommend(RecommendType::NewArrivals).await;
     assert!(answer.results.iter().any(|result| result.item_id.starts_with("robe-")));
     for result in answer.results.iter().filter(|result| result.item_id.starts_with("robe-")) {
-        let codes: Vec<ReasonCode> = result.reasons.iter().map(|reason| reason.code()).collect();
-        assert_eq!(codes, [ReasonCode::New]);
+        assert!(result.reasons.is_empty(), "an item of 2017 is not new: {:?}", result.reasons);
     }
     let request = proto::SearchRequest { viewer: viewer(), query: "st001".to_owned(), ..Default::default() };
     let found = ranking(&server).search(request).await.unwrap().into_inner();

@@ -594,8 +594,6 @@ fn respond(
         RankingRequest::Recommend(request) => reason_of_list(&context, request),
         RankingRequest::Rank(_) => Some(Reason { code: ReasonCode::Candidate, evidence: Vec::new() }),
     };
-    slate.lists_new_arrivals =
-        matches!(request, RankingRequest::Recommend(request) if request.kind == RecommendKind::NewArrivals);
     let mut total_size = slate.entries.len();
     if let RankingRequest::Search(request) = request {
         total_size = match &context.matches {

@@ -278,7 +278,6 @@ pub fn arrange(
         shown: Shown::default(),
         offers: OfferKey::default(),
         reason: None,
-        lists_new_arrivals: false,
         tail: None,
         read_mask: options.read_mask.clone(),
         excluded: options.exclude.clone(),
@@ -499,8 +498,6 @@ pub struct Slate {
     pub offers: OfferKey,
     /// The reason of every result that is not pinned, for lists whose results share one.
     pub reason: Option<Reason>,
-    /// Whether the list is of the latest items, which are new compared with the others.
-    pub lists_new_arrivals: bool,
     /// The results behind the entries. None: the entries are the whole answer.
     pub tail: Option<Tail>,
     /// The fields of the results' items. None: results have no items.
@@ -834,9 +831,7 @@ impl Slate {
         let of_sources = entry.sources.into_iter().flatten().filter_map(of_source);
         let count = if self.reason.is_some() { 1 } else { entry.sources.len() };
         let pinned = entry.is_pinned.then(|| plain(ReasonCode::Pinned));
-        let has_arrived = |item: &Item| item.created_at.is_some_and(|at| at <= self.now);
-        let is_new = item.is_some_and(|item| is_new(item, self.now) || self.lists_new_arrivals && has_arrived(item));
-        let new = is_new.then(|| plain(ReasonCode::New));
+        let new = item.is_some_and(|item| is_new(item, self.now)).then(|| plain(ReasonCode::New));
         join_equal_codes(pinned.into_iter().chain(of_sources.take(count)).chain(new))
     }
 
