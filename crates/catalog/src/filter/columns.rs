@@ -506,6 +506,11 @@ impl Column {
         }
     }
 
+    /// Returns the items with a value of any kind.
+    fn present(&self) -> Mask {
+        AttributeKind::ALL.iter().fold(NONE, |mask, kind| or(mask, &self.of_kind(*kind)))
+    }
+
     /// Returns the items with a value by which they sort: one text, number, flag or time.
     pub(crate) fn sortable(&self) -> Mask {
         let kinds = [AttributeKind::Number, AttributeKind::Flag, AttributeKind::Time].map(|kind| self.of_kind(kind));
@@ -938,13 +943,19 @@ impl Columns {
     }
 
     fn matching(&self, field: &Field, predicate: &Predicate) -> Mask {
-        match self.labels(field) {
-            Some(labels) => labels.matching(predicate),
-            None => self.column(field).map_or(NONE, |column| match field {
-                Field::Distance(from) => column.within(from, predicate),
-                _ => column.matching(predicate),
-            }),
+        if let Some(labels) = self.labels(field) {
+            return labels.matching(predicate);
         }
+        let column = self.column(field);
+        let matching = column.map_or(NONE, |column| match field {
+            Field::Distance(from) => column.within(from, predicate),
+            _ => column.matching(predicate),
+        });
+        // An item without the attribute is one with an empty text.
+        if matches!(field, Field::Attribute(_)) && predicate.matches_normal("") {
+            return or(matching, &and_not([u64::MAX; BLOCK_ROWS / 64], &column.map_or(NONE, Column::present)));
+        }
+        matching
     }
 
     /// Adds the values of a field of the items of `among`.

@@ -299,7 +299,7 @@ impl Filter {
     }
 
     /// Returns true if an item matches at a time. A comparison with a value that the item does not have is false, even
-    /// `!=`.
+    /// `!=`; only that with an empty text is true.
     pub fn matches(&self, item: &Item, at: UnixMillis) -> bool {
         self.0.matches(item, at)
     }
@@ -378,7 +378,9 @@ impl Field {
             Self::Availability => predicate.matches_text(item.availability().name()),
             Self::CreateTime => item.created_at.is_some_and(|at| predicate.matches_time(at.0)),
             Self::Attribute(name) => match item.attributes.get(name) {
-                None => false,
+                // Like an empty brand.
+                None => predicate.matches_normal(""),
+                Some(AttributeValue::Texts(texts)) if texts.is_empty() => predicate.matches_normal(""),
                 Some(AttributeValue::Text(text)) => predicate.matches_texts(std::slice::from_ref(text)),
                 Some(AttributeValue::Texts(texts)) => predicate.matches_texts(texts),
                 Some(AttributeValue::Number(number)) => predicate.matches_number(*number),
@@ -844,7 +846,22 @@ mod tests {
         for filter in numbers.into_iter().chain(texts) {
             assert!(!Filter::parse(filter).unwrap().matches(&bare, NOW), "{filter}");
         }
-        assert!(Filter::parse("brand = \"\"").unwrap().matches(&bare, NOW), "an empty text finds items without one");
+        for filter in ["brand = \"\"", "attributes.x = \"\"", "attributes.x IN (\"M\", \" \")"] {
+            assert!(
+                Filter::parse(filter).unwrap().matches(&bare, NOW),
+                "an empty text finds items without one: {filter}"
+            );
+        }
+        for filter in ["attributes.x != \"\"", "attributes.x != \"M\"", "attributes.x IN (\"M\", 1, false)"] {
+            assert!(!Filter::parse(filter).unwrap().matches(&bare, NOW), "{filter}");
+        }
+        let with_value =
+            [AttributeValue::Number(0.0), AttributeValue::Flag(false), AttributeValue::Text("M".to_owned())];
+        for value in with_value {
+            let mut item = bare.clone();
+            item.attributes.insert("x".to_owned(), value);
+            assert!(!Filter::parse("attributes.x = \"\"").unwrap().matches(&item, NOW), "{:?}", item.attributes);
+        }
         assert!(Filter::parse("NOT price < 5 AND in_stock").unwrap().matches(&bare, NOW));
     }
 
@@ -946,8 +963,9 @@ mod tests {
             1 => (field, "[abA马][abA马 ]?").prop_map(|(field, text)| format!("{field} HAS \"{text}\"")),
             2 => ("(price|discount|margin|rating|stock_quantity|attributes\\.b)", "(=|!=|<|<=|>|>=)", number)
                 .prop_map(|(field, operator, number)| format!("{field} {operator} {number}")),
-            1 => prop::collection::vec(text, 1..4).prop_map(|texts| format!("brand IN ({})", texts.join(","))),
-            1 => Just("in_stock".to_owned()),
+            1 => ("(brand|attributes\\.a_1)", prop::collection::vec(text, 1..4))
+                .prop_map(|(field, texts)| format!("{field} IN ({})", texts.join(","))),
+            1 => "(in_stock|attributes\\.(a_1|b|c) (=|!=) \"\")",
             1 => "availability (=|!=) \"(preorder|In Stock|DISCONTINUED)\"",
             1 => "attributes\\.b (=|!=|<|<=|>|>=) timestamp\\(\"1970-01-01T00:00:00\\.00[0-3]Z\"\\)",
             1 => "distance\\(attributes\\.b, [0-3], -[0-3]\\) (=|!=|<|<=|>|>=) [0-3]00 km",
