@@ -1,7 +1,7 @@
 //! An immutable prefix index: the word starts of all texts, sorted by the text from there.
 use super::{
     CompletionCandidate, CompletionSource,
-    match_kind::{ALL_WORDS_FACTOR, ERROR_FACTOR, MatchKind, has_all_words, may_have_error, word_starts},
+    match_kind::{ALL_WORDS_FACTOR, ERROR_FACTOR, MatchKind, has_all_words, may_be_wrong, may_have_error, word_starts},
     phrases::PHRASE_ITEMS_MIN,
 };
 use crate::arrays::{ArrayReader, ArrayWriter, ArraysError, check};
@@ -329,9 +329,9 @@ impl List {
         }
     }
 
-    /// Searches texts with a prefix that is one edit away from `typed` at one of `positions`: a character changed,
-    /// added or left out, or two neighbours exchanged. Searches each corrected prefix: O(positions × characters
-    /// that texts have there × log starts).
+    /// Searches texts with a prefix that is one edit away from `typed` at one of `positions`: a character changed or
+    /// added, unless it is right ([`may_be_wrong`]), or left out, or two neighbours exchanged. Searches each corrected
+    /// prefix: O(positions × characters that texts have there × log starts).
     fn search_one_error(&self, typed: &str, positions: Range<usize>, hit: &mut dyn FnMut(Start, f32)) {
         let chars: Vec<char> = typed.chars().collect();
         if !may_have_error(&chars) {
@@ -352,7 +352,10 @@ impl List {
             if within.is_empty() {
                 break;
             }
-            search(&within, text([before, &after[1..], &[]]));
+            let may_be_wrong = may_be_wrong(after[0]);
+            if may_be_wrong {
+                search(&within, text([before, &after[1..], &[]]));
+            }
             if let [first, second, rest @ ..] = after
                 && first != second
             {
@@ -366,7 +369,9 @@ impl List {
             let offset = before.iter().map(|c| c.len_utf8()).sum();
             for (corrected, part) in self.by_next_char(&within, offset).take(TYPO_TRIES_MAX) {
                 if corrected != after[0] {
-                    search(&part, text([before, &[corrected], &after[1..]]));
+                    if may_be_wrong {
+                        search(&part, text([before, &[corrected], &after[1..]]));
+                    }
                     search(&part, text([before, &[corrected], after]));
                 }
             }

@@ -1,4 +1,5 @@
 //! Matching of one text with a typed prefix.
+use lodestone_catalog::is_word_boundary;
 use lodestone_core::text;
 
 /// Word starts of one text at which a prefix may match.
@@ -51,8 +52,23 @@ impl MatchKind {
 /// Returns true if a text has all words of `typed`, the last as a prefix of a word. False if `typed` is a single word.
 pub(super) fn has_all_words(normal: &str, typed: &str) -> bool {
     let Some((others, last)) = typed.rsplit_once(' ') else { return false };
-    others.split(' ').all(|word| normal.split(' ').any(|other| other == word))
-        && normal.split(' ').any(|word| word.starts_with(last))
+    has_word(normal, last, true) && others.split(' ').all(|word| has_word(normal, word, false))
+}
+
+/// Returns true if a text has a word, or one that begins with it. Every letter of a script without spaces has word
+/// boundaries on both sides.
+fn has_word(normal: &str, word: &str, is_prefix: bool) -> bool {
+    normal.match_indices(word).any(|(at, found)| {
+        let (before, after) = (&normal[..at], &normal[at + found.len()..]);
+        is_word_boundary(before.chars().next_back(), found.chars().next())
+            && (is_prefix || is_word_boundary(found.chars().next_back(), after.chars().next()))
+    })
+}
+
+/// Returns true if a typed character may be wrong or too many. A CJK character is a word or half of one, and another one
+/// is another word: red instead of white.
+pub(super) fn may_be_wrong(typed: char) -> bool {
+    !text::is_cjk(typed)
 }
 
 /// Returns true if a prefix is long enough to be corrected.
@@ -82,8 +98,8 @@ pub(super) fn word_starts(normal: &str) -> Vec<usize> {
     starts
 }
 
-/// Returns true if a prefix of `tail` is at most one edit away from `typed`: a character changed, added or left out, or
-/// two neighbours exchanged.
+/// Returns true if a prefix of `tail` is at most one edit away from `typed`: a character changed or added, unless it is
+/// right ([`may_be_wrong`]), or left out, or two neighbours exchanged.
 fn starts_within_one_error(tail: &str, typed: &[char]) -> bool {
     let mut rest = tail.chars();
     for (i, &c) in typed.iter().enumerate() {
@@ -94,10 +110,10 @@ fn starts_within_one_error(tail: &str, typed: &[char]) -> bool {
         let mut after = here.clone();
         let Some(theirs) = after.next() else {
             // The text ends here; at most one typed character may remain.
-            return i + 1 == typed.len();
+            return i + 1 == typed.len() && may_be_wrong(c);
         };
-        let changed = starts_with(after.clone(), &typed[i + 1..]);
-        let added = starts_with(here, &typed[i + 1..]);
+        let changed = may_be_wrong(c) && starts_with(after.clone(), &typed[i + 1..]);
+        let added = may_be_wrong(c) && starts_with(here, &typed[i + 1..]);
         let left_out = starts_with(after.clone(), &typed[i..]);
         let exchanged =
             typed.get(i + 1) == Some(&theirs) && after.next() == Some(c) && starts_with(after, &typed[i + 2..]);
