@@ -45,8 +45,26 @@ pub(crate) fn completion_candidates(item: &Item) -> Vec<CompletionCandidate> {
         source,
     };
     let title = candidate(&item.title, of_item, Title);
-    let phrases = phrases(&item.title).into_iter().map(|phrase| candidate(&phrase, of_item, Phrase));
+    let phrases = phrases(&item.title, &item.brand).into_iter().map(|phrase| candidate(&phrase, of_item, Phrase));
     let categories = item.category_names().into_iter().map(|name| candidate(name, name, Category));
     let brand = (!item.brand.is_empty()).then(|| candidate(&item.brand, of_item, Brand));
     std::iter::once(title).chain(phrases).chain(categories).chain(brand).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use lodestone_core::ids::ItemId;
+
+    #[test]
+    fn phrases_do_not_cut_the_brand_of_the_item_apart() {
+        let mut item = Item::titled(ItemId::parse("a").unwrap(), "Moor & Fell Ltd Wool Throw");
+        item.brand = "Moor & Fell Ltd".to_owned();
+        let found = completion_candidates(&item);
+        let of = |source: CompletionSource| -> Vec<&str> {
+            found.iter().filter(|of| of.source == source).map(|of| of.text.as_str()).collect()
+        };
+        assert_eq!(of(CompletionSource::Phrase), ["throw", "wool", "wool throw"]);
+        assert_eq!(of(CompletionSource::Brand), ["Moor & Fell Ltd"]);
+    }
 }

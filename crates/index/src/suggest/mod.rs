@@ -541,7 +541,7 @@ mod tests {
     fn a_phrase_is_suggested_before_titles_if_enough_items_have_it() {
         use CompletionSource::{Phrase, Title};
         let of_title = |title: &str| -> Vec<CompletionCandidate> {
-            let phrases = phrases(title).into_iter().map(|text| candidate(&text, "", 1.0, Phrase));
+            let phrases = phrases(title, "").into_iter().map(|text| candidate(&text, "", 1.0, Phrase));
             phrases.chain([candidate(title, "", 1.0, Title)]).collect()
         };
         let titles =
