@@ -1,7 +1,7 @@
 //! The file of `lodestone serve --catalogs FILE`; `docs/catalogs.md` describes it.
 use crate::server::DEFAULT_CATALOG;
 use anyhow::{anyhow, bail};
-use lodestone_core::{ids::check_name, toml_error};
+use lodestone_core::{currency, ids::check_name, toml_error};
 use lodestone_index::Languages;
 use lodestone_pipeline::bundle::read_regular_text;
 use serde::Deserialize;
@@ -119,10 +119,7 @@ fn parse(text: &str, default: &CatalogSource) -> Result<Vec<CatalogSource>, Vec<
 
 /// Parses an ISO 4217 code.
 pub(crate) fn currency_code(code: &str) -> Result<String, String> {
-    match code.len() == 3 && code.bytes().all(|byte| byte.is_ascii_alphabetic()) {
-        true => Ok(code.to_ascii_uppercase()),
-        false => Err(format!("`{code}` is no code of three letters, such as EUR")),
-    }
+    currency::parse(code).map_err(|error| error.to_string())
 }
 
 /// Checks the name of a catalogue.
@@ -203,7 +200,7 @@ mod tests {
             "catalogs.no spaces.data: `./data` is the data directory of `default` too",
             "catalogs.no spaces.workers: is 0; it must be within 1 and 1024",
             "catalogs.no spaces.languages: ",
-            "catalogs.no spaces.currency: `euro` is no code of three letters",
+            "catalogs.no spaces.currency: `euro` is not an ISO 4217 code in use; did you mean EUR?",
             "catalogs.two: needs either `bundle` or `store`",
             "catalogs.two.data: `x` is the data directory of `default` too",
         ] {

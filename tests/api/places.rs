@@ -673,7 +673,7 @@ async fn bad_offers_are_refused_with_field_value_and_limit() {
         ("items[0].offers[3].key.place_id", "control"),
         ("items[0].offers[3].key.region_code", "`Swiss` is not an ISO 3166-1 code"),
         ("items[0].offers[3].key.customer_group", "129"),
-        ("items[0].offers[3].key.currency_code", "`chf` is not an ISO 4217 code"),
+        ("items[0].offers[3].key.currency_code", "`chf` is not an ISO 4217 code in use; did you mean CHF?"),
         ("items[0].offers[3].price_micros", "is -1"),
         ("items[0].offers[4]", "has no value"),
         ("items[0].offers[5].original_price_micros", "needs a price_micros"),
@@ -713,5 +713,36 @@ async fn bad_offers_are_refused_with_field_value_and_limit() {
     let found = violations(&search(channel, &request(&bad, "", "", 10)).await.unwrap_err());
     let fields: Vec<&str> = found.iter().map(|(field, _)| field.as_str()).collect();
     assert_eq!(fields, ["viewer.place_id", "viewer.customer_group", "viewer.region_code", "viewer.currency_code"]);
+    server.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_currency_that_does_not_exist_is_refused_with_the_one_that_was_meant() {
+    let shop = Shop::new();
+    let server = GrpcServer::start(shop.open(HealthBounds::default())).await;
+    let channel = &server.channel;
+    upsert(channel, vec![item("lamp", Some(1), "GBP", Vec::new())]).await;
+    let expected = "`GPB` is not an ISO 4217 code in use; did you mean GBP?";
+    let found = |result: proto::ItemResult| {
+        assert_eq!(result.status(), ItemStatus::Rejected, "{result:?}");
+        let violation = result.violations.into_iter().next().unwrap();
+        (violation.field, violation.description)
+    };
+    let refused = |field: &str| (field.to_owned(), expected.to_owned());
+    let items = vec![item("other", Some(1), "GPB", vec![])];
+    let written = catalog(channel).upsert_items(proto::UpsertItemsRequest { items, update_time: None }).await.unwrap();
+    assert_eq!(found(written.into_inner().results.remove(0)), refused("items[0].currency_code"));
+    let of_item = proto::Inventory {
+        item_id: "lamp".to_owned(),
+        price_micros: Some(UNIT),
+        currency_code: "GPB".to_owned(),
+        ..Default::default()
+    };
+    let of_offer = inventory("lamp", key("leeds", "", "", "GPB"), Some(2), None);
+    let mut results = set(channel, vec![of_item, of_offer]).await;
+    assert_eq!(found(results.remove(0)), refused("inventories[0].currency_code"));
+    assert_eq!(found(results.remove(0)), refused("inventories[1].offer_key.currency_code"));
+    let viewer = violations(&search(channel, &request(&key("", "", "", "GPB"), "", "", 10)).await.unwrap_err());
+    assert_eq!(viewer, [refused("viewer.currency_code")]);
     server.end().await;
 }

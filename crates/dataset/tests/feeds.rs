@@ -453,7 +453,8 @@ fn a_price_names_its_currency_or_the_row_is_dropped() {
     let mapping = "[items]\nid = \"id\"\ntitle = \"title\"\nprice = \"price\"\noriginal_price = \"was\"\n\
                    currency = \"currency\"\n[clean]\ndecimal_separator = \",\"\n";
     let rows = "id;title;price;was;currency\n1;Mug;12,99 EUR;15 EUR;\n2;Mug;€ 1.299,00;;EUR\n3;Mug;5;;usd\n\
-                4;Mug;5;;\n5;Mug;5 EUR;;USD\n6;Mug;5 EUR;6 USD;\n7;Mug;$5;;\n8;Mug;;;\n9;Mug;five EUR;;\n";
+                4;Mug;5;;\n5;Mug;5 EUR;;USD\n6;Mug;5 EUR;6 USD;\n7;Mug;$5;;\n8;Mug;;;\n9;Mug;five EUR;;\n\
+                10;Mug;5 GPB;;\n11;Mug;5;;XXX\n12;Mug;;;GPB\n";
     let (items, report) = items_of(mapping, "feed.csv", rows);
     let prices: Vec<_> = items.iter().map(|item| (item.id.as_str(), micros(item))).collect();
     assert_eq!(
@@ -463,9 +464,10 @@ fn a_price_names_its_currency_or_the_row_is_dropped() {
             ("2", (Some(1_299_000_000), None, "EUR")),
             ("3", (Some(5_000_000), None, "USD")),
             ("8", (None, None, "")),
+            ("12", (None, None, "")),
         ]
     );
-    assert_eq!(dropped(&report), [("bad currency", 2), ("no currency", 2), ("not a number", 1)]);
+    assert_eq!(dropped(&report), [("bad currency", 4), ("no currency", 2), ("not a number", 1)]);
     let shown = report.to_string();
     assert_contains(&shown, &["line 5, column `price`: `5` is a price without a currency", "constants.currency"]);
     assert_contains(&shown, &["line 6, column `price`: `5 EUR` is in EUR, and another value of the row is in USD"]);

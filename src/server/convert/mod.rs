@@ -37,8 +37,8 @@ const TEXT_CHARS_MAX: usize = 1000;
 
 /// Validates an ISO 4217 code, which may be empty.
 pub(crate) fn currency(violations: &mut Violations, field: impl Display, code: &str) -> String {
-    if !code.is_empty() && (code.len() != 3 || !code.bytes().all(|byte| byte.is_ascii_uppercase())) {
-        violations.add(field, format!("`{}` is not an ISO 4217 code of 3 capital letters", shortened(code)));
+    if !code.is_empty() {
+        violations.keep(field, lodestone_core::currency::check(code));
     }
     code.to_owned()
 }

@@ -1,5 +1,6 @@
 //! Currencies in the text of a price.
 use super::report::{Reason, RowError};
+use lodestone_core::currency::{self, UnknownCurrency};
 
 /// Signs that belong to one currency. `$`, `¥` and `kr` belong to several.
 const SIGNS: [(&str, &str); 8] = [
@@ -26,9 +27,11 @@ pub(super) struct PriceText<'a> {
 pub(super) fn stated(column: &str, text: &str, is_priced: bool) -> Result<Option<String>, RowError> {
     match text {
         "" => Ok(None),
-        code if is_code(code) => Ok(Some(code.to_ascii_uppercase())),
-        _ if !is_priced => Ok(None),
-        code => Err(RowError::dropped(Reason::Currency, column, code, "not an ISO 4217 code of three letters")),
+        text => match currency::parse(text) {
+            Ok(code) => Ok(Some(code)),
+            Err(_) if !is_priced => Ok(None),
+            Err(error) => Err(RowError::dropped(Reason::Currency, column, text, &error.problem())),
+        },
     }
 }
 
@@ -48,35 +51,31 @@ pub(super) fn only(
     }
 }
 
-/// Returns true for three ASCII letters.
-pub(super) fn is_code(text: &str) -> bool {
-    text.len() == 3 && text.bytes().all(|byte| byte.is_ascii_alphabetic())
-}
-
 /// Splits a price such as `12.99 EUR`, `EUR 12.99` or `€12.99`. A text of another form is its own number, which the
-/// caller then refuses.
-pub(super) fn split(text: &str) -> PriceText<'_> {
+/// caller then refuses. Fails for three letters that are not a code.
+pub(super) fn split(text: &str) -> Result<PriceText<'_>, UnknownCurrency> {
     let whole = PriceText { number: text, currency: None };
     let is_number_part = |c: char| c.is_ascii_digit() || matches!(c, '-' | '+' | '.' | ',');
     let (Some(start), Some(end)) = (text.find(is_number_part), text.rfind(|c: char| c.is_ascii_digit())) else {
-        return whole;
+        return Ok(whole);
     };
     if start > end {
-        return whole;
+        return Ok(whole);
     }
     let (before, after) = (text[..start].trim(), text[end + 1..].trim());
     let number = &text[start..=end];
     let sign = match (before, after) {
-        ("", "") => return whole,
+        ("", "") => return Ok(whole),
         ("", sign) | (sign, "") => sign,
-        _ => return whole,
+        _ => return Ok(whole),
     };
-    match SIGNS.iter().find(|(known, _)| *known == sign) {
+    let is_code = sign.len() == 3 && sign.bytes().all(|byte| byte.is_ascii_alphabetic());
+    Ok(match SIGNS.iter().find(|(known, _)| *known == sign) {
         Some((_, code)) => PriceText { number, currency: Some((*code).to_owned()) },
-        None if is_code(sign) => PriceText { number, currency: Some(sign.to_ascii_uppercase()) },
+        None if is_code => PriceText { number, currency: Some(currency::parse(sign)?) },
         None if SHARED_SIGNS.contains(&sign) => PriceText { number, currency: None },
         None => whole,
-    }
+    })
 }
 
 #[cfg(test)]
@@ -104,15 +103,19 @@ mod tests {
             ("", "", None),
             ("-", "-", None),
         ] {
-            assert_eq!(split(text), PriceText { number, currency: currency.map(str::to_owned) }, "{text}");
+            assert_eq!(split(text), Ok(PriceText { number, currency: currency.map(str::to_owned) }), "{text}");
+        }
+        for text in ["12.99 GPB", "gpb 12.99"] {
+            assert_eq!(split(text).unwrap_err().problem(), "not an ISO 4217 code in use; did you mean GBP?");
         }
     }
 
     proptest! {
         #[test]
         fn no_text_panics(text in "\\PC{0,20}") {
-            let found = split(&text);
-            prop_assert!(text.contains(found.number));
+            if let Ok(found) = split(&text) {
+                prop_assert!(text.contains(found.number));
+            }
         }
     }
 }

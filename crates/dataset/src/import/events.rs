@@ -363,24 +363,22 @@ impl<'a> EventCleaning<'a> {
     /// Returns the price and its currency, which may be empty without a price.
     fn price(&mut self, row: &Row) -> Result<(Option<PriceMicros>, String), RowError> {
         let (column, text) = (self.columns.price.text(), self.text(row, Field::Price));
-        let currency::PriceText { number, currency } = currency::split(text);
+        let currency::PriceText { number, currency } = currency::split(text)
+            .map_err(|error| RowError::dropped(Reason::Currency, &column, text, &error.problem()))?;
         let is_number = row.kinds[Field::Price as usize] == ValueKind::Number;
         let cell = Cell { column: &column, text: number, line: row.line, is_number };
         let price = self.formats.numbers.parse(cell)?;
         let code = match (self.text(row, Field::Currency), currency) {
-            (code, None) if currency::is_code(code) => code.to_ascii_uppercase(),
             ("", Some(code)) => code,
-            ("", None) => self.mapping.constants.currency.clone(),
-            // Without a price, nothing depends on the currency.
-            (_, None) if price.is_none() => self.mapping.constants.currency.clone(),
+            (stated, None) => {
+                // Without a price, nothing depends on the currency.
+                let code = currency::stated(&self.columns.currency.text(), stated, price.is_some())?;
+                code.unwrap_or_else(|| self.mapping.constants.currency.clone())
+            }
             (stated, Some(code)) if code.eq_ignore_ascii_case(stated) => code,
             (stated, Some(code)) => {
                 let problem = format!("in {code}, and the row's currency is {stated}");
                 return Err(RowError::dropped(Reason::Currency, &column, text, &problem));
-            }
-            (stated, None) => {
-                let problem = "not an ISO 4217 code of three letters";
-                return Err(RowError::dropped(Reason::Currency, &self.columns.currency.text(), stated, problem));
             }
         };
         let price = price.map(|price| numbers::price(price, &column, text, &self.mapping.clean)).transpose()?;

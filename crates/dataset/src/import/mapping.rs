@@ -1,8 +1,9 @@
 //! The mapping of a shop's columns: a TOML file, or one of those that the binary has. `docs/feeds.md` describes each
 //! key.
-use super::{ImportError, currency, numbers::Numbers, rows::Encoding, times::Times};
+use super::{ImportError, numbers::Numbers, rows::Encoding, times::Times};
 use lodestone_catalog::{AttributeKind, Availability, attribute_name, limits};
 use lodestone_core::{
+    currency,
     text::plain_name,
     toml_error,
     viewer::{Platform, Region},
@@ -817,8 +818,8 @@ impl Mapping {
             columns.check()?;
         }
         let code = &self.constants.currency;
-        if !code.is_empty() && !currency::is_code(code) {
-            return Err(format!("constants.currency `{code}` is not an ISO 4217 code, such as EUR"));
+        if !code.is_empty() {
+            currency::check(code).map_err(|error| format!("constants.currency {error}"))?;
         }
         let unit = self.clean.price_unit;
         if !(unit > 0.0 && unit <= 1e6) {

@@ -322,7 +322,8 @@ impl Formats {
 
     /// Returns a price, and the currency that its text names.
     fn price(&mut self, cell: Cell, clean: &mapping::Clean) -> Result<(Option<PriceMicros>, Option<String>), RowError> {
-        let currency::PriceText { number, currency } = currency::split(cell.text);
+        let currency::PriceText { number, currency } = currency::split(cell.text)
+            .map_err(|error| RowError::dropped(Reason::Currency, cell.column, cell.text, &error.problem()))?;
         let Some(value) = self.numbers.parse(Cell { text: number, ..cell })? else { return Ok((None, None)) };
         Ok((Some(numbers::price(value, cell.column, cell.text, clean)?), currency))
     }

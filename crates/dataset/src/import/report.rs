@@ -148,7 +148,7 @@ impl Reason {
             Self::PriceTooLow => ("price too low", "below clean.price_min"),
             Self::PriceTooHigh => ("price too high", "above 1,000,000,000"),
             Self::Currency => {
-                ("bad currency", "not an ISO 4217 code of three letters, or the prices of an item have different ones")
+                ("bad currency", "not an ISO 4217 code in use, or the prices of an item have different ones")
             }
             Self::NoCurrency => ("no currency", "a price whose row names no currency; constants.currency is a default"),
             Self::SalePeriod => {
