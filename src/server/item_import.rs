@@ -64,12 +64,27 @@ struct ImportOptions {
 }
 
 impl ImportOptions {
-    fn write(&self, item: Item, engine: &Engine) -> ItemWrite {
+    /// Converts an item of the feed. Returns None if there are violations.
+    fn write(
+        &self,
+        violations: &mut Violations,
+        path: &dyn Display,
+        sent: &proto::Item,
+        engine: &Engine,
+    ) -> Option<ItemWrite> {
+        let is_known = ItemId::parse(&sent.item_id).is_ok_and(|id| engine.get_item(&id).is_some());
         match &self.fields {
-            Some(fields) if engine.get_item(&item.id).is_some() => {
-                ItemWrite { item, fields: WrittenFields::Some((**fields).clone()), time: self.time }
+            Some(fields) if is_known => {
+                let item = convert::item_with_only(violations, path, sent, fields)?;
+                Some(ItemWrite { item, fields: WrittenFields::Some((**fields).clone()), time: self.time })
             }
-            _ => ItemWrite::of_all(item, self.time),
+            Some(_) if sent.title.trim().is_empty() => {
+                convert::item(violations, path, sent, false);
+                let problem = "is empty, and no item has this id; a new item needs a title of 1 to 1,000 characters";
+                violations.add(format_args!("{path}.title"), problem);
+                None
+            }
+            _ => Some(ItemWrite::of_all(convert::item(violations, path, sent, true)?, self.time)),
         }
     }
 }
@@ -196,7 +211,7 @@ impl ItemImport {
         let counts = RefCell::new((AttributeCounts::default(), GroupCounts::default()));
         let currencies = PriceCurrencies::default();
         let convert = |violations: &mut Violations, path: &dyn Display, item: &proto::Item| {
-            let write = options.write(convert::item(violations, path, item, true)?, &self.services.engine);
+            let write = options.write(violations, path, item, &self.services.engine)?;
             if !convert::check_attribute_kinds(violations, path, &write, &rules.attributes) {
                 return None;
             }

@@ -305,3 +305,48 @@ async fn a_feed_of_some_fields_leaves_the_others() {
     }
     server.end().await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_feed_of_prices_needs_no_titles_except_of_new_items() {
+    let shop = Shop::new();
+    let server = GrpcServer::start(shop.open(HealthBounds::default())).await;
+    let channel = &server.channel;
+    let get = async |id: &str| {
+        let request = proto::GetItemRequest { item_id: id.to_owned() };
+        CatalogServiceClient::new(channel.clone()).get_item(request).await.map(|got| got.into_inner().item.unwrap())
+    };
+    let before = get("i7").await.unwrap();
+    assert_ne!(before.price_micros, Some(77_000_000));
+    let masked = |validate_only: bool| {
+        options(|options| {
+            options.update_mask = Some(prost_types::FieldMask { paths: vec!["price_micros".to_owned()] });
+            options.validate_only = validate_only;
+        })
+    };
+    let priced = |id: &str| proto::Item {
+        item_id: id.to_owned(),
+        price_micros: Some(77_000_000),
+        // Not in the mask.
+        brand: "b".repeat(10_000),
+        ..Default::default()
+    };
+    let feed = || {
+        let unknown = proto::Item { brand: String::new(), ..priced("feed-unknown") };
+        let items = vec![priced("i7"), unknown];
+        proto::ImportItemsRequest { part: Some(Part::Items(proto::ImportedItems { items })) }
+    };
+    for validate_only in [true, false] {
+        let (responses, error) = import(channel, vec![masked(validate_only), feed()]).await;
+        assert!(error.is_none(), "{error:?}");
+        assert_eq!(counts(responses.last().unwrap()), [2, 0, 1, 0, 0, 1]);
+        let rejected = responses[1].results.iter().find(|of| of.index == 1).unwrap().result.as_ref().unwrap();
+        assert_eq!((rejected.item_id.as_str(), rejected.status()), ("feed-unknown", ItemStatus::Rejected));
+        let violations: Vec<_> =
+            rejected.violations.iter().map(|of| (of.field.as_str(), of.description.as_str())).collect();
+        let reason = "is empty, and no item has this id; a new item needs a title of 1 to 1,000 characters";
+        assert_eq!(violations, [("items[1].title", reason)]);
+    }
+    assert_eq!(get("i7").await.unwrap(), proto::Item { price_micros: Some(77_000_000), ..before });
+    assert_eq!(get("feed-unknown").await.unwrap_err().code(), Code::NotFound);
+    server.end().await;
+}

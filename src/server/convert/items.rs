@@ -74,8 +74,7 @@ pub(crate) fn item_update(
         violations.add(format_args!("{path}.update_mask"), "is empty; name the fields to set");
     }
     let fields = update_mask(violations, format_args!("{path}.update_mask"), names);
-    let item =
-        item(violations, format_args!("{path}.item"), &masked(sent, &fields), fields.contains(&ItemField::Title));
+    let item = item_with_only(violations, format_args!("{path}.item"), sent, &fields);
     let time = clock.write_time(violations, format_args!("{path}.update_time"), update.update_time.as_ref());
     let item = item.filter(|_| violations.found.len() == before)?;
     Some(ItemWrite { item, fields: WrittenFields::Some(fields), time })
@@ -263,6 +262,16 @@ fn masked(item: &proto::Item, fields: &BTreeSet<ItemField>) -> proto::Item {
         }
     }
     masked
+}
+
+/// Converts some fields of an item; the others are not read. Returns None if there are violations.
+pub(crate) fn item_with_only(
+    violations: &mut Violations,
+    path: impl Display,
+    sent: &proto::Item,
+    fields: &BTreeSet<ItemField>,
+) -> Option<Item> {
+    item(violations, path, &masked(sent, fields), fields.contains(&ItemField::Title))
 }
 
 /// Converts an item. Returns None if there are violations. `created_at` is none if the request does not set it.
