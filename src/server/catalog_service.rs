@@ -114,6 +114,45 @@ impl OfferKeys {
     }
 }
 
+/// The items after the writes of a request, which may set their prices and sales one by one.
+#[derive(Default)]
+pub(super) struct MergedPrices(HashMap<ItemId, Option<Item>>);
+
+impl MergedPrices {
+    /// Adds violations, and returns false, if the item, which the request has at `path`, would have prices or times of a
+    /// sale that a write of the whole item may not have.
+    pub(super) fn check(
+        &mut self,
+        violations: &mut Violations,
+        path: &dyn Display,
+        write: &ItemWrite,
+        engine: &Engine,
+    ) -> bool {
+        let WrittenFields::Some(fields) = &write.fields else { return true };
+        let is_sale =
+            |field: &ItemField| matches!(field, ItemField::SaleStart | ItemField::SaleEnd | ItemField::Offer(..));
+        if !fields.iter().any(is_sale) {
+            return true;
+        }
+        let of = |fields| ItemWrite { fields: WrittenFields::Some(fields), ..write.clone() };
+        // Stale fields change nothing.
+        let is_newest = |field: &&ItemField| {
+            matches!(write.time, WriteTime::Received(_)) || !engine.is_stale(&of(BTreeSet::from([(*field).clone()])))
+        };
+        let write = of(fields.iter().filter(is_newest).cloned().collect());
+        let get = || engine.get_item(&write.item.id).as_deref().cloned();
+        let known = self.0.entry(write.item.id.clone()).or_insert_with(get);
+        let Some(content) = write.content(known.as_ref()) else { return true };
+        let before = violations.found.len();
+        convert::merged_prices(violations, path, &write, &content);
+        let is_valid = violations.found.len() == before;
+        if is_valid {
+            *known = Some(content);
+        }
+        is_valid
+    }
+}
+
 /// The attributes of items after the writes of a request, which may set them one by one.
 #[derive(Default)]
 pub(super) struct AttributeCounts {
@@ -288,7 +327,7 @@ impl CatalogService for Services {
                 update.item.as_ref().map_or("", |item| &item.item_id)
             }
             let (held, rules) = (self.engine.hold_declarations().await, self.engine.rules());
-            let counts = RefCell::new((AttributeCounts::default(), GroupCounts::default()));
+            let counts = RefCell::new((AttributeCounts::default(), GroupCounts::default(), MergedPrices::default()));
             let currencies = PriceCurrencies::default();
             let convert = |violations: &mut Violations, path: &dyn Display, update: &proto::ItemUpdate| {
                 let write = convert::item_update(violations, path, update, clock)?;
@@ -297,8 +336,9 @@ impl CatalogService for Services {
                     return None;
                 }
                 currencies.check(violations, &path, &write, &self.engine);
-                let (attributes, groups) = &mut *counts.borrow_mut();
-                let is_within = attributes.check(violations, &path, &write, &self.engine)
+                let (attributes, groups, prices) = &mut *counts.borrow_mut();
+                let is_within = prices.check(violations, &path, &write, &self.engine)
+                    && attributes.check(violations, &path, &write, &self.engine)
                     && groups.check(violations, &path, &write, &self.engine);
                 is_within.then_some(write)
             };
@@ -320,13 +360,16 @@ impl CatalogService for Services {
         let response = async {
             self.admit_changes(&request, request.get_ref().inventories.len())?;
             let (inventories, clock) = (request.into_inner().inventories, self.clock());
-            let offers = RefCell::new(OfferKeys::default());
+            let counts = RefCell::new((OfferKeys::default(), MergedPrices::default()));
             let convert = |violations: &mut Violations, path: &dyn Display, inventory: &proto::Inventory| {
                 let write = convert::inventory(violations, path, inventory, clock)?;
-                offers.borrow_mut().check(violations, path, &write, &self.engine).then_some(write)
+                let (offers, prices) = &mut *counts.borrow_mut();
+                let is_valid = prices.check(violations, path, &write, &self.engine)
+                    && offers.check(violations, path, &write, &self.engine);
+                is_valid.then_some(write)
             };
             let validated = Validated::of("inventories", &inventories, |entry| &entry.item_id, convert)?;
-            drop(offers);
+            drop(counts);
             let write = async |writes| self.engine.write_items(writes).await;
             let (results, log_position) = self.write_valid(validated, write).await?;
             Ok(Response::new(proto::SetInventoryResponse {

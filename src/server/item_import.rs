@@ -2,7 +2,7 @@
 //! filter.
 use super::{
     audited::AuditedCall,
-    catalog_service::{AttributeCounts, Validated},
+    catalog_service::{AttributeCounts, MergedPrices, Validated},
     client::{Client, client_of},
     convert::{self, FilterForms},
     group_counts::GroupCounts,
@@ -208,7 +208,7 @@ impl ItemImport {
         let options = self.begun();
         let held = self.services.engine.hold_declarations().await;
         let rules = self.services.engine.rules();
-        let counts = RefCell::new((AttributeCounts::default(), GroupCounts::default()));
+        let counts = RefCell::new((AttributeCounts::default(), GroupCounts::default(), MergedPrices::default()));
         let currencies = PriceCurrencies::default();
         let convert = |violations: &mut Violations, path: &dyn Display, item: &proto::Item| {
             let write = options.write(violations, path, item, &self.services.engine)?;
@@ -216,9 +216,10 @@ impl ItemImport {
                 return None;
             }
             currencies.check(violations, path, &write, &self.services.engine);
-            let ((attributes, groups), engine) = (&mut *counts.borrow_mut(), &self.services.engine);
-            let is_within =
-                attributes.check(violations, path, &write, engine) && groups.check(violations, path, &write, engine);
+            let ((attributes, groups, prices), engine) = (&mut *counts.borrow_mut(), &self.services.engine);
+            let is_within = prices.check(violations, path, &write, engine)
+                && attributes.check(violations, path, &write, engine)
+                && groups.check(violations, path, &write, engine);
             is_within.then_some(write)
         };
         let validated = Validated::of("items", items, |item| &item.item_id, convert)?;

@@ -401,3 +401,78 @@ async fn a_price_without_a_currency_has_a_warning_if_others_have_one() {
     assert_eq!((result.index, listed), (1, vec![(Created, warning("items[1]", "EUR and GBP"))]));
     server.end().await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_item_whose_inventory_was_set_can_be_written_back() {
+    const HOUR: i64 = 3_600_000;
+    let shop = Shop::new();
+    let server = GrpcServer::start(shop.open(HealthBounds::default())).await;
+    let channel = &server.channel;
+    let set = async |inventories: Vec<proto::Inventory>| -> Vec<(proto::ItemStatus, Vec<(String, String)>)> {
+        let request = proto::SetInventoryRequest { inventories };
+        let written = CatalogServiceClient::new(channel.clone()).set_inventory(request).await.unwrap().into_inner();
+        let found = |result: proto::ItemResult| {
+            let status = result.status();
+            (status, result.violations.into_iter().map(|violation| (violation.field, violation.description)).collect())
+        };
+        written.results.into_iter().map(found).collect()
+    };
+    let york = proto::OfferKey { place_id: "york".to_owned(), ..Default::default() };
+    let of_york =
+        |id: &str| proto::Inventory { item_id: id.to_owned(), offer_key: Some(york.clone()), ..Default::default() };
+    let ids: Vec<String> = (1..32).map(|bits| format!("lamp-{bits}")).collect();
+    upsert(channel, ids.iter().map(|id| lamp(id, 10)).collect()).await;
+    // By bit: the price, the original price, the sale price, and the start and the end of the sale.
+    for (id, bits) in ids.iter().zip(1_u32..) {
+        let has = |bit: u32| bits & (1 << bit) != 0;
+        let entry = proto::Inventory {
+            price_micros: has(0).then_some(9 * UNIT),
+            original_price_micros: has(1).then_some(12 * UNIT),
+            sale_price_micros: has(2).then_some(4 * UNIT),
+            sale_start_time: from_now(HOUR).filter(|_| has(3)),
+            sale_end_time: from_now(2 * HOUR).filter(|_| has(4)),
+            ..of_york(id)
+        };
+        let (status, violations) = set(vec![entry]).await.remove(0);
+        let mut expected = Vec::new();
+        for (name, bit) in [("original_price_micros", 1), ("sale_price_micros", 2)] {
+            if has(bit) && !has(0) {
+                let description = "needs a price_micros of the same offer".to_owned();
+                expected.push((format!("inventories[0].{name}"), description));
+            }
+        }
+        let is_refused = !expected.is_empty();
+        assert_eq!(violations, expected, "{bits:b}");
+        let expected = if is_refused { proto::ItemStatus::Rejected } else { proto::ItemStatus::Updated };
+        assert_eq!(status, expected, "{bits:b}");
+    }
+    // The price may be stored, or be set by an earlier entry of the request.
+    let original = |id: &str| proto::Inventory { original_price_micros: Some(12 * UNIT), ..of_york(id) };
+    let price = proto::Inventory { price_micros: Some(9 * UNIT), ..of_york("lamp-2") };
+    let found = set(vec![original("lamp-1"), original("lamp-2"), price, original("lamp-2")]).await;
+    let statuses: Vec<proto::ItemStatus> = found.iter().map(|(status, _)| *status).collect();
+    use proto::ItemStatus::{Rejected, Updated};
+    assert_eq!(statuses, [Updated, Rejected, Updated, Updated], "{found:?}");
+    // The offer of lamp-9 has the start of a sale, and lamp-1 itself has none yet.
+    let of_item = proto::Inventory { item_id: "lamp-1".to_owned(), ..Default::default() };
+    let entries = vec![
+        proto::Inventory { sale_end_time: from_now(0), ..of_york("lamp-9") },
+        proto::Inventory { sale_start_time: from_now(2 * HOUR), ..of_item.clone() },
+        proto::Inventory { sale_end_time: from_now(HOUR), ..of_item },
+    ];
+    let found = set(entries).await;
+    let statuses: Vec<proto::ItemStatus> = found.iter().map(|(status, _)| *status).collect();
+    assert_eq!(statuses, [Rejected, Updated, Rejected], "{found:?}");
+    for at in [0, 2] {
+        let (field, found) = &found[at].1[0];
+        assert_eq!(*field, format!("inventories[{at}].sale_end_time"));
+        assert!(found.contains("not after sale_start_time"), "{found}");
+    }
+    for id in &ids {
+        let item = get(channel, id).await;
+        let request = proto::UpsertItemsRequest { items: vec![item.clone()], update_time: None };
+        let written = CatalogServiceClient::new(channel.clone()).upsert_items(request).await.unwrap().into_inner();
+        assert_eq!(written.results[0].violations, [], "{item:?}");
+    }
+    server.end().await;
+}

@@ -424,9 +424,7 @@ fn offers(violations: &mut Violations, field: impl Display, sent: &[proto::Offer
     for (index, sent) in sent.iter().take(limits::OFFERS).enumerate() {
         let path = format!("{field}[{index}]");
         let Some(offer) = offer(violations, &path, "key", sent) else { continue };
-        if offer.original_price.is_some() && offer.price.is_none() {
-            violations.add(format_args!("{path}.original_price_micros"), "needs a price_micros");
-        }
+        offer_prices(violations, &path, &offer);
         match indices.get(&offer.key) {
             Some(first) => {
                 violations.add(format_args!("{path}.key"), format!("is that of offers[{first}]; a key has one offer"))
@@ -437,6 +435,33 @@ fn offers(violations: &mut Violations, field: impl Display, sent: &[proto::Offer
     }
     offers.sort_by(|a, b| a.key.cmp(&b.key));
     offers
+}
+
+/// Validates that an offer has the price that its other prices need.
+fn offer_prices(violations: &mut Violations, path: impl Display, offer: &Offer) {
+    if offer.price.is_some() {
+        return;
+    }
+    for (name, price) in [("original_price_micros", offer.original_price), ("sale_price_micros", offer.sale_price)] {
+        if price.is_some() {
+            violations.add(format_args!("{path}.{name}"), "needs a price_micros of the same offer");
+        }
+    }
+}
+
+/// Validates values that a write of some fields sets, together with those that it leaves: `content` is the item
+/// afterwards. Each is valid by itself.
+pub(crate) fn merged_prices(violations: &mut Violations, path: impl Display, write: &ItemWrite, content: &Item) {
+    let WrittenFields::Some(fields) = &write.fields else { return };
+    if fields.contains(&ItemField::SaleStart) || fields.contains(&ItemField::SaleEnd) {
+        sale_order(violations, &path, content.sale_start, content.sale_end);
+    }
+    let is_written =
+        |offer: &&Offer| fields.iter().any(|field| matches!(field, ItemField::Offer(key, _) if *key == offer.key));
+    for offer in content.offers.iter().filter(is_written) {
+        offer_prices(violations, &path, offer);
+        sale_order(violations, &path, offer.sale_start, offer.sale_end);
+    }
 }
 
 /// Converts an offer whose key is in the field `key_name`. Returns None if there are violations.
@@ -482,12 +507,17 @@ fn sale_times(
 ) -> [Option<UnixMillis>; 2] {
     let start = item_time(violations, format_args!("{path}.sale_start_time"), start.as_ref());
     let end = item_time(violations, format_args!("{path}.sale_end_time"), end.as_ref());
+    sale_order(violations, path, start, end);
+    [start, end]
+}
+
+/// Validates that a sale ends after its start.
+fn sale_order(violations: &mut Violations, path: &impl Display, start: Option<UnixMillis>, end: Option<UnixMillis>) {
     if let (Some(start), Some(end)) = (start, end)
         && end <= start
     {
-        violations.add(format_args!("{path}.sale_end_time"), "is not after sale_start_time");
+        violations.add(format_args!("{path}.sale_end_time"), format!("is {end}, not after sale_start_time, {start}"));
     }
-    [start, end]
 }
 
 fn offer_key(violations: &mut Violations, field: impl Display, sent: Option<&proto::OfferKey>) -> OfferKey {

@@ -19,7 +19,7 @@ pub(crate) use events::event;
 pub(crate) use filters::{FilterForms, filter};
 pub(crate) use items::{
     Clock, ItemsRequest, attribute_kinds, check_attribute_kinds, inventory, item, item_update, item_with_only,
-    list_items, list_size, update_mask,
+    list_items, list_size, merged_prices, update_mask,
 };
 use lodestone_core::units::UnixMillis;
 pub(crate) use models::{bundle_name, bundle_share, bundle_to_proto, reason};
