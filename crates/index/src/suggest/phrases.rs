@@ -83,9 +83,8 @@ pub fn phrases(title: &str, brand: &str) -> Vec<String> {
 /// Adds the phrases of a run of words and empties the run.
 fn push_phrases(run: &mut Vec<RunWord>, brand: &str, phrases: &mut Vec<String>) {
     mark_unspaced_brand(run, brand);
-    let is_function = |word: &RunWord| {
-        function_words::is_any(&word.text) || !word.is_unspaced && word.text.chars().count() == 1
-    };
+    let is_function =
+        |word: &RunWord| function_words::is_any(&word.text) || !word.is_unspaced && word.text.chars().count() == 1;
     for count in 1..=WORDS_MAX {
         for words in run.windows(count) {
             let (first, last) = (&words[0], &words[count - 1]);
