@@ -1107,3 +1107,15 @@ fn a_value_that_means_nothing_in_one_column_is_a_value_in_the_others() {
     assert_eq!(found[0].0, "WEB");
     assert!(found[0].1.is_some() && found[1].1.is_some() && found[0].1 != found[1].1, "{found:?}");
 }
+
+#[test]
+fn incentive_events_are_dropped_because_files_have_no_coupons() {
+    let rows = "event_time,event_id,event_type,product_id,user_id,user_session,price,currency,search_term\n\
+                2025-01-01 10:00:00 UTC,e1,view,m1,anna,s1,4.50,EUR,\n\
+                2025-01-01 10:00:01 UTC,e2,incentive_shown,m1,anna,s1,,,\n\
+                2025-01-01 10:00:02 UTC,e3,incentive_redeemed,m1,anna,s1,,,\n";
+    let (events, report) = Shop::new().import_events("clickstream", &[("clicks.csv", rows)]).unwrap();
+    assert_eq!(events.iter().map(|event| event.event_id.as_str()).collect::<Vec<_>>(), ["e1"]);
+    let reasons: Vec<(&str, u64)> = report.dropped.iter().map(|(name, class)| (*name, class.count)).collect();
+    assert_eq!(reasons, [("no coupon", 2)]);
+}

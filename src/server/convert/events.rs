@@ -172,6 +172,11 @@ fn check_kind(violations: &mut Violations, path: impl Display, kind: EventKind, 
     if kind == EventKind::Search && event.query.trim().is_empty() {
         violations.add(format_args!("{path}.query"), "is empty; `search` requires one");
     }
+    let is_of_coupon = matches!(kind, EventKind::IncentiveShown | EventKind::IncentiveRedeemed);
+    if is_of_coupon && event.coupon_id.trim().is_empty() {
+        let problem = format!("is empty; `{}` requires one, because it counts for the coupon's decision", kind.name());
+        violations.add(format_args!("{path}.coupon_id"), problem);
+    }
     match kind {
         EventKind::Review if !(1..=5).contains(&event.stars) => {
             violations.add(
@@ -266,5 +271,12 @@ mod tests {
         assert_eq!(check(accepted(EventKind::Click, "")), ["events[0].completion_id"]);
         assert_eq!(check(accepted(EventKind::CategoryView, "token")), ["events[0].completion_id"]);
         assert_eq!(check(proto::Event { r#type: 0, ..sent() }), ["events[0].type"]);
+        for kind in [EventKind::IncentiveShown, EventKind::IncentiveRedeemed] {
+            let of =
+                |coupon: &str| proto::Event { r#type: kind as i32, lines: vec![], coupon_id: coupon.into(), ..sent() };
+            assert!(check(of("c")).is_empty());
+            assert_eq!(check(of("")), ["events[0].coupon_id"]);
+            assert_eq!(check(of(" ")), ["events[0].coupon_id"]);
+        }
     }
 }

@@ -294,6 +294,9 @@ impl<'a> EventCleaning<'a> {
                 }
             }
         };
+        if matches!(kind, EventKind::IncentiveShown | EventKind::IncentiveRedeemed) {
+            return Err(Reason::NoCoupon);
+        }
         let named_refund = kind == EventKind::Refund;
         let is_refund = named_refund || (!prefix.is_empty() && order.starts_with(prefix.as_str()));
         Ok((if is_refund { EventKind::Refund } else { kind }, named_refund))

@@ -89,6 +89,7 @@ pub(super) enum Reason {
     RoundedId,
     NoItem,
     NoQuery,
+    NoCoupon,
     NotAProduct,
     NoTime,
     Time,
@@ -138,6 +139,9 @@ impl Reason {
             Self::NoItem => ("no item", "the item's id is empty or not valid"),
             Self::NoQuery => {
                 ("no query", "a search without its text (events.query), or with more than 1,000 characters")
+            }
+            Self::NoCoupon => {
+                ("no coupon", "files have no coupon ids, without which incentive events count nowhere; use WriteEvents")
             }
             Self::NotAProduct => ("not a product", "the item's id has too few digits: postage, fees, corrections"),
             Self::NoTime => ("no time", "the column of times is empty in these rows"),
