@@ -192,6 +192,10 @@ async fn bad_campaigns_and_requests_are_refused_with_field_value_and_limit() {
     );
     assert_eq!(refused[2].1, "is -1; it must be within 0 and 1000000000000000");
     assert_eq!(refused[4].1, "is missing; set the cost of one redemption, 0 if there is none");
+    let misspelled = proto::IncentiveCampaign { currency_code: "GPB".to_owned(), ..campaign("c") };
+    let expected = "`GPB` is not an ISO 4217 code in use; did you mean GBP?";
+    let refused = violations(&create(&server, misspelled).await.unwrap_err());
+    assert_eq!(refused, [("campaign.currency_code".to_owned(), expected.to_owned())]);
 
     create(&server, campaign("c")).await.unwrap();
     introduce(&server, ["a".to_owned()].into_iter()).await;

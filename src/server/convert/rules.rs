@@ -56,7 +56,14 @@ pub(crate) fn incentive_campaign(
         return None;
     };
     let campaign = IncentiveCampaign { create_time: None, update_time: None, ..converted(sent) };
-    CompiledCampaign::new(campaign).map_err(|problems| add_problems(violations, "campaign", problems)).ok()
+    let before = violations.found.len();
+    let compiled =
+        CompiledCampaign::new(campaign).map_err(|problems| add_problems(violations, "campaign", problems)).ok();
+    let field = "campaign.currency_code";
+    if !violations.found[before..].iter().any(|violation| violation.field == field) {
+        violations.keep(field, lodestone_core::currency::check(&sent.currency_code));
+    }
+    compiled.filter(|_| violations.found.len() == before)
 }
 
 /// Validates a rule. Its times are not read. Returns none if there are violations.
