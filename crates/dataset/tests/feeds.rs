@@ -461,10 +461,10 @@ fn a_price_names_its_currency_or_the_row_is_dropped() {
         prices,
         [
             ("1", (Some(12_990_000), Some(15_000_000), "EUR")),
+            ("12", (None, None, "")),
             ("2", (Some(1_299_000_000), None, "EUR")),
             ("3", (Some(5_000_000), None, "USD")),
             ("8", (None, None, "")),
-            ("12", (None, None, "")),
         ]
     );
     assert_eq!(dropped(&report), [("bad currency", 4), ("no currency", 2), ("not a number", 1)]);

@@ -142,7 +142,8 @@ pub fn normalize(text: &str) -> String {
         return normalize_ascii(text);
     }
     let mut normal = Normal { text: String::with_capacity(text.len()), space_due: false };
-    for c in decode_entities(text).chars() {
+    // Canonical order first: the iota subscript, a mark that becomes a letter, comes after other marks.
+    for c in decode_entities(text).nfd() {
         match c {
             '\u{2122}' | '\u{2120}' | '\u{ae}' | '\u{a9}' | '\u{2117}' => normal.space_due = true,
             // An acute accent decomposes to a space with a mark, but is typed as an apostrophe.
@@ -355,6 +356,11 @@ mod tests {
         let digits: String =
             ZEROS.iter().flat_map(|zero| (0..10).filter_map(move |n| char::from_u32(zero + n))).collect();
         assert_eq!(normalize(&digits), "0123456789".repeat(ZEROS.len()));
+    }
+
+    #[test]
+    fn marks_may_be_sent_in_any_order() {
+        assert_eq!(normalize("ᾀ\u{1e01b}"), normalize("α\u{313}\u{1e01b}\u{345}"));
     }
 
     proptest! {
