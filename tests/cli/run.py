@@ -241,7 +241,7 @@ def mistakes(work):
     shutil.copytree(BUNDLE, earlier)
     manifest = json.loads((earlier / "manifest.json").read_text())
     (earlier / "manifest.json").write_text(json.dumps({**manifest, "format": 5, "person_encoder": "a field of format 5"}))
-    versions = ["has version 5", "reads version 17", "train again"]
+    versions = ["has version 5", "reads version 18", "train again"]
     refused(versions, "bundle", "show", "--bundle", earlier)
     refused(versions, "serve", "--bundle", earlier, "--data", work / "x")
     store = work / "store-of-earlier"
@@ -543,7 +543,8 @@ def same_model(work):
         ran = run("train", "--data", work / "shop", "--out", work / name, "--threads", 1, "--seed", 7, "--format", "json")
         check(ran.returncode == SUCCESS and json.loads(ran.stdout)["heads"], f"a bundle is trained on it {ran.stderr}")
         sums.append({file: entry["sha256"] for file, entry in json.loads((work / name / "manifest.json").read_text())["files"].items()})
-    different = [name for name in sums[0] if sums[0][name] != sums[1].get(name)]
+    # tantivy names its segments at random.
+    different = [name for name in sums[0] if name != "lexical.index" and sums[0][name] != sums[1].get(name)]
     check(not different, f"the same seed produces the same files with one thread {different}")
     refused(["--threads"], "train", "--data", work / "shop", "--out", work / "three", "--threads", 0)
 
