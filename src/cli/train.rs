@@ -454,8 +454,9 @@ pub(crate) fn train(args: TrainCommandArgs) -> anyhow::Result<Exit> {
     // A gated bundle gets its final name after it has passed.
     let candidate = args.gate.as_ref().map(|_| Candidate::new(&args.out)).transpose()?;
     let written = candidate.as_ref().map_or(&args.out, |candidate| &candidate.0);
-    prepare(&args, written)?;
+    // Before the bundle of --gate is read, which would start the pool with one thread per processor.
     let runtime = args.train.start()?;
+    prepare(&args, written)?;
     let warm_start = args.from.clone();
     let answers = args.answers.clone().map(answer_source);
     let adjust = |options| TrainOptions { warm_start, answers, ..options };
