@@ -374,7 +374,8 @@ async fn racing_users_keep_the_budget_and_redeemed_incentives_count_once() {
     let before = used(&server, "c").await;
     assert_eq!((before.used_micros, before.redeemed_count), (31_000_000, 0));
     assert_eq!((before.decision_counts["ten"], before.decision_counts.get("")), (3, None));
-    assert!(before.decision_counts["none"] > 0, "{before:?}");
+    // How many of the draws were of no incentive before the budget was used up depends on the order of the users.
+    assert_eq!(before.decision_counts.values().sum::<i64>(), before.decision_count, "{before:?}");
     let (user, answer) = &given[0];
     // Coupons that count for no campaign are accepted with a warning.
     let warning =
