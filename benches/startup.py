@@ -11,8 +11,6 @@ import json
 import os
 import random
 import shutil
-import signal
-import socket
 import statistics
 import subprocess
 import sys
@@ -21,14 +19,16 @@ import time
 import urllib.request
 from pathlib import Path
 
+from process import ServerProcess, free_port
+
 TOP = Path(__file__).resolve().parent.parent
 OUT = TOP / "target/bench"
 ITEMS = int(os.environ.get("BENCH_ITEMS", "1000000"))
 REPEATS = int(os.environ.get("BENCH_REPEATS", "3"))
 # Enough for every part of a bundle except a ranking model.
 VISITORS, VISITOR_EVENTS = 400, 10
-READY_S_MAX = 600
-TARGET_S = 5
+# The target is for this many items.
+TARGET_S, TARGET_ITEMS = 5, 1_000_000
 os.environ.setdefault("ORT_DYLIB_PATH", str(TOP / "target/tools/onnxruntime/libonnxruntime.so"))
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("LODESTONE_DRAIN_WAIT", "0")
@@ -116,19 +116,17 @@ def build(lodestone, work, bundle):
     return {"import_s": imported, "train_s": trained}
 
 
-def free_port():
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
+class Server(ServerProcess):
+    def __init__(self, http_address):
+        self.http_address = http_address
 
-
-def is_ready(address):
-    try:
-        with urllib.request.urlopen(f"http://{address}/readyz", timeout=5) as answer:
-            return answer.status == 200
-    # Refused before the endpoint listens; 503 before the server serves.
-    except OSError:
-        return False
+    def is_ready(self):
+        try:
+            with urllib.request.urlopen(f"http://{self.http_address}/readyz", timeout=5) as answer:
+                return answer.status == 200
+        # Refused before the endpoint listens; 503 before the server serves.
+        except OSError:
+            return False
 
 
 def megabytes(pid, name):
@@ -141,26 +139,18 @@ def start(lodestone, bundle, data):
     address = f"127.0.0.1:{free_port()}"
     # Earlier writes, such as those of the training, must not keep the disk busy.
     os.sync()
-    with open(OUT / "startup-server.log", "w+", encoding="utf-8") as log:
+    log = OUT / "startup-server.log"
+    command = [lodestone, "serve", "--bundle", bundle, "--data", data, "--listen", f"127.0.0.1:{free_port()}",
+               "--metrics-listen", address, "--log-format", "json"]
+    with Server(address) as server:
         begun = time.monotonic()
-        command = [lodestone, "serve", "--bundle", bundle, "--data", data, "--listen", f"127.0.0.1:{free_port()}",
-                   "--metrics-listen", address, "--log-format", "json"]
-        process = subprocess.Popen(list(map(str, command)), stderr=log)
-        try:
-            while not is_ready(address):
-                if process.poll() is not None or time.monotonic() > begun + READY_S_MAX:
-                    log.seek(0)
-                    sys.exit(f"the server did not become ready:\n{log.read()[-3000:]}")
-                time.sleep(0.01)
-            ready_s = time.monotonic() - begun
-            fields = Path(f"/proc/{process.pid}/stat").read_text(encoding="ascii").rsplit(")", 1)[1].split()
-            processor_s = (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-            memory = {"resident_mb": megabytes(process.pid, "VmRSS:"), "resident_mb_max": megabytes(process.pid, "VmHWM:")}
-        finally:
-            process.send_signal(signal.SIGTERM)
-            process.wait(timeout=120)
-        log.seek(0)
-        lines = [json.loads(line) for line in log if line.startswith("{")]
+        server.start(list(map(str, command)), log)
+        ready_s = time.monotonic() - begun
+        pid = server.process.pid
+        fields = Path(f"/proc/{pid}/stat").read_text(encoding="ascii").rsplit(")", 1)[1].split()
+        processor_s = (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+        memory = {"resident_mb": megabytes(pid, "VmRSS:"), "resident_mb_max": megabytes(pid, "VmHWM:")}
+    lines = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines() if line.startswith("{")]
     return {"ready_s": ready_s, "processor_s": processor_s, **memory, "steps_ms": steps(lines)}
 
 
@@ -215,7 +205,8 @@ def main():
     for step, value in report["empty_data"]["steps_ms"].items():
         print(f"{'  ' + step.replace('_', ' ') + ', ms':<34} {value:>12,.0f} {report['existing_data']['steps_ms'][step]:>14,.0f}")
     verdict = "met" if report["empty_data"]["ready_s"] <= TARGET_S else "MISSED"
-    print(f"\n{ITEMS:,} items, {report['bundle_mb']:,.0f} MB on disk; target: ready within {TARGET_S} s, {verdict}")
+    target = f"; target: ready within {TARGET_S} s, {verdict}" if ITEMS >= TARGET_ITEMS else ""
+    print(f"\n{ITEMS:,} items, {report['bundle_mb']:,.0f} MB on disk{target}")
 
 
 if __name__ == "__main__":

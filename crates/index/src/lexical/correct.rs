@@ -20,8 +20,8 @@ impl Lexical {
     /// between them, or by the closest word of titles, brands, categories and tags. None if nothing is replaced, if
     /// the query is an item's id, or if no row that passes `keep` has all words of the corrected query.
     ///
-    /// Does not change codes (words with a digit), units, scripts without spaces, short words, forms of known words and
-    /// words of the synonyms, function words.
+    /// Does not change codes (words with a digit), units, scripts without spaces, short words, function words, forms of
+    /// known words and words of the synonyms.
     pub fn correct<'q>(
         &self,
         query: impl Into<QueryText<'q>>,
