@@ -4,7 +4,10 @@
 //! Connections end with GOAWAY, so that running calls finish and the client sends its next call on another connection,
 //! perhaps to another server. The loop is that of `tonic::transport::Server`, which knows neither idle connections nor a
 //! jitter of their age, and whose `max_connection_age_grace` sends no GOAWAY (tonic 0.14.9).
-use super::{CONNECTION_CALLS_MAX, CONNECTION_WINDOW_BYTES, HEADER_BYTES_MAX, KEEPALIVE, connections::Connection};
+use super::{
+    CANCELLED_EARLY_MAX, CONNECTION_CALLS_MAX, CONNECTION_WINDOW_BYTES, HEADER_BYTES_MAX, KEEPALIVE,
+    connections::Connection,
+};
 use futures_util::{Stream, StreamExt};
 use http::{Request, Response};
 use hyper::{body::Incoming, server::conn::http2};
@@ -220,6 +223,7 @@ async fn serve_connection<S>(
         .keep_alive_interval(KEEPALIVE.0)
         .keep_alive_timeout(KEEPALIVE.1)
         .max_header_list_size(HEADER_BYTES_MAX)
+        .max_pending_accept_reset_streams(CANCELLED_EARLY_MAX)
         .max_concurrent_streams(CONNECTION_CALLS_MAX);
     let mut served = pin!(http2.serve_connection(TokioIo::new(connection), service));
     let unread = activity.unread_response(limits.response_read);

@@ -103,6 +103,10 @@ const HEALTH_REQUEST_BYTES_MAX: usize = 4 << 10;
 const REFLECTION_REQUEST_BYTES_MAX: usize = 64 << 10;
 /// Greatest number of concurrent calls of a connection.
 const CONNECTION_CALLS_MAX: u32 = 256;
+/// Greatest number of calls of a connection that its client cancels before the server has begun them, as it does if their
+/// deadlines pass while the server does not read. One more ends the connection with all its calls (CVE-2023-44487). With
+/// [`HEADER_BYTES_MAX`] for each, they take no more memory than [`CONNECTION_WINDOW_BYTES`].
+const CANCELLED_EARLY_MAX: usize = 1_024;
 /// Greatest size of the headers of a request, with 32 bytes for each (RFC 9113, section 6.5.2).
 const HEADER_BYTES_MAX: u32 = 16 << 10;
 /// Time without traffic after which a client is asked whether it still exists, and the time for its answer.

@@ -31,11 +31,14 @@ const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 // Types and flags of frames.
 const DATA: u8 = 0;
 const HEADERS: u8 = 1;
+const RST_STREAM: u8 = 3;
 const SETTINGS: u8 = 4;
 const PING: u8 = 6;
 const GOAWAY: u8 = 7;
 const END_STREAM: u8 = 1;
 const END_HEADERS: u8 = 4;
+/// The code of RST_STREAM of a client that no longer wants the response.
+const CANCEL: u8 = 8;
 
 fn shop() -> (Shop, Arc<Engine>) {
     let shop = Shop::new();
@@ -189,21 +192,53 @@ fn search_headers() -> Vec<u8> {
     .concat()
 }
 
+/// Returns the message of a call of Search, with its prefix of gRPC.
+fn search_message() -> Vec<u8> {
+    let message = query("mug").encode_to_vec();
+    [&[0][..], &(message.len() as u32).to_be_bytes(), &message[..]].concat()
+}
+
+/// A search backend whose deadlines pass while the server does not read: it cancels the calls before they begin here.
+#[tokio::test(flavor = "multi_thread")]
+async fn calls_that_are_cancelled_before_they_begin_end_no_other() {
+    const CANCELLED: u32 = 1_000;
+    let (_shop, engine) = shop();
+    let server = Server::start(&engine, ServerConfig::default()).await;
+    let mut client = TcpStream::connect(server.address).await.unwrap();
+    let mut sent = [PREFACE, &frame(SETTINGS, 0, 0, &[])[..]].concat();
+    let streams = (0..=CANCELLED).map(|call| 2 * call + 1);
+    for stream in streams.clone().take(CANCELLED as usize) {
+        sent.extend(frame(HEADERS, END_HEADERS, stream, &search_headers()));
+        sent.extend(frame(RST_STREAM, 0, stream, &[0, 0, 0, CANCEL]));
+    }
+    let last = streams.last().unwrap();
+    sent.extend(frame(HEADERS, END_HEADERS, last, &search_headers()));
+    sent.extend(frame(DATA, END_STREAM, last, &search_message()));
+    client.write_all(&sent).await.unwrap();
+    let mut received = Vec::new();
+    let answered = async {
+        while !kinds(&received).contains(&DATA) {
+            let count = client.read_buf(&mut received).await.expect("the connection goes on");
+            assert!(count > 0 && !kinds(&received).contains(&GOAWAY), "the connection goes on: {received:?}");
+        }
+    };
+    timeout(TIME_MAX, answered).await.expect("the last call is answered");
+    server.end().await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_client_that_reads_no_response_is_disconnected() {
     let (_shop, engine) = shop();
     let server = Server::start(&engine, ServerConfig { response_read_max: SHORT, ..ServerConfig::default() }).await;
     let channel = server.connect();
     assert_eq!(search_over(channel.clone()).await.unwrap(), 3);
-    let message = query("mug").encode_to_vec();
-    let message = [&[0][..], &(message.len() as u32).to_be_bytes(), &message[..]].concat();
     let mut deaf = TcpStream::connect(server.address).await.unwrap();
     let sent = [
         PREFACE.to_vec(),
         // SETTINGS_INITIAL_WINDOW_SIZE is 0: the server may send headers and no part of a message.
         frame(SETTINGS, 0, 0, &[0, 4, 0, 0, 0, 0]),
         frame(HEADERS, END_HEADERS, 1, &search_headers()),
-        frame(DATA, END_STREAM, 1, &message),
+        frame(DATA, END_STREAM, 1, &search_message()),
     ];
     deaf.write_all(&sent.concat()).await.unwrap();
     let mut received = Vec::new();
