@@ -2,8 +2,8 @@
 use super::{
     audited::listed_items,
     convert::{self, FilterForms},
-    group_counts::GroupCounts,
     guard::{guarded, guarded_stream},
+    item_checks::ItemChecks,
     item_import::ItemImport,
     price_currency::PriceCurrencies,
     proto::{self, catalog_service_server::CatalogService},
@@ -13,23 +13,16 @@ use super::{
     violations::Violations,
 };
 use futures_util::stream::BoxStream;
-use lodestone_catalog::{Item, ItemField, ItemList, ItemWrite, OfferKey, WriteTime, WrittenFields, limits};
+use lodestone_catalog::{Item, ItemList, ItemWrite, WriteTime};
 use lodestone_core::{ids::ItemId, units::UnixMillis};
-use lodestone_engine::{DeclarationsGuard, Engine, EngineError, EntryKind, ItemsToken, WriteOutcome, WriteReport};
+use lodestone_engine::{DeclarationsGuard, EngineError, EntryKind, ItemsToken, WriteOutcome, WriteReport};
 use lodestone_pipeline::{AttributeUse, RESULTS_BYTES_MAX, run::RequestField};
 use lodestone_telemetry::call;
 use prost::Message;
-use std::{
-    cell::RefCell,
-    collections::{BTreeSet, HashMap},
-    fmt::Display,
-    sync::Arc,
-};
+use std::{fmt::Display, sync::Arc};
 use tonic::{Request, Response, Status, Streaming};
 
 pub(super) const ITEMS_MAX: usize = 1000;
-/// Maximum number of attributes of an item whose value or removal has a time of its own.
-const ATTRIBUTE_TIMES_MAX: usize = 1000;
 /// Maximum number of stale fields that a result names.
 const STALE_FIELDS_MAX: usize = 20;
 
@@ -61,7 +54,7 @@ impl<T> Validated<T> {
         field: &'static str,
         sent: &[S],
         id: impl Fn(&S) -> &str,
-        convert: impl Fn(&mut Violations, &dyn Display, &S) -> Option<T>,
+        mut convert: impl FnMut(&mut Violations, &dyn Display, &S) -> Option<T>,
     ) -> Result<Self, Status> {
         list_size(field, sent.len(), ITEMS_MAX)?;
         let mut validated = Self { results: Vec::with_capacity(sent.len()), valid: Vec::new(), indices: Vec::new() };
@@ -89,115 +82,6 @@ impl<T> Validated<T> {
             self.results[*index].status = status(entry).into();
         }
         self.results
-    }
-}
-
-/// The keys of the offers of items after the writes of a request, which may set them one by one.
-#[derive(Default)]
-struct OfferKeys(HashMap<ItemId, BTreeSet<OfferKey>>);
-
-impl OfferKeys {
-    /// Adds a violation, and returns false, if the item would have too many offers.
-    fn check(&mut self, violations: &mut Violations, path: &dyn Display, write: &ItemWrite, engine: &Engine) -> bool {
-        let Some(offer) = write.item.offers.first() else { return true };
-        let known = self.0.entry(write.item.id.clone()).or_insert_with(|| engine.offer_keys(&write.item.id));
-        if known.contains(&offer.key) {
-            return true;
-        }
-        if known.len() >= limits::OFFERS {
-            let (count, limit) = (known.len() + 1, limits::OFFERS);
-            let problem = format!("is new, and the item would have {count} offers; the limit is {limit}");
-            violations.add(format_args!("{path}.offer_key"), problem);
-            return false;
-        }
-        known.insert(offer.key.clone())
-    }
-}
-
-/// The items after the writes of a request, which may set their prices and sales one by one.
-#[derive(Default)]
-pub(super) struct MergedPrices(HashMap<ItemId, Option<Item>>);
-
-impl MergedPrices {
-    /// Adds violations, and returns false, if the item, which the request has at `path`, would have prices or times of a
-    /// sale that a write of the whole item may not have.
-    pub(super) fn check(
-        &mut self,
-        violations: &mut Violations,
-        path: &dyn Display,
-        write: &ItemWrite,
-        engine: &Engine,
-    ) -> bool {
-        let WrittenFields::Some(fields) = &write.fields else { return true };
-        let is_sale =
-            |field: &ItemField| matches!(field, ItemField::SaleStart | ItemField::SaleEnd | ItemField::Offer(..));
-        if !fields.iter().any(is_sale) {
-            return true;
-        }
-        let of = |fields| ItemWrite { fields: WrittenFields::Some(fields), ..write.clone() };
-        // Stale fields change nothing.
-        let is_newest = |field: &&ItemField| {
-            matches!(write.time, WriteTime::Received(_)) || !engine.is_stale(&of(BTreeSet::from([(*field).clone()])))
-        };
-        let write = of(fields.iter().filter(is_newest).cloned().collect());
-        let get = || engine.get_item(&write.item.id).as_deref().cloned();
-        let known = self.0.entry(write.item.id.clone()).or_insert_with(get);
-        let Some(content) = write.content(known.as_ref()) else { return true };
-        let before = violations.found.len();
-        convert::merged_prices(violations, path, &write, &content);
-        let is_valid = violations.found.len() == before;
-        if is_valid {
-            *known = Some(content);
-        }
-        is_valid
-    }
-}
-
-/// The attributes of items after the writes of a request, which may set them one by one.
-#[derive(Default)]
-pub(super) struct AttributeCounts {
-    /// The content of an item, and how many of its attributes have a value or a time.
-    items: HashMap<ItemId, (Option<Item>, usize)>,
-}
-
-impl AttributeCounts {
-    /// Adds a violation, and returns false, if the item, which the request has at `path`, would have too many
-    /// attributes.
-    pub(super) fn check(
-        &mut self,
-        violations: &mut Violations,
-        path: &dyn Display,
-        write: &ItemWrite,
-        engine: &Engine,
-    ) -> bool {
-        let WrittenFields::Some(fields) = &write.fields else { return true };
-        let named = fields.iter().filter(|field| matches!(field, ItemField::Attribute(_))).count();
-        let is_whole = fields.contains(&ItemField::Attributes);
-        if named == 0 && !is_whole {
-            return true;
-        }
-        let (known, timed) = self.items.entry(write.item.id.clone()).or_insert_with(|| {
-            let (known, timed) = engine.item_and_attribute_count(&write.item.id);
-            (known.as_deref().cloned(), timed)
-        });
-        let content = write.content(known.as_ref());
-        let count = content.as_ref().map_or(0, |content| content.attributes.len());
-        // All attributes as a whole have one time.
-        let timed_after = named + if is_whole { count } else { *timed };
-        let problem = match (count > limits::ATTRIBUTES, timed_after > ATTRIBUTE_TIMES_MAX) {
-            (true, _) => format!("the item would have {count} entries; the limit is {}", limits::ATTRIBUTES),
-            (_, true) => format!(
-                "{timed_after} attributes of the item would have a value or a time; the limit is \
-                 {ATTRIBUTE_TIMES_MAX}; write `attributes` as a whole or the item by UpsertItems, which forgets those \
-                 of removed attributes"
-            ),
-            _ => {
-                (*known, *timed) = (content, timed_after);
-                return true;
-            }
-        };
-        violations.add(format_args!("{path}.attributes"), problem);
-        false
     }
 }
 
@@ -296,17 +180,17 @@ impl CatalogService for Services {
                 return Err(status::invalid(violations.found));
             }
             let (held, rules) = (self.engine.hold_declarations().await, self.engine.rules());
-            let (groups, currencies) = (RefCell::new(GroupCounts::default()), PriceCurrencies::default());
+            let (mut checks, currencies) = (ItemChecks::new(&self.engine), PriceCurrencies::default());
             let convert = |violations: &mut Violations, path: &dyn Display, item: &proto::Item| {
                 let write = ItemWrite::of_all(convert::item(violations, path, item, true)?, time);
                 if !convert::check_attribute_kinds(violations, path, &write, &rules.attributes) {
                     return None;
                 }
                 currencies.check(violations, path, &write, &self.engine);
-                groups.borrow_mut().check(violations, path, &write, &self.engine).then_some(write)
+                checks.admit(violations, path, &write).then_some(write)
             };
             let validated = Validated::of("items", &items, |item| &item.item_id, convert)?;
-            drop((groups, currencies));
+            drop((checks, currencies));
             let (results, log_position) = self.write_valid_items(validated, held).await?;
             Ok(Response::new(proto::UpsertItemsResponse {
                 results,
@@ -327,8 +211,7 @@ impl CatalogService for Services {
                 update.item.as_ref().map_or("", |item| &item.item_id)
             }
             let (held, rules) = (self.engine.hold_declarations().await, self.engine.rules());
-            let counts = RefCell::new((AttributeCounts::default(), GroupCounts::default(), MergedPrices::default()));
-            let currencies = PriceCurrencies::default();
+            let (mut checks, currencies) = (ItemChecks::new(&self.engine), PriceCurrencies::default());
             let convert = |violations: &mut Violations, path: &dyn Display, update: &proto::ItemUpdate| {
                 let write = convert::item_update(violations, path, update, clock)?;
                 let path = format!("{path}.item");
@@ -336,14 +219,10 @@ impl CatalogService for Services {
                     return None;
                 }
                 currencies.check(violations, &path, &write, &self.engine);
-                let (attributes, groups, prices) = &mut *counts.borrow_mut();
-                let is_within = prices.check(violations, &path, &write, &self.engine)
-                    && attributes.check(violations, &path, &write, &self.engine)
-                    && groups.check(violations, &path, &write, &self.engine);
-                is_within.then_some(write)
+                checks.admit(violations, &path, &write).then_some(write)
             };
             let validated = Validated::of("updates", &updates, id, convert)?;
-            drop((counts, currencies));
+            drop((checks, currencies));
             let (results, log_position) = self.write_valid_items(validated, held).await?;
             Ok(Response::new(proto::UpdateItemsResponse {
                 results,
@@ -360,16 +239,13 @@ impl CatalogService for Services {
         let response = async {
             self.admit_changes(&request, request.get_ref().inventories.len())?;
             let (inventories, clock) = (request.into_inner().inventories, self.clock());
-            let counts = RefCell::new((OfferKeys::default(), MergedPrices::default()));
+            let mut checks = ItemChecks::new(&self.engine);
             let convert = |violations: &mut Violations, path: &dyn Display, inventory: &proto::Inventory| {
                 let write = convert::inventory(violations, path, inventory, clock)?;
-                let (offers, prices) = &mut *counts.borrow_mut();
-                let is_valid = prices.check(violations, path, &write, &self.engine)
-                    && offers.check(violations, path, &write, &self.engine);
-                is_valid.then_some(write)
+                checks.admit(violations, path, &write).then_some(write)
             };
             let validated = Validated::of("inventories", &inventories, |entry| &entry.item_id, convert)?;
-            drop(counts);
+            drop(checks);
             let write = async |writes| self.engine.write_items(writes).await;
             let (results, log_position) = self.write_valid(validated, write).await?;
             Ok(Response::new(proto::SetInventoryResponse {

@@ -2,10 +2,10 @@
 //! filter.
 use super::{
     audited::AuditedCall,
-    catalog_service::{AttributeCounts, MergedPrices, Validated},
+    catalog_service::Validated,
     client::{Client, client_of},
     convert::{self, FilterForms},
-    group_counts::GroupCounts,
+    item_checks::ItemChecks,
     price_currency::PriceCurrencies,
     proto::{self, import_items_request::Part},
     services::Services,
@@ -17,7 +17,6 @@ use lodestone_core::{bits, ids::ItemId, units::UnixMillis};
 use lodestone_engine::{Engine, EngineError, WriteReport};
 use lodestone_pipeline::{AttributeUse, run::RequestField};
 use std::{
-    cell::RefCell,
     collections::{BTreeSet, HashMap},
     fmt::Display,
     hash::{DefaultHasher, Hash, Hasher},
@@ -208,22 +207,17 @@ impl ItemImport {
         let options = self.begun();
         let held = self.services.engine.hold_declarations().await;
         let rules = self.services.engine.rules();
-        let counts = RefCell::new((AttributeCounts::default(), GroupCounts::default(), MergedPrices::default()));
-        let currencies = PriceCurrencies::default();
+        let (mut checks, currencies) = (ItemChecks::new(&self.services.engine), PriceCurrencies::default());
         let convert = |violations: &mut Violations, path: &dyn Display, item: &proto::Item| {
             let write = options.write(violations, path, item, &self.services.engine)?;
             if !convert::check_attribute_kinds(violations, path, &write, &rules.attributes) {
                 return None;
             }
             currencies.check(violations, path, &write, &self.services.engine);
-            let ((attributes, groups, prices), engine) = (&mut *counts.borrow_mut(), &self.services.engine);
-            let is_within = prices.check(violations, path, &write, engine)
-                && attributes.check(violations, path, &write, engine)
-                && groups.check(violations, path, &write, engine);
-            is_within.then_some(write)
+            checks.admit(violations, path, &write).then_some(write)
         };
         let validated = Validated::of("items", items, |item| &item.item_id, convert)?;
-        drop((counts, currencies));
+        drop((checks, currencies));
         let ids: Vec<Option<ItemId>> = items.iter().map(|item| ItemId::parse(&item.item_id).ok()).collect();
         let results = match options.validate_only {
             true => {

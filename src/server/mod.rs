@@ -18,12 +18,12 @@ mod event_stream;
 pub(crate) mod explain;
 #[doc(hidden)]
 pub mod fuzzing;
-mod group_counts;
 mod guard;
 mod health;
 mod http2;
 pub mod http_endpoint;
 mod incentive_service;
+mod item_checks;
 mod item_import;
 mod jwt;
 mod loyalty_service;

@@ -358,6 +358,11 @@ async fn a_group_has_a_limit_of_variants() {
     catalog.delete_items(deleted).await.unwrap();
     let updated = catalog.update_items(proto::UpdateItemsRequest { updates: vec![update] }).await.unwrap();
     assert_eq!(updated.into_inner().results[0].status(), proto::ItemStatus::Updated);
+    // Also by an earlier item of the request.
+    let (next, beyond) = (item(LIMIT + 3, "0"), item(LIMIT + 4, "0"));
+    let results = write(vec![item(5, ""), next, item(7, ""), item(7, "0"), beyond]).await;
+    assert_eq!(statuses(&results), [Replaced, Created, Replaced, Replaced, Rejected]);
+    is_refused(&results[4], "items[4].group_id");
     server.end().await;
 }
 

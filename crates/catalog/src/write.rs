@@ -288,6 +288,28 @@ impl ItemWrite {
             }
     }
 
+    /// Returns the write without its stale fields: those of which the state of the item, or the file of `known`, its
+    /// content in a catalogue, has a later value. None if nothing is left.
+    pub fn without_stale(&self, state: Option<&ItemState>, known: Option<&Item>) -> Option<Cow<'_, Self>> {
+        if state.is_some_and(|state| state.is_stale(self)) || known.is_some_and(|known| self.is_older_than(known)) {
+            return None;
+        }
+        let (WrittenFields::Some(fields), WriteTime::Stated(time)) = (&self.fields, self.time) else {
+            return Some(Cow::Borrowed(self));
+        };
+        let later_file = known.filter(|known| known.values_at > Some(time));
+        let is_fresh = |field: &&ItemField| {
+            !matches!(state, Some(ItemState::Written(written)) if written.is_later(field, time))
+                && later_file.is_none_or(|known| known.absent_fields.contains(field))
+        };
+        let fresh = || fields.iter().filter(is_fresh);
+        match fresh().count() {
+            0 => None,
+            count if count == fields.len() => Some(Cow::Borrowed(self)),
+            _ => Some(Cow::Owned(Self { fields: WrittenFields::Some(fresh().cloned().collect()), ..self.clone() })),
+        }
+    }
+
     /// Returns true if the write may change a text that an encoder reads.
     pub fn sets_encoded_text(&self) -> bool {
         match &self.fields {
@@ -402,13 +424,12 @@ impl ItemState {
         }
     }
 
-    /// Returns the keys of the offers that were written.
-    pub fn offer_keys(&self) -> impl Iterator<Item = &OfferKey> {
-        let item = match self {
+    /// Returns the values of the written fields, with empty ones in others; none of a deleted item.
+    pub fn values(&self) -> Option<&Arc<Item>> {
+        match self {
             Self::Deleted { .. } => None,
             Self::Written(written) => Some(&written.item),
-        };
-        item.into_iter().flat_map(|item| &item.offers).map(|offer| &offer.key)
+        }
     }
 
     /// Returns the latest time of its values or of its deletion.
@@ -768,6 +789,29 @@ mod tests {
         let changes = state.as_ref().unwrap().changes(&id());
         changes.iter().for_each(|change| _ = ItemState::apply(&mut restored, change));
         assert_eq!(restored, state);
+    }
+
+    #[test]
+    fn a_write_without_its_stale_fields_has_those_that_take_effect() {
+        let price = |at| ItemWrite { item: item(2, &[]), fields: fields(&["price_micros"]), time: stated(at) };
+        let state = state_after([&ItemWrite::of_all(item(1, &["x"]), stated(10)), &price(30)]);
+        let both = |at| ItemWrite { fields: fields(&["title", "price_micros"]), ..price(at) };
+        let part = |write: &ItemWrite, known: Option<&Item>| {
+            write.without_stale(state.as_ref(), known).map(|part| part.into_owned().fields)
+        };
+        let (title, all) = (fields(&["title"]), fields(&["title", "price_micros"]));
+        assert_eq!(part(&both(9), None), None);
+        assert_eq!(part(&both(20), None), Some(title.clone()));
+        assert_eq!(part(&both(30), None), Some(all.clone()));
+        assert_eq!(part(&ItemWrite { time: WriteTime::Received(UnixMillis(9)), ..both(0) }, None), Some(all.clone()));
+        let mut absent = FieldSet::default();
+        absent.insert(&ItemField::Title);
+        let file = Item { absent_fields: absent, ..in_file(7, 50) };
+        assert_eq!(part(&both(40), Some(&file)), Some(title));
+        assert_eq!(part(&both(40), Some(&in_file(7, 50))), None, "the file has both");
+        assert_eq!(part(&both(50), Some(&file)), Some(all));
+        assert_eq!(part(&ItemWrite::of_all(item(3, &[]), stated(9)), None), None);
+        assert_eq!(part(&ItemWrite::of_all(item(3, &[]), stated(20)), None), Some(WrittenFields::All));
     }
 
     #[test]

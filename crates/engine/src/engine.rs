@@ -8,7 +8,7 @@ use crate::{
 };
 use arc_swap::ArcSwap;
 use lodestone_catalog::{
-    Catalog, Field, Filter, Item, ItemChange, ItemList, ItemState, ItemWrite, OfferKey, WriteTime, WrittenFields,
+    Catalog, Field, Filter, Item, ItemChange, ItemList, ItemState, ItemWrite, WriteTime, WrittenFields,
 };
 use lodestone_core::{
     bits,
@@ -36,6 +36,7 @@ use lodestone_rollout::{
 use lodestone_state::checkpoints::Checkpoints;
 use lodestone_telemetry::{Metrics, Sizes, call};
 use std::{
+    borrow::Cow,
     collections::{BTreeMap, BTreeSet},
     path::PathBuf,
     sync::Arc,
@@ -302,6 +303,16 @@ impl Engine {
         is_recorded_later || self.get_item(&write.item.id).is_some_and(|item| write.is_older_than(&item))
     }
 
+    /// Returns a write without the fields that have later values; none if all have.
+    pub fn without_stale<'w>(&self, write: &'w ItemWrite) -> Option<Cow<'w, ItemWrite>> {
+        if matches!(write.time, WriteTime::Received(_)) {
+            return Some(Cow::Borrowed(write));
+        }
+        let known = self.get_item(&write.item.id);
+        let catalogue = self.generations.state.catalogue.lock();
+        write.without_stale(catalogue.state(&write.item.id), known.as_deref())
+    }
+
     /// Returns true if the item already has all written values. A write without a creation time keeps the known one.
     pub fn is_unchanged(&self, write: &ItemWrite) -> bool {
         let Some(known) = self.get_item(&write.item.id) else { return false };
@@ -505,10 +516,12 @@ impl Engine {
         self.finish_write(call::timed("write", self.writer.write(changes)).await)
     }
 
-    /// Returns the current content of an item, and how many of its attributes have a value or a time in its changes.
-    pub fn item_and_attribute_count(&self, id: &ItemId) -> (Option<Arc<Item>>, usize) {
-        let count = self.generations.state.catalogue.lock().state(id).map_or(0, ItemState::attribute_count);
-        (self.get_item(id), count)
+    /// Returns the values of an item that changes set, also if the current catalogue does not have it, and how many of its
+    /// attributes have a value or a time in them.
+    pub fn recorded_values(&self, id: &ItemId) -> (Option<Arc<Item>>, usize) {
+        let catalogue = self.generations.state.catalogue.lock();
+        let state = catalogue.state(id);
+        (state.and_then(ItemState::values).cloned(), state.map_or(0, ItemState::attribute_count))
     }
 
     /// Returns the codes of the currencies of the current catalogue's prices and of the configured one, ascending.
@@ -522,16 +535,6 @@ impl Engine {
     pub fn variant_count(&self, group: &str) -> usize {
         let catalog = self.generations.current().generation.catalog.load_full();
         catalog.group_named(group).map_or(0, |group| catalog.rows_of_group(group).len())
-    }
-
-    /// Returns the keys of an item's offers, of the current catalogue and of all changes.
-    pub fn offer_keys(&self, id: &ItemId) -> BTreeSet<OfferKey> {
-        let catalogue = self.generations.state.catalogue.lock();
-        let mut keys: BTreeSet<OfferKey> =
-            catalogue.state(id).into_iter().flat_map(ItemState::offer_keys).cloned().collect();
-        drop(catalogue);
-        keys.extend(self.get_item(id).iter().flat_map(|item| &item.offers).map(|offer| offer.key.clone()));
-        keys
     }
 
     /// Returns the item of a write with texts that may have to be encoded.
