@@ -1,9 +1,18 @@
 //! Sale prices with dates, costs and margins over gRPC.
-use crate::support::{answers::replay, bundles::Shop, grpc::GrpcServer, items::all_fields};
+use crate::support::{
+    answers::replay,
+    bundles::Shop,
+    grpc::GrpcServer,
+    items::{all_fields, upsert_items},
+};
 use lodestone::server::proto::{
     self, RecommendType, catalog_service_client::CatalogServiceClient, ranking_service_client::RankingServiceClient,
 };
-use lodestone_core::units::UnixMillis;
+use lodestone_catalog::{Item, Offer, OfferKey};
+use lodestone_core::{
+    ids::ItemId,
+    units::{PriceMicros, UnixMillis},
+};
 use lodestone_rollout::HealthBounds;
 use prost_types::FieldMask;
 use std::time::Duration;
@@ -402,21 +411,26 @@ async fn a_price_without_a_currency_has_a_warning_if_others_have_one() {
     server.end().await;
 }
 
+/// Sets inventory. Returns the status of each entry with the fields and descriptions of its violations.
+async fn set_inventory(
+    channel: &Channel,
+    inventories: Vec<proto::Inventory>,
+) -> Vec<(proto::ItemStatus, Vec<(String, String)>)> {
+    let request = proto::SetInventoryRequest { inventories };
+    let written = CatalogServiceClient::new(channel.clone()).set_inventory(request).await.unwrap().into_inner();
+    let found = |result: proto::ItemResult| {
+        let status = result.status();
+        (status, result.violations.into_iter().map(|violation| (violation.field, violation.description)).collect())
+    };
+    written.results.into_iter().map(found).collect()
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_item_whose_inventory_was_set_can_be_written_back() {
     const HOUR: i64 = 3_600_000;
     let shop = Shop::new();
     let server = GrpcServer::start(shop.open(HealthBounds::default())).await;
     let channel = &server.channel;
-    let set = async |inventories: Vec<proto::Inventory>| -> Vec<(proto::ItemStatus, Vec<(String, String)>)> {
-        let request = proto::SetInventoryRequest { inventories };
-        let written = CatalogServiceClient::new(channel.clone()).set_inventory(request).await.unwrap().into_inner();
-        let found = |result: proto::ItemResult| {
-            let status = result.status();
-            (status, result.violations.into_iter().map(|violation| (violation.field, violation.description)).collect())
-        };
-        written.results.into_iter().map(found).collect()
-    };
     let york = proto::OfferKey { place_id: "york".to_owned(), ..Default::default() };
     let of_york =
         |id: &str| proto::Inventory { item_id: id.to_owned(), offer_key: Some(york.clone()), ..Default::default() };
@@ -433,7 +447,7 @@ async fn an_item_whose_inventory_was_set_can_be_written_back() {
             sale_end_time: from_now(2 * HOUR).filter(|_| has(4)),
             ..of_york(id)
         };
-        let (status, violations) = set(vec![entry]).await.remove(0);
+        let (status, violations) = set_inventory(channel, vec![entry]).await.remove(0);
         let mut expected = Vec::new();
         for (name, bit) in [("original_price_micros", 1), ("sale_price_micros", 2)] {
             if has(bit) && !has(0) {
@@ -449,7 +463,7 @@ async fn an_item_whose_inventory_was_set_can_be_written_back() {
     // The price may be stored, or be set by an earlier entry of the request.
     let original = |id: &str| proto::Inventory { original_price_micros: Some(12 * UNIT), ..of_york(id) };
     let price = proto::Inventory { price_micros: Some(9 * UNIT), ..of_york("lamp-2") };
-    let found = set(vec![original("lamp-1"), original("lamp-2"), price, original("lamp-2")]).await;
+    let found = set_inventory(channel, vec![original("lamp-1"), original("lamp-2"), price, original("lamp-2")]).await;
     let statuses: Vec<proto::ItemStatus> = found.iter().map(|(status, _)| *status).collect();
     use proto::ItemStatus::{Rejected, Updated};
     assert_eq!(statuses, [Updated, Rejected, Updated, Updated], "{found:?}");
@@ -460,7 +474,7 @@ async fn an_item_whose_inventory_was_set_can_be_written_back() {
         proto::Inventory { sale_start_time: from_now(2 * HOUR), ..of_item.clone() },
         proto::Inventory { sale_end_time: from_now(HOUR), ..of_item },
     ];
-    let found = set(entries).await;
+    let found = set_inventory(channel, entries).await;
     let statuses: Vec<proto::ItemStatus> = found.iter().map(|(status, _)| *status).collect();
     assert_eq!(statuses, [Rejected, Updated, Rejected], "{found:?}");
     for at in [0, 2] {
@@ -474,5 +488,46 @@ async fn an_item_whose_inventory_was_set_can_be_written_back() {
         let written = CatalogServiceClient::new(channel.clone()).upsert_items(request).await.unwrap().into_inner();
         assert_eq!(written.results[0].violations, [], "{item:?}");
     }
+    server.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_offer_that_lacks_a_price_takes_all_values_that_need_none() {
+    const HOUR: i64 = 3_600_000;
+    let shop = Shop::new();
+    let server = GrpcServer::start(shop.open(HealthBounds::default())).await;
+    // The engine stores offers that requests may not have.
+    let key = OfferKey { place_id: "york".into(), ..OfferKey::default() };
+    let offer = Offer {
+        original_price: PriceMicros::new(12 * UNIT),
+        sale_start: Some(UnixMillis(UnixMillis::now().0 + HOUR)),
+        ..Offer::new(key)
+    };
+    let stored = Item { offers: vec![offer], ..Item::titled(ItemId::parse("lamp").unwrap(), "brass lantern") };
+    upsert_items(&server.engine, vec![stored]).await.unwrap();
+    let entry = || proto::Inventory {
+        item_id: "lamp".to_owned(),
+        offer_key: Some(proto::OfferKey { place_id: "york".to_owned(), ..Default::default() }),
+        ..Default::default()
+    };
+    let entries = vec![
+        proto::Inventory { stock_quantity: Some(3), ..entry() },
+        proto::Inventory { sale_end_time: from_now(2 * HOUR), ..entry() },
+        proto::Inventory { sale_end_time: from_now(0), ..entry() },
+        proto::Inventory { stock_quantity: Some(4), sale_price_micros: Some(4 * UNIT), ..entry() },
+        proto::Inventory { original_price_micros: Some(12 * UNIT), ..entry() },
+        proto::Inventory { price_micros: Some(9 * UNIT), ..entry() },
+        proto::Inventory { sale_price_micros: Some(4 * UNIT), ..entry() },
+    ];
+    let found = set_inventory(&server.channel, entries).await;
+    use proto::ItemStatus::{Rejected, Updated};
+    let statuses: Vec<proto::ItemStatus> = found.iter().map(|(status, _)| *status).collect();
+    assert_eq!(statuses, [Updated, Updated, Rejected, Rejected, Rejected, Updated, Updated], "{found:?}");
+    let fields: Vec<&str> = found.iter().flat_map(|(_, of)| of).map(|(field, _)| field.as_str()).collect();
+    assert_eq!(
+        fields,
+        ["inventories[2].sale_end_time", "inventories[3].sale_price_micros", "inventories[4].original_price_micros"]
+    );
+    assert_eq!(get(&server.channel, "lamp").await.offers[0].stock_quantity, Some(3));
     server.end().await;
 }

@@ -424,7 +424,7 @@ fn offers(violations: &mut Violations, field: impl Display, sent: &[proto::Offer
     for (index, sent) in sent.iter().take(limits::OFFERS).enumerate() {
         let path = format!("{field}[{index}]");
         let Some(offer) = offer(violations, &path, "key", sent) else { continue };
-        offer_prices(violations, &path, &offer);
+        offer_prices(violations, &path, &offer, |_| true);
         match indices.get(&offer.key) {
             Some(first) => {
                 violations.add(format_args!("{path}.key"), format!("is that of offers[{first}]; a key has one offer"))
@@ -437,14 +437,14 @@ fn offers(violations: &mut Violations, field: impl Display, sent: &[proto::Offer
     offers
 }
 
-/// Validates that an offer has the price that its other prices need.
-fn offer_prices(violations: &mut Violations, path: impl Display, offer: &Offer) {
+/// Validates that an offer has the price that its original price and its sale price need, if a request `sets` them.
+fn offer_prices(violations: &mut Violations, path: impl Display, offer: &Offer, sets: impl Fn(OfferField) -> bool) {
     if offer.price.is_some() {
         return;
     }
-    for (name, price) in [("original_price_micros", offer.original_price), ("sale_price_micros", offer.sale_price)] {
-        if price.is_some() {
-            violations.add(format_args!("{path}.{name}"), "needs a price_micros of the same offer");
+    for field in [OfferField::OriginalPrice, OfferField::SalePrice] {
+        if offer.has(field) && sets(field) {
+            violations.add(format_args!("{path}.{}", field.name()), "needs a price_micros of the same offer");
         }
     }
 }
@@ -456,11 +456,16 @@ pub(crate) fn merged_prices(violations: &mut Violations, path: impl Display, wri
     if fields.contains(&ItemField::SaleStart) || fields.contains(&ItemField::SaleEnd) {
         sale_order(violations, &path, content.sale_start, content.sale_end);
     }
-    let is_written =
-        |offer: &&Offer| fields.iter().any(|field| matches!(field, ItemField::Offer(key, _) if *key == offer.key));
-    for offer in content.offers.iter().filter(is_written) {
-        offer_prices(violations, &path, offer);
-        sale_order(violations, &path, offer.sale_start, offer.sale_end);
+    for offer in &content.offers {
+        let sets = |value: OfferField| {
+            let is_set =
+                |field: &ItemField| matches!(field, ItemField::Offer(key, of) if *of == value && *key == offer.key);
+            fields.iter().any(is_set)
+        };
+        offer_prices(violations, &path, offer, sets);
+        if sets(OfferField::SaleStart) || sets(OfferField::SaleEnd) {
+            sale_order(violations, &path, offer.sale_start, offer.sale_end);
+        }
     }
 }
 
