@@ -32,6 +32,11 @@ impl<'e> ItemChecks<'e> {
         Self { engine, items: HashMap::new(), variant_counts: HashMap::new() }
     }
 
+    /// Returns true if the item exists after the writes so far.
+    pub(super) fn exists(&self, id: &ItemId) -> bool {
+        self.items.get(id).map_or_else(|| self.engine.get_item(id).is_some(), |known| known.exists)
+    }
+
     /// Adds violations, and returns false, if a write, which the request has at `path`, leads to an item that is not valid
     /// or beyond a limit. Later writes are checked against the item that an admitted one leads to.
     pub(super) fn admit(&mut self, violations: &mut Violations, path: &dyn Display, write: &ItemWrite) -> bool {

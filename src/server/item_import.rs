@@ -46,7 +46,7 @@ pub(super) struct ItemImport {
     log_position: u64,
     /// By key: the items of the feed, for a full one.
     seen: Vec<u64>,
-    /// Items that a feed which writes nothing would have created, with hashes of their content.
+    /// Items that a feed which writes nothing would have created, with hashes of the fields that it has.
     would_create: HashMap<ItemId, u64>,
     is_finished: bool,
 }
@@ -63,17 +63,17 @@ struct ImportOptions {
 }
 
 impl ImportOptions {
-    /// Converts an item of the feed. Returns None if there are violations.
+    /// Converts an item of the feed. `exists` returns true for the id of an item that the catalogue has, or that the feed
+    /// has created. Returns None if there are violations.
     fn write(
         &self,
         violations: &mut Violations,
         path: &dyn Display,
         sent: &proto::Item,
-        engine: &Engine,
+        exists: impl Fn(&ItemId) -> bool,
     ) -> Option<ItemWrite> {
-        let is_known = ItemId::parse(&sent.item_id).is_ok_and(|id| engine.get_item(&id).is_some());
         match &self.fields {
-            Some(fields) if is_known => {
+            Some(fields) if ItemId::parse(&sent.item_id).is_ok_and(|id| exists(&id)) => {
                 let item = convert::item_with_only(violations, path, sent, fields)?;
                 Some(ItemWrite { item, fields: WrittenFields::Some((**fields).clone()), time: self.time })
             }
@@ -209,7 +209,8 @@ impl ItemImport {
         let rules = self.services.engine.rules();
         let (mut checks, currencies) = (ItemChecks::new(&self.services.engine), PriceCurrencies::default());
         let convert = |violations: &mut Violations, path: &dyn Display, item: &proto::Item| {
-            let write = options.write(violations, path, item, &self.services.engine)?;
+            let exists = |id: &ItemId| checks.exists(id) || self.would_create.contains_key(id);
+            let write = options.write(violations, path, item, exists)?;
             if !convert::check_attribute_kinds(violations, path, &write, &rules.attributes) {
                 return None;
             }
@@ -232,7 +233,10 @@ impl ItemImport {
                     if engine.get_item(&write.item.id).is_some() {
                         return proto::ItemStatus::Replaced;
                     }
-                    let content = content_hash(&write.item);
+                    let content = match &options.fields {
+                        Some(fields) => content_hash(&write.item.with_only(fields)),
+                        None => content_hash(&write.item),
+                    };
                     match would_create.insert(write.item.id.clone(), content) {
                         None => proto::ItemStatus::Created,
                         Some(before) if before == content => proto::ItemStatus::Unchanged,

@@ -350,3 +350,34 @@ async fn a_feed_of_prices_needs_no_titles_except_of_new_items() {
     assert_eq!(get("feed-unknown").await.unwrap_err().code(), Code::NotFound);
     server.end().await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_feed_of_some_fields_has_an_item_several_times_also_if_it_is_new() {
+    let shop = Shop::new();
+    let server = GrpcServer::start(shop.open(HealthBounds::default())).await;
+    let masked = |validate_only: bool| {
+        options(|options| {
+            options.update_mask = Some(prost_types::FieldMask { paths: vec!["price_micros".to_owned()] });
+            options.validate_only = validate_only;
+        })
+    };
+    let part = |items| proto::ImportItemsRequest { part: Some(Part::Items(proto::ImportedItems { items })) };
+    let priced = |item: proto::Item, price: i64| proto::Item { price_micros: Some(price), ..item };
+    let new = proto::Item { brand: "Acme".to_owned(), ..item("feed-new") };
+    let again = proto::Item { item_id: "feed-new".to_owned(), ..Default::default() };
+    let renamed = proto::Item { title: "another title".to_owned(), ..again.clone() };
+    for validate_only in [true, false] {
+        let first = part(vec![priced(new.clone(), 5), priced(again.clone(), 6), priced(renamed.clone(), 7)]);
+        // Each message is checked on its own.
+        let (second, third) = (part(vec![priced(again.clone(), 8)]), part(vec![priced(again.clone(), 8)]));
+        let (responses, error) = import(&server.channel, vec![masked(validate_only), first, second, third]).await;
+        assert!(error.is_none(), "{error:?}");
+        assert_eq!(counts(responses.last().unwrap()), [5, 1, 3, 1, 0, 0], "{responses:?}");
+    }
+    let request = proto::GetItemRequest { item_id: "feed-new".to_owned() };
+    let stored = CatalogServiceClient::new(server.channel.clone()).get_item(request).await.unwrap().into_inner();
+    let stored = stored.item.unwrap();
+    let expected = ("title of feed-new", "Acme", Some(8));
+    assert_eq!((stored.title.as_str(), stored.brand.as_str(), stored.price_micros), expected);
+    server.end().await;
+}
