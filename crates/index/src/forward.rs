@@ -140,11 +140,12 @@ impl ForwardIndex {
         out.numbers(words.into_iter());
     }
 
-    /// Reads the output of [`ForwardIndex::write`].
-    pub(crate) fn read(reader: &mut ArrayReader) -> Result<Self, ArraysError> {
+    /// Reads the output of [`ForwardIndex::write`] for an index of `row_count` rows without removed ones.
+    pub(crate) fn read(reader: &mut ArrayReader, row_count: usize) -> Result<Self, ArraysError> {
         let (texts, row_counts) = (reader.texts()?, reader.numbers()?);
         let (lengths, words) = (reader.numbers()?, reader.numbers()?);
-        check(texts.len() == row_counts.len(), "the counts of its words are not those of the words")?;
+        // A row has at least the word id between title and labels.
+        check(lengths.len() == row_count && !lengths.contains(&0), "its rows are not those of the items")?;
         check(words.iter().all(|word| (*word as usize) < texts.len() || *word == BREAK), "a word id is out of range")?;
         let mut ids = AHashMap::with_capacity(texts.len());
         ids.extend(texts.iter().zip(0..).map(|(text, id)| (Box::from(*text), id)));
@@ -157,7 +158,16 @@ impl ForwardIndex {
             spans.push((start, end));
         }
         check(end as usize == words.len(), "the lengths of the rows are not those of their words")?;
-        let row_count = lengths.iter().filter(|length| **length > 0).count();
+        let mut counted = vec![0; texts.len()];
+        let mut last_rows = vec![u32::MAX; texts.len()];
+        for (row, (start, end)) in (0u32..).zip(&spans) {
+            for word in words[*start as usize..*end as usize].iter().filter(|word| **word != BREAK) {
+                let word = *word as usize;
+                counted[word] += u32::from(last_rows[word] != row);
+                last_rows[word] = row;
+            }
+        }
+        check(row_counts == counted, "the counts of its words are not those of its rows")?;
         Ok(Self { ids, row_counts, words, spans, row_count, dead_count: 0 })
     }
 
@@ -321,6 +331,33 @@ mod tests {
         assert!(index.has_pair(Row(7), "mug", "word199x7"));
         let limit = 2 * DEAD_WORDS_MIN + 1000;
         assert!(index.words.len() < limit && index.ids.len() < limit, "{} {}", index.words.len(), index.ids.len());
+    }
+
+    #[test]
+    fn a_file_whose_numbers_contradict_each_other_is_an_error() {
+        let read = |row_count: usize, numbers: [&[u32]; 3]| -> Result<(), ArraysError> {
+            let mut out = ArrayWriter::new(b"LSTESTS1");
+            out.texts(["red", "mug"].into_iter());
+            numbers.iter().for_each(|numbers| out.numbers(numbers.iter().copied()));
+            let bytes = out.finish();
+            ForwardIndex::read(&mut ArrayReader::new(&bytes, b"LSTESTS1")?, row_count).map(drop)
+        };
+        let (counts, lengths, words) = ([2, 1], [3, 3], [0, 1, BREAK, 0, BREAK, 0]);
+        read(2, [&counts, &lengths, &words]).unwrap();
+        for (row_count, numbers) in [
+            (1, [&counts[..], &lengths[..], &words[..]]),
+            (3, [&counts, &lengths, &words]),
+            (2, [&counts, &[6, 0], &words]),
+            (2, [&counts, &[3, 2], &words]),
+            (2, [&counts, &[3, u32::MAX], &words]),
+            (2, [&[1, 1], &lengths, &words]),
+            (2, [&[3, 1], &lengths, &words]),
+            (2, [&[2, 1, 0], &lengths, &words]),
+            (2, [&[2], &lengths, &words]),
+            (2, [&counts, &lengths, &[0, 1, BREAK, 0, BREAK, 2]]),
+        ] {
+            assert!(matches!(read(row_count, numbers), Err(ArraysError::Content(_))), "{row_count} {numbers:?}");
+        }
     }
 
     #[test]

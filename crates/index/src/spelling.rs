@@ -67,10 +67,15 @@ impl Vocabulary {
         out.numbers(self.words.iter().map(|word| word.frequency));
     }
 
-    /// Reads the output of [`Vocabulary::write`].
-    pub(crate) fn read(reader: &mut ArrayReader) -> Result<Self, ArraysError> {
+    /// Reads the output of [`Vocabulary::write`] for an index of `row_count` rows.
+    pub(crate) fn read(reader: &mut ArrayReader, row_count: usize) -> Result<Self, ArraysError> {
         let (texts, frequencies) = (reader.texts()?, reader.numbers()?);
         check(texts.len() == frequencies.len(), "the frequencies are not those of the vocabulary")?;
+        let is_possible = |frequency: &u32| (1..=row_count).contains(&(*frequency as usize));
+        check(
+            frequencies.iter().all(is_possible),
+            "a frequency of the vocabulary is not between 1 and the number of items",
+        )?;
         let words: Vec<Word> =
             texts.into_iter().zip(frequencies).map(|(text, count)| Word::of(text.into(), count)).collect();
         let mut by_text = AHashMap::with_capacity(words.len());
@@ -338,6 +343,21 @@ mod tests {
             assert_eq!(known.correction(typed), Some(correction), "{typed}");
         }
         assert_eq!(known.correction("chxcxlxte"), None);
+    }
+
+    #[test]
+    fn a_file_with_an_impossible_frequency_is_an_error() {
+        let read = |frequencies: [u32; 2]| -> Result<(), ArraysError> {
+            let mut out = ArrayWriter::new(b"LSTESTS1");
+            out.texts(["red", "mug"].into_iter());
+            out.numbers(frequencies.into_iter());
+            let bytes = out.finish();
+            Vocabulary::read(&mut ArrayReader::new(&bytes, b"LSTESTS1")?, 2).map(drop)
+        };
+        read([1, 2]).unwrap();
+        for frequencies in [[0, 2], [1, 3], [1, u32::MAX]] {
+            assert!(matches!(read(frequencies), Err(ArraysError::Content(_))), "{frequencies:?}");
+        }
     }
 
     #[test]

@@ -70,8 +70,8 @@ impl Lexical {
         for name in names {
             files.push((name, reader.bytes()?));
         }
-        let forward = ForwardIndex::read(&mut reader)?;
-        let vocabulary = Vocabulary::read(&mut reader)?;
+        let forward = ForwardIndex::read(&mut reader, row_count)?;
+        let vocabulary = Vocabulary::read(&mut reader, row_count)?;
         reader.finish()?;
         let directory = RamDirectory::create();
         for (name, content) in files {
