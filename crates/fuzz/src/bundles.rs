@@ -2,24 +2,27 @@
 //! the one who writes the manifest.
 use crate::files::{in_directory, select, selecting, with_file, written};
 use lodestone::cli;
-use lodestone_core::ids::{ItemKey, Row};
+use lodestone_catalog::Item;
+use lodestone_core::ids::{ItemId, ItemKey, Row};
 use lodestone_events::ItemCounts;
 use lodestone_index::{
-    BuildConfig, CompletionCandidate, CompletionSource, FrozenGraph, Histories, Neighbours, Precision, Suggester,
+    BuildConfig, CompletionCandidate, CompletionSource, FrozenGraph, Histories, Languages, Lexical, MatchMode,
+    Neighbours, Precision, RowChange, Suggester,
 };
 use lodestone_pipeline::{
     bundle::{Head, Manifest},
     features::{ContextCounts, ContextField},
     ranking::{QueryEncoderKind, read_model},
 };
-use std::fs;
+use std::{fs, sync::OnceLock};
 
 const NEIGHBOURS: usize = 0;
 const HISTORIES: usize = 1;
 const POPULARITY: usize = 2;
 const CONTEXT_COUNTS: usize = 3;
 const COMPLETIONS: usize = 4;
-const TABLES: usize = 5;
+const LEXICAL: usize = 5;
+const TABLES: usize = 6;
 /// Rows of the catalogue of these tables.
 const ROWS: usize = 4;
 
@@ -37,8 +40,10 @@ pub(crate) fn table_seeds() -> Vec<Vec<u8>> {
     };
     let completions =
         Suggester::build([candidate("Red mug", CompletionSource::Title), candidate("mug", CompletionSource::Phrase)]);
+    let (lexical, words_begin) = lexical_file();
     vec![
         selecting(COMPLETIONS, completions.to_bytes()),
+        selecting(LEXICAL, &lexical[*words_begin..]),
         selecting(NEIGHBOURS, Neighbours::from_counts(ROWS, pairs, 3).to_bytes()),
         selecting(HISTORIES, Histories::new(ROWS, &[vec![0, 1, 2], vec![3, 1]]).to_bytes()),
         selecting(POPULARITY, ItemCounts::default().to_bytes(ROWS)),
@@ -76,11 +81,82 @@ pub(crate) fn accepts_table(input: &[u8]) -> bool {
             }
             true
         }),
+        LEXICAL => {
+            let (lexical, words_begin) = lexical_file();
+            let bytes = [&lexical[..*words_begin], bytes].concat();
+            Lexical::read(&bytes, ROWS, Languages::default()).is_ok_and(|lexical| {
+                use_lexical(&lexical);
+                true
+            })
+        }
         _ => ContextCounts::from_bytes(bytes, ROWS, &[ContextField::Platform]).is_ok_and(|counts| {
             counts.by_key(&keys);
             true
         }),
     }
+}
+
+/// The items of [`lexical_file`], whose rows are their indices.
+fn lexical_items() -> [Item; ROWS] {
+    let mut number = 0;
+    ["Red retrospot mug", "Blaue Tassen", "Wi-Fi router 2.4 GHz", "陶瓷马克杯"].map(|title| {
+        number += 1;
+        Item::titled(ItemId::parse(&format!("SKU-{number}")).expect("a short id"), title)
+    })
+}
+
+/// Returns a lexical index, and the byte at which its forward index and vocabulary begin. Inputs replace what follows this
+/// byte: tantivy's files before it are of another project and guarded by checksums alone, and the arrays before them are
+/// lists of texts as those of the completions.
+fn lexical_file() -> &'static (Vec<u8>, usize) {
+    static FILE: OnceLock<(Vec<u8>, usize)> = OnceLock::new();
+    FILE.get_or_init(|| {
+        let file = Lexical::file_of(&lexical_items(), &[]).expect("an index in memory");
+        let mut at = b"LSLEXIC1".len();
+        // Skips an array of values of this size, and returns their number.
+        let mut skip = |size: usize| {
+            let count = u64::from_le_bytes(file[at..at + 8].try_into().expect("eight bytes")) as usize;
+            at += 8 + count * size;
+            count
+        };
+        // The searchable attributes, and the names of tantivy's files: lengths, then bytes.
+        skip(4);
+        skip(1);
+        let name_count = skip(4);
+        skip(1);
+        for _ in 0..name_count {
+            skip(1);
+        }
+        (file, at)
+    })
+}
+
+/// Searches an index of [`lexical_items`], replaces an item and removes another one.
+fn use_lexical(lexical: &Lexical) {
+    let rows_of = |query: &str| -> Vec<usize> {
+        lexical.correct(query, &|_| true).expect("an index in memory");
+        let matches = lexical.search_all_then_any(query, ROWS, &|_| true).expect("an index in memory");
+        assert!(matches.coverage.iter().all(|share| (0.0..=1.0).contains(share)), "{query}");
+        let found = [MatchMode::Any, MatchMode::Prefix, MatchMode::All].map(|mode| {
+            let found = lexical.search(query, mode, ROWS, &|_| true).expect("an index in memory");
+            assert!(found.iter().all(|(row, score)| row.index() < ROWS && score.is_finite()));
+            found
+        });
+        found[2].iter().map(|(row, _)| row.index()).collect()
+    };
+    for query in ["red mug", "retrospt mug", "retrospotmug", "tasse", "wi fi", "马克杯", "router 2.4"] {
+        rows_of(query);
+    }
+    let [mug, cups, ..] = &lexical_items();
+    let teapot = Item::titled(mug.id.clone(), "Green teapot");
+    let changes = [
+        RowChange { row: Row(0), old: Some(mug), new: Some(&teapot) },
+        RowChange { row: Row(1), old: Some(cups), new: None },
+    ];
+    lexical.apply(&changes).expect("an index in memory");
+    lexical.refresh().expect("an index in memory");
+    assert_eq!(rows_of("teapot").first(), Some(&0));
+    assert!(!rows_of("tassen").contains(&1));
 }
 
 pub(crate) fn manifest_seeds() -> Vec<Vec<u8>> {
