@@ -24,7 +24,8 @@
 //!
 //! Files: [`FrozenGraph`], [`Neighbours`], [`Histories`], [`Lexical`] and [`Suggester`] are parts of a bundle and have a
 //! file format, because building them takes longer than a startup may; parsers check every offset and id, so that a
-//! corrupt file is an error. What was written since is in memory only.
+//! corrupt file is an error. Only the files of tantivy in that of [`Lexical`] are left to the checksums of the bundle.
+//! What was written since is in memory only.
 //!
 //! SIMD is in `kernels`, which chooses the instruction set at run time. `unsafe` code is denied except in `kernels` and
 //! in those modules of `frozen` that call kernels or read arrays of files.

@@ -9,12 +9,24 @@ use crate::{
     forward::ForwardIndex,
     spelling::Vocabulary,
 };
+use ahash::AHashMap;
 use lodestone_catalog::Item;
 use lodestone_core::ids::Row;
-use std::path::{Path, PathBuf};
-use tantivy::{Directory, directory::RamDirectory};
+use serde::Serialize;
+use std::{collections::BTreeMap, path::Path};
+use tantivy::{
+    Directory, TantivyError,
+    directory::{OwnedBytes, RamDirectory},
+    index::SegmentId,
+    indexer::NoMergePolicy,
+};
 
 const MAGIC: &[u8; 8] = b"LSLEXIC1";
+/// Memory budget of the writer of a file, in bytes. Most catalogues become one segment, because each segment adds to the
+/// cost of every search; the largest become several, because tantivy panics if one takes 4 GiB.
+const FILE_ARENA_BYTES: usize = 1 << 30;
+/// Tantivy's list of segments.
+const SEGMENT_LIST: &str = "meta.json";
 /// Tantivy's list of its files, which is not in itself.
 const FILE_LIST: &str = ".managed.json";
 
@@ -28,40 +40,64 @@ pub enum LexicalFileError {
 }
 
 impl Lexical {
-    /// Builds the index of items, whose rows are their indices, and serializes it.
+    /// Builds the index of items, whose rows are their indices, and serializes it. The same items return the same bytes.
     pub fn file_of(items: &[Item], searchable: &[String]) -> Result<Vec<u8>, LexicalError> {
         let lexical = Self::new()?;
         *lexical.searchable.write() = searchable.into();
+        // Merges run in the background, so their segments would depend on the time that each merge takes.
+        *lexical.writer.lock() = Some(lexical.start_writing(FILE_ARENA_BYTES, Box::new(NoMergePolicy))?);
         let rows: Vec<(Row, &Item)> = items.iter().enumerate().map(|(row, item)| (Row(row as u32), item)).collect();
         lexical.upsert(&rows)?;
         lexical.to_bytes()
     }
 
-    /// Serializes the index. Nothing may write meanwhile.
+    /// Serializes the index. No row may have been replaced or removed, and nothing may write meanwhile.
     fn to_bytes(&self) -> Result<Vec<u8>, LexicalError> {
         self.end_writing()?;
-        // Merges leave the files of the segments that they replaced.
-        self.start_writing()?.garbage_collect_files().wait()?;
-        let mut paths: Vec<PathBuf> = self.index.directory().list_managed_files().into_iter().collect();
-        paths.push(FILE_LIST.into());
-        paths.retain(|path| self.files.exists(path).is_ok_and(|exists| exists));
-        paths.sort_unstable();
-        let names: Vec<&str> = paths.iter().filter_map(|path| path.to_str()).collect();
+        let files = self.numbered_files()?;
         let mut out = ArrayWriter::new(MAGIC);
         out.texts(self.searchable().iter().map(String::as_str));
-        out.texts(names.iter().copied());
-        for name in names {
-            let file = self.files.open_read(Path::new(name)).map_err(tantivy::TantivyError::from)?;
-            out.bytes(&file.read_bytes()?);
-        }
+        out.texts(files.keys().map(String::as_str));
+        files.values().for_each(|content| out.bytes(content));
         let words = self.words.read();
         words.forward.write(&mut out);
         words.vocabulary.write(&mut out);
         Ok(out.finish())
     }
 
-    /// Reads an index of `row_count` rows that [`Lexical::file_of`] returned. Checks the bounds of all numbers; the
-    /// content of tantivy's files is checked by whoever compares checksums.
+    /// Returns tantivy's files by name. The random ids of segments are replaced by numbers in the order of rows. Ids occur
+    /// in names of files and in the two lists only, and no random one, a UUID of version 4, is so small.
+    fn numbered_files(&self) -> Result<BTreeMap<String, OwnedBytes>, LexicalError> {
+        let searcher = self.reader.searcher();
+        let mut segments = Vec::new();
+        for segment in searcher.segment_readers() {
+            segments.push((segment.fast_fields().u64("row")?.first(0), segment.segment_id(), segment.max_doc()));
+        }
+        segments.sort_unstable();
+        let mut list = self.index.load_metas()?;
+        list.segments.clear();
+        let mut numbers: AHashMap<String, String> = AHashMap::new();
+        for (number, (_, id, document_count)) in (1u32..).zip(segments) {
+            let number = format!("{number:032x}");
+            let numbered = SegmentId::from_uuid_string(&number).expect("32 hexadecimal digits are a UUID");
+            list.segments.push(self.index.new_segment_meta(numbered, document_count));
+            numbers.insert(id.uuid_string(), number);
+        }
+        let mut files = BTreeMap::new();
+        for path in self.index.directory().list_managed_files() {
+            let Some((id, component)) = path.to_str().and_then(|name| name.split_once('.')) else { continue };
+            let Some(number) = numbers.get(id) else { continue };
+            let content = self.files.open_read(&path).map_err(TantivyError::from)?.read_bytes()?;
+            files.insert(format!("{number}.{component}"), content);
+        }
+        files.insert(SEGMENT_LIST.to_owned(), json(&list)?);
+        let names = json(&files.keys().collect::<Vec<_>>())?;
+        files.insert(FILE_LIST.to_owned(), names);
+        Ok(files)
+    }
+
+    /// Reads an index of `row_count` rows that [`Lexical::file_of`] returned. Checks all numbers of its own arrays; the
+    /// content of tantivy's files is checked by whoever compares checksums, and tantivy may panic on any other.
     pub fn read(bytes: &[u8], row_count: usize, languages: Languages) -> Result<Self, LexicalFileError> {
         let mut reader = ArrayReader::new(bytes, MAGIC)?;
         let searchable: Vec<String> = reader.texts()?.into_iter().map(str::to_owned).collect();
@@ -87,12 +123,17 @@ impl Lexical {
     }
 }
 
+fn json(value: &impl Serialize) -> Result<OwnedBytes, LexicalError> {
+    Ok(OwnedBytes::new(serde_json::to_vec(value).map_err(TantivyError::from)?))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::{MatchMode, RowChange};
     use lodestone_catalog::AttributeValue;
     use lodestone_core::ids::ItemId;
+    use std::{collections::HashSet, path::PathBuf};
 
     fn items() -> Vec<Item> {
         ["Red retrospot mug", "Blaue Tasse", "Rote Tassen 0.5 l", "陶瓷马克杯", "Wi-Fi router"]
@@ -148,6 +189,62 @@ mod tests {
         let rows = items.iter().enumerate().skip(1).map(|(row, item)| (Row(row as u32), item));
         read.set_searchable(Vec::new(), rows).unwrap();
         assert!(read.search("celadon", MatchMode::All, 9, &|_| true).unwrap().is_empty());
+    }
+
+    fn many_items(count: usize) -> Vec<Item> {
+        let title = |number: usize| {
+            let (colour, content) = (["red", "blue", "green"][number % 3], ["tea", "coffee"][number % 2]);
+            format!("{colour} mug for {content} no {number}")
+        };
+        let item = |number| Item::titled(ItemId::parse(&format!("SKU-{number}")).unwrap(), &title(number));
+        (0..count).map(item).collect()
+    }
+
+    #[test]
+    fn the_same_items_have_the_same_file() {
+        let (items, none) = (many_items(5000), many_items(0));
+        assert!(Lexical::file_of(&items, &[]).unwrap() == Lexical::file_of(&items, &[]).unwrap());
+        assert!(Lexical::file_of(&none, &[]).unwrap() == Lexical::file_of(&none, &[]).unwrap());
+        let empty = Lexical::read(&Lexical::file_of(&none, &[]).unwrap(), 0, Languages::default()).unwrap();
+        assert_eq!(empty.row_count(), 0);
+    }
+
+    #[test]
+    fn segments_are_numbered_in_the_order_of_rows() {
+        let items = many_items(90);
+        let rows: Vec<(Row, &Item)> = items.iter().enumerate().map(|(row, item)| (Row(row as u32), item)).collect();
+        let build = || {
+            let lexical = Lexical::new().unwrap();
+            *lexical.writer.lock() = Some(lexical.start_writing(FILE_ARENA_BYTES, Box::new(NoMergePolicy)).unwrap());
+            // Segments of one size, which tantivy lists in random order.
+            rows.chunks(10).for_each(|part| lexical.upsert(part).unwrap());
+            lexical.to_bytes().unwrap()
+        };
+        let bytes = build();
+        assert!(bytes == build());
+        let mut reader = ArrayReader::new(&bytes, MAGIC).unwrap();
+        let (_, names) = (reader.texts().unwrap(), reader.texts().unwrap());
+        assert!(names.contains(&"00000000000000000000000000000009.term"), "{names:?}");
+        let open = |bytes: &[u8]| Lexical::read(bytes, 90, Languages::default()).unwrap();
+        let (parts, whole) = (open(&bytes), open(&Lexical::file_of(&items, &[]).unwrap()));
+        let managed: HashSet<PathBuf> =
+            names.into_iter().filter(|name| *name != FILE_LIST).map(PathBuf::from).collect();
+        assert_eq!(parts.index.directory().list_managed_files(), managed);
+        let segment_count = |lexical: &Lexical| lexical.index.searchable_segment_ids().unwrap().len();
+        assert_eq!((segment_count(&parts), segment_count(&whole)), (9, 1));
+        let found = |lexical: &Lexical, query: &str, mode| lexical.search(query, mode, 90, &|_| true).unwrap();
+        for (query, mode) in [("blue mug", MatchMode::All), ("green tea", MatchMode::Any), ("cof", MatchMode::Prefix)] {
+            assert_eq!(found(&parts, query, mode), found(&whole, query, mode), "{query}");
+            assert!(found(&whole, query, mode).len() >= 30, "{query}");
+        }
+        let changed = Item::titled(ItemId::parse("SKU-0").unwrap(), "Green teapot");
+        for lexical in [&parts, &whole] {
+            lexical.apply(&[RowChange { row: Row(0), old: Some(&items[0]), new: Some(&changed) }]).unwrap();
+            lexical.end_writing().unwrap();
+            lexical.refresh().unwrap();
+            let rows: Vec<Row> = found(lexical, "teapot", MatchMode::All).into_iter().map(|(row, _)| row).collect();
+            assert_eq!((rows, lexical.row_count()), (vec![Row(0)], 90));
+        }
     }
 
     #[test]

@@ -25,7 +25,7 @@ use std::sync::Arc;
 use tantivy::{
     Directory, Index, IndexBuilder, IndexReader, IndexWriter, ReloadPolicy, Searcher, TantivyDocument, Term,
     directory::{RamDirectory, WatchCallback, WatchHandle},
-    indexer::{IndexWriterOptions, LogMergePolicy},
+    indexer::{IndexWriterOptions, LogMergePolicy, MergePolicy},
     query::Query,
     schema::{FAST, Field, INDEXED, IndexRecordOption, Schema, TextFieldIndexing, TextOptions},
 };
@@ -261,19 +261,16 @@ impl Lexical {
         })
     }
 
-    /// Starts the threads of the writer. They inherit the priority of the calling thread.
-    fn start_writing(&self) -> Result<IndexWriter, LexicalError> {
+    /// Starts the threads of the writer. They inherit the priority of the calling thread. `arena_bytes` is the memory
+    /// budget of the writer before it flushes a segment.
+    fn start_writing(&self, arena_bytes: usize, merging: Box<dyn MergePolicy>) -> Result<IndexWriter, LexicalError> {
         let options = IndexWriterOptions::builder()
-            .memory_budget_per_thread(ARENA_BYTES)
+            .memory_budget_per_thread(arena_bytes)
             .num_worker_threads(1)
             .num_merge_threads(1)
             .build();
         let writer: IndexWriter = self.index.writer_with_options(options)?;
-        let mut merging = LogMergePolicy::default();
-        // Each write creates a segment, and each segment adds to the cost of every search.
-        merging.set_min_num_segments(4);
-        merging.set_del_docs_ratio_before_merge(DEAD_SHARE_MAX);
-        writer.set_merge_policy(Box::new(merging));
+        writer.set_merge_policy(merging);
         Ok(writer)
     }
 
@@ -365,7 +362,7 @@ impl Lexical {
         // Taken, because an error or a panic must drop the writer and with it the changes that are not committed.
         let mut writer = match writing.take() {
             Some(writer) => writer,
-            None => self.start_writing()?,
+            None => self.start_writing(ARENA_BYTES, merge_policy())?,
         };
         for (change, document) in changes.iter().zip(documents) {
             if change.old.is_some() {
@@ -582,6 +579,15 @@ impl Words {
             }
         }
     }
+}
+
+/// Returns the merge policy of an index that takes writes.
+fn merge_policy() -> Box<dyn MergePolicy> {
+    let mut merging = LogMergePolicy::default();
+    // Each write creates a segment, and each segment adds to the cost of every search.
+    merging.set_min_num_segments(4);
+    merging.set_del_docs_ratio_before_merge(DEAD_SHARE_MAX);
+    Box::new(merging)
 }
 
 /// Appends the rows of `second` that are not in `first`, up to `count` rows in total.
