@@ -2,6 +2,7 @@
 use super::DatasetError;
 use arrow_array::{Array, ArrayRef, BooleanArray, Float64Array, Int64Array, ListArray, RecordBatch, StringArray};
 use arrow_schema::{Field, Schema};
+use bytes::Bytes;
 use lodestone_events::storage;
 use parquet::{
     arrow::{
@@ -9,7 +10,7 @@ use parquet::{
         arrow_reader::{ArrowReaderMetadata, ArrowReaderOptions, ParquetRecordBatchReaderBuilder},
     },
     basic::{Compression, ZstdLevel},
-    file::properties::WriterProperties,
+    file::{properties::WriterProperties, reader::ChunkReader},
 };
 use rayon::prelude::*;
 use std::{
@@ -93,10 +94,10 @@ impl Columns<'_> {
 }
 
 /// Returns the texts of a row of a list column.
-pub(super) fn list_texts(lists: &ListArray, row: usize) -> Vec<String> {
-    let Some(texts) = lists.values().as_any().downcast_ref::<StringArray>() else { return Vec::new() };
+pub(super) fn list_texts(lists: &ListArray, row: usize) -> impl Iterator<Item = &str> {
+    let texts = lists.values().as_any().downcast_ref::<StringArray>();
     let [start, end] = [row, row + 1].map(|at| lists.value_offsets()[at] as usize);
-    (start..end).filter_map(|at| optional(texts, at)).map(str::to_owned).collect()
+    texts.into_iter().flat_map(move |texts| (start..end).filter_map(|at| optional(texts, at)))
 }
 
 /// Returns the text of a row, or `None` for a null.
@@ -117,13 +118,14 @@ pub(super) fn read(
     }
 }
 
-/// Returns what `read_batch` appends for each batch of a file, in their order. Reads the row groups on all threads of the
-/// current rayon pool. A file without rows is an error.
+/// Returns what `read_batch` appends for each batch of a file with this content, in their order. Reads the row groups on all
+/// threads of the current rayon pool. A file without rows is an error.
 pub(super) fn read_in_parallel<T: Send>(
     path: &Path,
+    content: Bytes,
     read_batch: impl Fn(&Columns, &mut Vec<T>) -> Result<(), DatasetError> + Sync,
 ) -> Result<Vec<T>, DatasetError> {
-    let (_, metadata) = open(path)?;
+    let metadata = metadata_of(path, &content)?;
     let mut row_count = 0;
     let groups = metadata.metadata().row_groups().iter().map(|group| {
         let first_row = row_count;
@@ -132,9 +134,7 @@ pub(super) fn read_in_parallel<T: Send>(
     });
     let first_rows: Vec<usize> = groups.collect();
     let read_group = |(group, first_row): (usize, usize)| {
-        // A file of its own, because copies of one share the position.
-        let file = File::open(path).map_err(|source| DatasetError::Io { path: path.to_owned(), source })?;
-        let builder = ParquetRecordBatchReaderBuilder::new_with_metadata(file, metadata.clone());
+        let builder = ParquetRecordBatchReaderBuilder::new_with_metadata(content.clone(), metadata.clone());
         let mut rows = Vec::new();
         visit_batches(path, builder.with_row_groups(vec![group]), first_row, &mut |columns| {
             rows.reserve(columns.len());
@@ -151,15 +151,19 @@ pub(super) fn read_in_parallel<T: Send>(
 
 fn open(path: &Path) -> Result<(File, ArrowReaderMetadata), DatasetError> {
     let file = File::open(path).map_err(|source| DatasetError::Io { path: path.to_owned(), source })?;
-    let metadata = ArrowReaderMetadata::load(&file, ArrowReaderOptions::default());
-    let parquet = |message: String| DatasetError::Parquet { path: path.to_owned(), message };
-    Ok((file, metadata.map_err(|error| parquet(error.to_string()))?))
+    let metadata = metadata_of(path, &file)?;
+    Ok((file, metadata))
+}
+
+fn metadata_of(path: &Path, content: &impl ChunkReader) -> Result<ArrowReaderMetadata, DatasetError> {
+    let metadata = ArrowReaderMetadata::load(content, ArrowReaderOptions::default());
+    metadata.map_err(|error| DatasetError::Parquet { path: path.to_owned(), message: error.to_string() })
 }
 
 /// Calls `visit` with each batch of a reader whose first row is `first_row` of the file. Returns the number of rows.
 fn visit_batches(
     path: &Path,
-    builder: ParquetRecordBatchReaderBuilder<File>,
+    builder: ParquetRecordBatchReaderBuilder<impl ChunkReader + 'static>,
     first_row: usize,
     visit: &mut dyn FnMut(&Columns) -> Result<(), DatasetError>,
 ) -> Result<usize, DatasetError> {

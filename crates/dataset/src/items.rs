@@ -4,7 +4,7 @@ use super::{
     columns::{self, Columns, list_texts, optional},
 };
 use arrow_array::{
-    Array, ArrayRef, Float64Array, Int64Array, StringArray,
+    Array, ArrayRef, Float64Array, Int64Array, ListArray, StringArray,
     builder::{ListBuilder, StringBuilder},
 };
 use arrow_schema::{DataType, Field, Schema};
@@ -13,7 +13,11 @@ use lodestone_core::{
     ids::ItemId,
     units::{PriceMicros, UnixMillis},
 };
-use std::{fs::File, path::Path, sync::Arc};
+use std::{
+    fs::{self, File},
+    path::Path,
+    sync::Arc,
+};
 
 /// Writes the items in their order.
 pub fn write_items(path: &Path, items: &[Item]) -> Result<(), DatasetError> {
@@ -77,7 +81,13 @@ pub(super) fn count_items(path: &Path) -> Result<u64, DatasetError> {
 
 /// Reads the items in file order, on all threads of the current rayon pool.
 pub fn read_items(path: &Path) -> Result<Vec<Item>, DatasetError> {
-    columns::read_in_parallel(path, read_batch)
+    let content = fs::read(path).map_err(|source| DatasetError::Io { path: path.to_owned(), source })?;
+    parse_items(path, content)
+}
+
+/// Does the same with the content of a file that was read. `path` is that of errors.
+pub fn parse_items(path: &Path, content: Vec<u8>) -> Result<Vec<Item>, DatasetError> {
+    columns::read_in_parallel(path, content.into(), read_batch)
 }
 
 fn read_batch(columns: &Columns, items: &mut Vec<Item>) -> Result<(), DatasetError> {
@@ -93,7 +103,7 @@ fn read_batch(columns: &Columns, items: &mut Vec<Item>) -> Result<(), DatasetErr
     let (sale_starts, sale_ends) = (columns.integers("sale_start_ms")?, columns.integers("sale_end_ms")?);
     let (stocks, availabilities) = (columns.integers("stock_quantity")?, columns.texts("availability")?);
     let (created, values) = (columns.integers("created_ms")?, columns.integers("values_ms")?);
-    let absent = columns.lists("absent_fields")?;
+    let mut absent = AbsentFields::of(columns.lists("absent_fields")?);
     let attributes = columns.texts("attributes")?;
     for row in 0..columns.len() {
         let id = ItemId::parse(optional(ids, row).unwrap_or_default())
@@ -112,7 +122,7 @@ fn read_batch(columns: &Columns, items: &mut Vec<Item>) -> Result<(), DatasetErr
             group_id: group_id(columns, row, optional(groups, row).unwrap_or_default())?,
             title: optional(titles, row).unwrap_or_default().to_owned(),
             description: optional(descriptions, row).unwrap_or_default().to_owned(),
-            categories: list_texts(categories, row),
+            categories: list_texts(categories, row).map(str::to_owned).collect(),
             brand: optional(brands, row).unwrap_or_default().to_owned(),
             price: price("price_micros", prices)?,
             original_price: price("original_price_micros", originals)?,
@@ -139,13 +149,13 @@ fn read_batch(columns: &Columns, items: &mut Vec<Item>) -> Result<(), DatasetErr
                         .map_err(|_| columns.bad(row, "stock_quantity", format!("{pieces} is above {}", u32::MAX)))?,
                 ),
             },
-            tags: list_texts(tags, row),
+            tags: list_texts(tags, row).map(str::to_owned).collect(),
             attributes: serde_json::from_str(optional(attributes, row).unwrap_or("{}"))
                 .map_err(|error| columns.bad(row, "attributes", error.to_string()))?,
             created_at: (!created.is_null(row)).then(|| UnixMillis(created.value(row))),
             values_at: (!values.is_null(row)).then(|| UnixMillis(values.value(row))),
             offers: Vec::new(),
-            absent_fields: absent_fields(columns, row, &list_texts(absent, row))?,
+            absent_fields: absent.row(columns, row)?,
         });
     }
     Ok(())
@@ -167,14 +177,30 @@ fn availability(columns: &Columns, row: usize, name: &str) -> Result<Option<Avai
     Availability::parse(name).map(Some).ok_or_else(unknown)
 }
 
-fn absent_fields(columns: &Columns, row: usize, names: &[String]) -> Result<FieldSet, DatasetError> {
-    let mut fields = FieldSet::default();
-    for name in names {
-        let field =
-            ItemField::parse(name).map_err(|error| columns.bad(row, "absent_fields", format!("`{name}` {error}")))?;
-        fields.insert(&field);
+/// The column of the fields that a file does not have. Most rows have those of the row before.
+struct AbsentFields<'c> {
+    lists: &'c ListArray,
+    names: Vec<&'c str>,
+    fields: FieldSet,
+}
+
+impl<'c> AbsentFields<'c> {
+    fn of(lists: &'c ListArray) -> Self {
+        Self { lists, names: Vec::new(), fields: FieldSet::default() }
     }
-    Ok(fields)
+
+    fn row(&mut self, columns: &Columns, row: usize) -> Result<FieldSet, DatasetError> {
+        if !list_texts(self.lists, row).eq(self.names.iter().copied()) {
+            self.names = list_texts(self.lists, row).collect();
+            self.fields = FieldSet::default();
+            for name in &self.names {
+                let field = ItemField::parse(name)
+                    .map_err(|error| columns.bad(row, "absent_fields", format!("`{name}` {error}")))?;
+                self.fields.insert(&field);
+            }
+        }
+        Ok(self.fields)
+    }
 }
 
 fn rating(columns: &Columns, row: usize, rating: Option<f64>) -> Result<Option<f64>, DatasetError> {
@@ -216,10 +242,14 @@ mod tests {
         item.created_at = Some(UnixMillis(5));
         item.values_at = Some(UnixMillis(6));
         item.absent_fields.insert(&ItemField::StockQuantity);
-        let items = vec![item, Item::titled(ItemId::parse("b").unwrap(), "plain")];
+        let mut other = Item::titled(ItemId::parse("c").unwrap(), "of another file");
+        other.absent_fields.insert(&ItemField::StockQuantity);
+        let again = Item { id: ItemId::parse("d").unwrap(), ..other.clone() };
+        other.absent_fields.insert(&ItemField::Tags);
+        let items = vec![item, Item::titled(ItemId::parse("b").unwrap(), "plain"), other, again];
         write_items(&path, &items).unwrap();
         assert_eq!(read_items(&path).unwrap(), items);
-        assert_eq!(count_items(&path).unwrap(), 2);
+        assert_eq!(count_items(&path).unwrap(), 4);
     }
 
     #[test]

@@ -24,7 +24,7 @@ pub use events::{
 pub use export::{ExportError, Exported, export};
 pub use incentive_assignment::{AssignedIncentive, read_incentive_assignment};
 pub use incentive_decisions::LoggedDecisions;
-pub use items::{read_items, write_items};
+pub use items::{parse_items, read_items, write_items};
 pub use purchases::{CustomerPurchases, DatasetPurchase, PurchaseFileError, format_day, parse_day, read_purchases};
 use std::{io, path::PathBuf};
 

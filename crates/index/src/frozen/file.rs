@@ -79,15 +79,17 @@ impl FrozenGraph {
     /// later. The file may change afterwards: a mapped file that shrinks would end the process by SIGBUS, and one whose
     /// content changes would have ids that were not checked.
     pub fn open(path: &Path) -> Result<Self, FileError> {
-        let io = |source| FileError::Io { path: path.to_owned(), source };
-        let mut file = File::open(path).map_err(io)?;
-        let length = file.metadata().map_err(io)?.len();
-        let length = usize::try_from(length).map_err(|_| io(io::ErrorKind::FileTooLarge.into()))?;
-        // Anonymous memory, because the arrays need the alignment of pages.
-        let mut memory = MmapMut::map_anon(length).map_err(io)?;
-        file.read_exact(&mut memory).map_err(io)?;
-        let map = Arc::new(memory.make_read_only().map_err(io)?);
-        Self::read(map).map_err(|problem| FileError::Format { path: path.to_owned(), problem })
+        Self::open_verified(path, |_| Ok(()))
+    }
+
+    /// Does the same after `verify` has accepted the content of the file, which is read once.
+    pub fn open_verified<E: From<FileError>>(
+        path: &Path,
+        verify: impl FnOnce(&[u8]) -> Result<(), E>,
+    ) -> Result<Self, E> {
+        let map = read_file(path)?;
+        verify(&map)?;
+        Ok(Self::read(map).map_err(|problem| FileError::Format { path: path.to_owned(), problem })?)
     }
 
     fn read(map: Arc<Mmap>) -> Result<Self, String> {
@@ -167,6 +169,17 @@ impl FrozenGraph {
         }
         Ok(())
     }
+}
+
+/// Reads a file into anonymous memory, because the arrays need the alignment of pages.
+fn read_file(path: &Path) -> Result<Arc<Mmap>, FileError> {
+    let io = |source| FileError::Io { path: path.to_owned(), source };
+    let mut file = File::open(path).map_err(io)?;
+    let length = file.metadata().map_err(io)?.len();
+    let length = usize::try_from(length).map_err(|_| io(io::ErrorKind::FileTooLarge.into()))?;
+    let mut memory = MmapMut::map_anon(length).map_err(io)?;
+    file.read_exact(&mut memory).map_err(io)?;
+    Ok(Arc::new(memory.make_read_only().map_err(io)?))
 }
 
 /// The header of a file, with each number within its limits.

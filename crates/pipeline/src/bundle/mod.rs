@@ -132,13 +132,10 @@ impl Bundle {
         let manifest = Manifest::parse(&text).map_err(|source| BundleError::Manifest { path: path.clone(), source })?;
         manifest.check(directory)?;
         let file = |name: &str| read_verified(directory, name, &manifest);
-        let items = || {
-            file(ITEMS)?;
-            Ok::<_, BundleError>(dataset::read_items(&directory.join(ITEMS))?)
-        };
+        let items = || Ok::<_, BundleError>(dataset::parse_items(&directory.join(ITEMS), file(ITEMS)?)?);
         let index = |name: &str| {
-            file(name)?;
-            Ok::<_, BundleError>(Arc::new(FrozenGraph::open(&directory.join(name))?))
+            let (path, sum) = listed(directory, name, &manifest)?;
+            FrozenGraph::open_verified(&path, |bytes| verify(&path, bytes, sum)).map(Arc::new)
         };
         let neighbours = |name: &str| {
             Neighbours::from_bytes(&file(name)?)
@@ -361,25 +358,33 @@ pub fn length_of_regular(path: &Path) -> io::Result<u64> {
 }
 
 fn read_verified(directory: &Path, name: &str, manifest: &Manifest) -> Result<Vec<u8>, BundleError> {
+    let (path, sum) = listed(directory, name, manifest)?;
+    let bytes = fs::read(&path).map_err(|source| BundleError::Io { path: path.clone(), source })?;
+    verify(&path, &bytes, sum)?;
+    Ok(bytes)
+}
+
+/// Returns the path and the checksum of a file that the manifest lists, if it has the listed length.
+fn listed<'m>(directory: &Path, name: &str, manifest: &'m Manifest) -> Result<(PathBuf, &'m FileSum), BundleError> {
     let path = directory.join(name);
     let Some(sum) = manifest.files.get(name) else {
         return Err(BundleError::Content { path, problem: "the manifest does not list it".to_owned() });
     };
-    // Before the content, so that a file that grew is not read.
-    let bytes = match length_of_regular(&path) {
-        Ok(found) if found != sum.bytes => return Err(BundleError::Length { path, found, expected: sum.bytes }),
-        length => length.and_then(|_| fs::read(&path)),
-    };
-    let bytes = match bytes {
-        Ok(bytes) => bytes,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(BundleError::Missing { path }),
-        Err(source) => return Err(BundleError::Io { path, source }),
-    };
-    let found = sha256(&bytes);
-    if found != sum.sha256 {
-        return Err(BundleError::Damaged { path, found, expected: sum.sha256.clone() });
+    match length_of_regular(&path) {
+        Ok(found) if found == sum.bytes => Ok((path, sum)),
+        // A file that grew is not read.
+        Ok(found) => Err(BundleError::Length { path, found, expected: sum.bytes }),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Err(BundleError::Missing { path }),
+        Err(source) => Err(BundleError::Io { path, source }),
     }
-    Ok(bytes)
+}
+
+fn verify(path: &Path, bytes: &[u8], sum: &FileSum) -> Result<(), BundleError> {
+    let found = sha256(bytes);
+    match found == sum.sha256 {
+        true => Ok(()),
+        false => Err(BundleError::Damaged { path: path.to_owned(), found, expected: sum.sha256.clone() }),
+    }
 }
 
 /// Parses the projection from the query space to the user space, which have these dimensions.
