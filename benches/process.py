@@ -21,7 +21,9 @@ class ServerProcess:
         """Starts the process, with its output in a file, and waits until it is ready. Ends the program if it does not
         start."""
         self.log = open(log, "w+")
-        self.process = subprocess.Popen(command, stdout=self.log, stderr=self.log, **options)
+        # A session of its own is a group of Linux's scheduler, as a container is: its threads share the processor with each
+        # other by their priorities, and as a whole with the load generator.
+        self.process = subprocess.Popen(command, stdout=self.log, stderr=self.log, start_new_session=True, **options)
         deadline = time.monotonic() + START_SECONDS
         while not self.is_ready():
             if self.process.poll() is not None or time.monotonic() > deadline:

@@ -44,7 +44,7 @@ class Server(ServerProcess):
 
     def __init__(self, command, port, log):
         self.address = f"127.0.0.1:{port}"
-        self.start(command, log, start_new_session=True)
+        self.start(command, log)
 
     def is_ready(self):
         from lodestone.v1 import ranking_service_pb2 as messages, ranking_service_pb2_grpc as services

@@ -13,14 +13,17 @@ use lodestone_core::{
     units::UnixMillis,
 };
 use rayon::prelude::*;
-use std::sync::Arc;
+use std::{ops::Range, sync::Arc};
 
-/// The learned vectors of one item, each of norm 1, in one allocation.
-#[derive(Debug, Clone, PartialEq)]
+/// The learned vectors of one item, each of norm 1.
+#[derive(Debug, Clone)]
 pub struct ItemVectors {
-    /// The vector in the user space, then the one in the query space.
+    /// Of this item, or of several: for each the vector in the user space, then the one in the query space.
     values: Arc<[f32]>,
+    /// The index of the item's first value.
+    first: u32,
     user_dimensions: u32,
+    query_dimensions: u32,
     is_of_bundle: bool,
 }
 
@@ -29,15 +32,29 @@ impl ItemVectors {
     /// encoder.
     pub fn new(user_space: &[f32], query_space: &[f32]) -> Self {
         Self {
-            values: user_space.iter().chain(query_space).copied().collect(),
+            values: [user_space, query_space].concat().into(),
+            first: 0,
             user_dimensions: user_space.len() as u32,
+            query_dimensions: query_space.len() as u32,
             is_of_bundle: false,
         }
     }
 
-    /// Marks the vectors as those of the item's row in the bundle.
-    pub fn of_bundle(self) -> Self {
-        Self { is_of_bundle: true, ..self }
+    /// Returns the vectors of items of a bundle, which share an allocation: `[items × (user dimensions + query
+    /// dimensions)]`, at most 2³² values.
+    pub fn of_bundle(
+        values: Arc<[f32]>,
+        user_dimensions: usize,
+        query_dimensions: usize,
+    ) -> impl Iterator<Item = Self> {
+        let firsts = (0..values.len()).step_by((user_dimensions + query_dimensions).max(1));
+        firsts.map(move |first| Self {
+            values: values.clone(),
+            first: first as u32,
+            user_dimensions: user_dimensions as u32,
+            query_dimensions: query_dimensions as u32,
+            is_of_bundle: true,
+        })
     }
 
     /// Returns true if the bundle contains these vectors at the item's row.
@@ -47,12 +64,12 @@ impl ItemVectors {
 
     /// Returns the vector that is compared with user vectors.
     pub fn user_space(&self) -> &[f32] {
-        &self.values[..self.user_dimensions as usize]
+        &self.values[self.first as usize..][..self.user_dimensions as usize]
     }
 
     /// Returns the vector that is compared with query vectors: the encoded title.
     pub fn query_space(&self) -> &[f32] {
-        &self.values[self.user_dimensions as usize..]
+        &self.values[(self.first + self.user_dimensions) as usize..][..self.query_dimensions as usize]
     }
 }
 
@@ -144,24 +161,26 @@ impl Catalog {
     }
 
     /// Builds the catalogue of new items, as [`Catalog::upsert`] of each in their order would, on all threads of the current
-    /// rayon pool. `keys` are those of the items, which are distinct; `vectors` returns the vectors of a row.
+    /// rayon pool. `keys` are those of the items, which are distinct; `vectors` returns the vectors of a range of rows.
     ///
     /// # Panics
-    /// If two items have the same key, or `keys` and `items` differ in length.
+    /// If two items have the same key, or `keys`, `items` and the vectors of a range differ in length.
     pub fn of_items(
         prepared: impl IntoIterator<Item = PreparedField>,
         time: UnixMillis,
         keys: Vec<ItemKey>,
         items: Vec<Item>,
-        vectors: impl Fn(Row) -> ItemVectors + Sync,
+        vectors: impl Fn(Range<usize>) -> Vec<ItemVectors> + Sync,
     ) -> Self {
         assert_eq!(keys.len(), items.len(), "of_items needs one key for each item");
         let mut catalog = Self::preparing(prepared, time);
         let block = |labels: &mut CategoryLabels, (block, items): (usize, Vec<Item>)| {
-            let row_of = |at: usize| Row((block * BLOCK_ROWS + at) as u32);
-            let rows = items.into_iter().enumerate().map(|(at, item)| {
-                let (row, title_normal) = (row_of(at), SortText::new(&normalize(&item.title)));
-                catalog.content(keys[row.index()], Arc::new(item), vectors(row), title_normal)
+            let rows = block * BLOCK_ROWS..block * BLOCK_ROWS + items.len();
+            let vectors = vectors(rows.clone());
+            assert_eq!(vectors.len(), items.len(), "of_items needs the vectors of each item");
+            let rows = items.into_iter().zip(&keys[rows]).zip(vectors).map(|((item, key), vectors)| {
+                let title_normal = SortText::new(&normalize(&item.title));
+                catalog.content(*key, Arc::new(item), vectors, title_normal)
             });
             Block::of(rows.collect(), time, labels)
         };
@@ -584,6 +603,10 @@ mod tests {
     fn the_spaces_of_an_item_may_have_different_dimensions() {
         let vectors = ItemVectors::new(&[1.0, 2.0, 3.0], &[4.0, 5.0]);
         assert_eq!((vectors.user_space(), vectors.query_space()), (&[1.0, 2.0, 3.0][..], &[4.0, 5.0][..]));
+        let shared: Vec<ItemVectors> = ItemVectors::of_bundle((1..=6).map(|n| n as f32).collect(), 2, 1).collect();
+        assert_eq!(shared.len(), 2);
+        assert_eq!((shared[0].user_space(), shared[0].query_space()), (&[1.0, 2.0][..], &[3.0][..]));
+        assert_eq!((shared[1].user_space(), shared[1].query_space()), (&[4.0, 5.0][..], &[6.0][..]));
     }
 
     #[test]
@@ -707,7 +730,8 @@ mod tests {
         }
         let remaining: Vec<Item> = items.into_iter().flatten().collect();
         let of_items = remaining.iter().map(|item| keys.intern(&item.id)).collect();
-        let fresh = Catalog::of_items(prepared(), catalog.time(), of_items, remaining, |_| vectors());
+        let fresh =
+            Catalog::of_items(prepared(), catalog.time(), of_items, remaining, |rows| vec![vectors(); rows.len()]);
         assert!(catalog.row_count() <= ITEMS);
         assert_eq!(catalog.item_count(), fresh.item_count());
         let ids = |catalog: &Catalog, rows: &[u64]| {

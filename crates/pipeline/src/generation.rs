@@ -29,6 +29,7 @@ use parking_lot::Mutex;
 use rayon::prelude::*;
 use std::{
     io, iter,
+    ops::Range,
     panic::{AssertUnwindSafe, catch_unwind},
     path::Path,
     sync::{
@@ -162,7 +163,7 @@ impl Generation {
         let (item_count, trained_until) = (bundle.items.len(), UnixMillis(bundle.manifest.trained_until_ms));
         let bundle_texts = bundle.items.par_iter().map(text_hash).collect();
         let bundle_vectors = [bundle.item_vectors.clone(), bundle.title_vectors.clone()];
-        let vectors_of = |row: Row| vectors_of(&bundle_vectors, row).expect("a bundle has vectors of all its items");
+        let vectors_of = |rows| vectors_of(&bundle_vectors, rows).expect("a bundle has vectors of all its items");
         let ((lexical, completions), (tables, catalog)) = rayon::join(
             || {
                 let lexical = || bundle.text_indexes.read_lexical(item_count, languages);
@@ -249,7 +250,7 @@ impl Generation {
 
     /// Returns the vectors of a row of the bundle; none for a row of another item.
     pub fn bundle_vectors(&self, row: Row) -> Option<ItemVectors> {
-        vectors_of(&self.bundle_vectors, row)
+        vectors_of(&self.bundle_vectors, row.index()..row.index() + 1)?.pop()
     }
 
     /// Returns the vectors of an item whose texts are those of the bundle or of the current catalogue. So a change of a
@@ -609,9 +610,16 @@ impl Generation {
     }
 }
 
-/// Returns the vectors of a row in the user space and in the query space; none for a row that the graphs do not have.
-fn vectors_of([user_space, query_space]: &[Arc<FrozenGraph>; 2], row: Row) -> Option<ItemVectors> {
-    Some(ItemVectors::new(&user_space.vector(row)?, &query_space.vector(row)?).of_bundle())
+/// Returns the vectors of rows in the user space and in the query space; none if the graphs do not have all of them.
+fn vectors_of(spaces: &[Arc<FrozenGraph>; 2], rows: Range<usize>) -> Option<Vec<ItemVectors>> {
+    let [user_dimensions, query_dimensions] = [0, 1].map(|space| spaces[space].dimensions());
+    let mut values = Vec::with_capacity(rows.len() * (user_dimensions + query_dimensions));
+    for row in rows {
+        for space in spaces {
+            values.extend(space.vector(Row(row as u32))?);
+        }
+    }
+    Some(ItemVectors::of_bundle(values.into(), user_dimensions, query_dimensions).collect())
 }
 
 /// Runs `body` and returns its result with the milliseconds that it took.
