@@ -6,7 +6,7 @@ use crate::{
     popularity::PopularityView,
     ranking::RankingError,
     saved_vectors::{self, SavedVectors},
-    text_indexes::completion_candidates,
+    text_indexes::{completion_candidates, have_same_completions},
 };
 use ahash::{AHashSet, RandomState};
 use arc_swap::ArcSwap;
@@ -258,12 +258,11 @@ impl Generation {
     pub fn known_vectors(&self, item: &Item) -> Option<ItemVectors> {
         let catalog = self.catalog.load();
         let row = catalog.last_row_of(&self.state.keys, &item.id)?;
-        let hash = text_hash(item);
-        if self.bundle_texts.get(row.index()) == Some(&hash) {
-            return self.bundle_vectors(row);
+        let (hash, known) = (text_hash(item), catalog.own(row));
+        if catalog.is_alive(row) && text_hash(&known.item) == hash {
+            return Some(known.vectors.clone());
         }
-        let known = catalog.get(row);
-        (catalog.is_alive(row) && text_hash(&known.item) == hash).then(|| known.vectors.clone())
+        (self.bundle_texts.get(row.index()) == Some(&hash)).then(|| self.bundle_vectors(row))?
     }
 
     /// Returns the attributes whose texts searches find, by the current declarations.
@@ -396,13 +395,14 @@ impl Generation {
     /// Replaces the completions of the rows' items in one catalogue by those in another one.
     fn set_completions(&self, from: &Catalog, to: &Catalog, rows: &[Row]) {
         for row in rows {
-            let [old, new] =
-                [from, to].map(|catalog| item_of(catalog, *row).map(completion_candidates).unwrap_or_default());
-            if old != new {
-                // Added first, so that a text of both is suggested all the time.
-                new.into_iter().for_each(|text| self.titles.add(text));
-                old.into_iter().for_each(|text| self.titles.remove(text));
+            let [old, new] = [from, to].map(|catalog| item_of(catalog, *row));
+            if old.zip(new).is_some_and(|(old, new)| have_same_completions(old, new)) {
+                continue;
             }
+            let [old, new] = [old, new].map(|item| item.map(completion_candidates).unwrap_or_default());
+            // Added first, so that a text of both is suggested all the time.
+            new.into_iter().for_each(|text| self.titles.add(text));
+            old.into_iter().for_each(|text| self.titles.remove(text));
         }
     }
 

@@ -51,6 +51,12 @@ pub(crate) fn completion_candidates(item: &Item) -> Vec<CompletionCandidate> {
     std::iter::once(title).chain(phrases).chain(categories).chain(brand).collect()
 }
 
+/// Returns true if the completions of two items are equal because the fields that they are made of are. Most writes set a
+/// price or a stock.
+pub(crate) fn have_same_completions(a: &Item, b: &Item) -> bool {
+    a.title == b.title && a.brand == b.brand && a.categories == b.categories
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
