@@ -173,12 +173,13 @@ pass "the chart is a dependency with a condition"
 # The notes after an installation have a command line that can be pasted.
 "$helm" install shop "$chart" "${insecure[@]}" --dry-run=client --namespace shop >"$out/install" 2>"$out/install.err" ||
     { cat "$out/install.err" >&2; fail "helm install --dry-run failed"; }
-grep -q "grpcurl -plaintext -d '{\"viewer\": .*}' 127.0.0.1:50051 lodestone.v1.RankingService/Search" "$out/install" ||
+grpcurl="grpcurl -import-path proto -proto lodestone/v1/ranking_service.proto"
+grep -q "$grpcurl -plaintext -d '{\"viewer\": .*}' 127.0.0.1:50051 lodestone.v1.RankingService/Search" "$out/install" ||
     fail "the notes have no valid grpcurl line"
 pass "the notes have a grpcurl line"
 "$helm" install shop "$chart" --values tests/helm/production.yaml --dry-run=client --namespace shop >"$out/install" 2>"$out/install.err" ||
     { cat "$out/install.err" >&2; fail "helm install --dry-run with TLS failed"; }
-grep -q "grpcurl -cacert ca.crt -authority shop-lodestone.shop -cert client.crt -key client.key -H \"authorization: Bearer \$KEY\" " \
+grep -q "$grpcurl -cacert ca.crt -authority shop-lodestone.shop -cert client.crt -key client.key -H \"authorization: Bearer \$KEY\" " \
     "$out/install" || fail "the notes have no grpcurl line with TLS"
 pass "the notes have a grpcurl line with TLS"
 

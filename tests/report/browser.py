@@ -148,7 +148,8 @@ def check_events(events, url):
 def measure(chromium, path, out):
     """Opens a file, writes a screenshot for each width to the directory `out`, and returns the measured pages by name."""
     url, pages = path.resolve().as_uri(), {}
-    with tempfile.TemporaryDirectory() as profile:
+    # Processes of a browser that has ended may still write to its profile.
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
         browser = Browser(chromium, profile)
         try:
             for name, width in WIDTHS.items():
